@@ -1,0 +1,46 @@
+# Every target sets itself up: a fresh clone needs python3 (3.11 or newer) and a package index, nothing else.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# Spinning OpenMP threads make a shared machine several times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+export KMP_BLOCKTIME   ?= 0
+
+.PHONY: help demo test lint format docs bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## fit the handwritten digits, compare with two Gaussians, write a report
+	$(BIN)/molrmog demo --out runs/demo
+
+test: $(READY)  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## ruff, pyright, floors, docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint --style=google --quiet --arg-type-hints-in-docstring=False --check-return-types=False \
+	    --skip-checking-short-docstrings=True --skip-checking-raises=True --allow-init-docstring=True src/molrmog
+	$(BIN)/pyright
+
+format: $(READY)  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## the docstrings as plain pages, under build/docs
+	mkdir -p build/docs && cd build/docs && ../../$(BIN)/python -m pydoc -w molrmog
+
+bench: $(READY)  ## every benchmark beside its peers
+	$(BIN)/molrmog bench
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build runs .pytest_cache .ruff_cache .hypothesis

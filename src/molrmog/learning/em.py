@@ -1,0 +1,359 @@
+"""Maximum likelihood by expectation maximisation, on data of any size.
+
+One pass over the rows gathers, for the gates r_c of the current law and row weights, statistics that are additive:
+
+    per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T              h = A_k^T (x - b_k)
+    per subspace  off_k = sum R_k rho2_k,   sum R_k x,   sum x zeta_k^T                  zeta_k = sum_l r_kl E[z | x, kl]
+
+and two updates follow, each of which raises the expected log-likelihood of the modes' assignment:
+
+    modes   mu_c = H1_c / N_c,  S_c = H2_c / N_c - mu_c mu_c^T,  U_c U_c^T = top r eigenpairs of S_c less tau_k^2,
+            tau_k^2 = mean of all the variance that no factor holds: off-subspace, discarded, and clipped eigenvalues
+    basis   A_k = regression of x - b_k on E[z | x, c], made orthonormal by the rotation nearest to the old basis
+
+Both at once are nearly always an ascent too, because the basis moves across the subspace and the modes inside it. The
+next pass measures it: should the log-likelihood ever have dropped, the step is taken back and the update of the modes
+alone, which cannot lower it, is kept.
+
+Prior.  Modes with few rows lean on their siblings: S_c has an inverse-Wishart prior worth `prior_rows` rows whose scale
+Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). What EM raises is therefore the
+penalised log-likelihood
+
+    sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k,   S_c = U U^T + tau^2 I
+
+and tau never falls below `noise_floor`, in data units. Where n_k = 1 there is nothing to lean on and no prior.
+
+References:
+    arXiv 2601.01475, section 3 (the family); Tipping & Bishop, "Mixtures of probabilistic principal component
+    analysers", 1999 (the update of the modes); Meng & van Dyk, "The EM algorithm: an old folk song sung to a fast new
+    tune", 1997 (alternating what is treated as missing).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from molrmog.learning.rows import Rows
+from molrmog.mixture import MoLRMoG, Subspace
+
+
+@dataclass
+class Statistics:
+    """What one pass over the rows leaves behind, in float64; those of two parts of the data add up.
+
+    Attributes:
+        rows: total row weight, with shape ().
+        log_prob: sum of log p(x), with shape ().
+        count: N_c, with shape (K, n).
+        first: H1_c, with shape (K, n, d).
+        second: H2_c, with shape (K, n, d, d).
+        off: off-subspace energy, with shape (K,).
+        row_sum: sum of R_k x, with shape (K, D).
+        cross: sum of x zeta_k^T, with shape (K, D, d).
+    """
+
+    rows: Tensor
+    log_prob: Tensor
+    count: Tensor
+    first: Tensor
+    second: Tensor
+    off: Tensor
+    row_sum: Tensor
+    cross: Tensor
+
+    def __iadd__(self, other: Statistics) -> Statistics:
+        for field in fields(self):
+            getattr(self, field.name).add_(getattr(other, field.name))
+        return self
+
+
+@torch.no_grad()
+def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistics:
+    """One pass over the rows with the gates of `law`.
+
+    Args:
+        law: where the gates come from; every tau must be positive.
+        rows: the data.
+        weights: of the rows, with shape (N,); ones where not given.
+    """
+    K, n, d, _ = law.factor.shape
+    zeros = law.factor.new_zeros
+    total = Statistics(
+        *(zeros(shape, dtype=torch.float64) for shape in ((), (), (K, n), (K, n, d), (K, n, d, d), (K,))),
+        zeros((K, law.dim), dtype=torch.float64),
+        zeros((K, law.dim, d), dtype=torch.float64),
+    )
+    size = law._rows_per_chunk(law.dim + K * n * d)
+    for at, chunk in rows.chunks():
+        for start in range(0, len(chunk), size):
+            w = None if weights is None else weights[at][start : start + size].to(chunk)
+            total += _gather(law, chunk[start : start + size], w)
+    return total
+
+
+def _gather(law: MoLRMoG, x: Tensor, weights: Tensor | None) -> Statistics:
+    one = x.new_ones(1)
+    e = law._evidence(x, one, torch.zeros_like(one))
+    frame = law._frame(x.dtype)
+    log_prob, gates = e.log_prob, e.gates  # (B,), (B, K, n)
+    if weights is not None:
+        log_prob, gates = log_prob * weights, gates * weights[:, None, None]
+    gates = gates.to(x.dtype).transpose(0, 1)  # (K, B, n)
+    h = e.h.to(x.dtype).transpose(0, 1)  # (K, B, d)
+    weighted = (gates[..., None] * h[:, :, None]).flatten(2)  # (K, B, n d)
+    # E[z | x, c] = mu + G (h - mu) with G = V lam / Lam V^T
+    G = frame.lift.mT @ ((frame.lam / e.Lam[:, 0].to(x.dtype))[..., None] * frame.lift)  # (K, n, d, d)
+    rest = frame.mean - (G @ frame.mean[..., None])[..., 0]
+    zeta = weighted @ G.flatten(1, 2) + gates @ rest  # (K, B, d)
+    share = gates.sum(2, keepdim=True)  # (K, B, 1)
+    ambient = torch.cat([zeta, share], 2).transpose(0, 1).flatten(1)  # (B, K (d + 1))
+    moment = (ambient.T @ e.x).unflatten(0, (len(h), -1)).double()  # (K, d + 1, D), of centred rows
+    count = gates.sum(1).double()
+    center = law._frame(torch.float64).center
+    return Statistics(
+        rows=torch.tensor(float(len(x)) if weights is None else float(weights.sum()), dtype=torch.float64).to(x.device),
+        log_prob=log_prob.double().sum(),
+        count=count,
+        first=weighted.sum(1).double().unflatten(1, frame.mean.shape[1:]),
+        second=(weighted.mT @ h).double().unflatten(1, frame.mean.shape[1:]),
+        off=(share[..., 0].to(e.rho2) * e.rho2).double().sum(1),
+        row_sum=moment[:, -1] + count.sum(1)[:, None] * center,
+        cross=moment[:, :-1].mT + zeta.double().sum(1)[:, None] * center[:, None],
+    )
+
+
+@dataclass(frozen=True)
+class EMState:
+    """One iteration of EM, as the caller sees it.
+
+    Attributes:
+        iteration: passes over the data so far, from 0 for the law that EM started from.
+        law: the law that the figures below belong to.
+        log_likelihood: mean log p(x) over the rows, in nats.
+        penalised: the objective that never falls, mean over the rows, in nats.
+        rejected: whether this pass took a step back.
+    """
+
+    iteration: int
+    law: MoLRMoG
+    log_likelihood: float
+    penalised: float
+    rejected: bool
+
+
+def em_steps(
+    law: MoLRMoG,
+    rows: Rows,
+    *,
+    weights: Tensor | None = None,
+    prior_rows: float = 0.0,
+    noise_floor: float = 0.0,
+    zero_mean: bool = False,
+) -> Iterator[EMState]:
+    """Run EM for as long as the caller asks for the next state.
+
+    Args:
+        law: where to start; it is not changed.
+        rows: the data.
+        weights: of the rows, with shape (N,).
+        prior_rows: nu, how many rows the prior on each mode's covariance is worth.
+        noise_floor: smallest tau, in data units.
+        zero_mean: keep b = 0 and mu = 0, the law of Wang et al. 2024.
+    """
+    law = copy.deepcopy(law).requires_grad_(False)
+    with torch.no_grad():
+        law.tau.copy_(law.tau.abs().clamp(min=max(noise_floor, _SMALLEST_TAU)))
+    start = _Estimate(law, [_scale(law.subspace(k)) for k in range(law.subspaces)])
+    slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
+    estimate, fallback, reached = start, None, -math.inf
+    iteration = 0
+    while True:
+        statistics, value = _evaluate(estimate, rows, weights, prior_rows)
+        rejected = fallback is not None and value < reached - slack * abs(reached)
+        if fallback is not None and rejected:
+            estimate = fallback
+            statistics, value = _evaluate(estimate, rows, weights, prior_rows)
+        yield EMState(iteration, estimate.law, float(statistics.log_prob / statistics.rows), value, rejected)
+        reached = value
+        iteration += 1
+        estimate, fallback = _maximise(estimate, statistics, prior_rows, noise_floor, zero_mean)
+
+
+_SMALLEST_TAU = 1e-9
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    law: MoLRMoG
+    scales: list[Tensor]  # Psi_k of each subspace, (d_k, d_k)
+
+
+def _evaluate(
+    estimate: _Estimate, rows: Rows, weights: Tensor | None, prior_rows: float
+) -> tuple[Statistics, float]:
+    """Statistics of one pass, and the penalised log-likelihood per row."""
+    statistics = gather(estimate.law, rows, weights)
+    penalty = 0.0
+    for k, scale in enumerate(estimate.scales):
+        part = estimate.law.subspace(k)
+        n = len(part.means)
+        if n > 1 and prior_rows > 0:
+            S = _latent_covariances(part)
+            fit = torch.linalg.solve(S, scale).diagonal(dim1=1, dim2=2).sum() + torch.logdet(S).sum()
+            penalty += 0.5 * prior_rows * float(n * torch.logdet(scale) - fit)
+    return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
+
+
+def _latent_covariances(part: Subspace) -> Tensor:
+    """U U^T + tau^2 I of every mode, with shape (n, d, d), in float64."""
+    noise = part.tau**2 * torch.eye(part.means.shape[1], dtype=torch.float64, device=part.means.device)
+    return torch.stack([U.double() @ U.double().T + noise for U in part.factors])
+
+
+def _scale(part: Subspace) -> Tensor:
+    """Psi, the harmonic mean of the modes' covariances: where the penalised log-likelihood is largest in Psi."""
+    inverse = torch.linalg.inv(_latent_covariances(part)).mean(0)
+    return torch.linalg.inv(0.5 * (inverse + inverse.T))
+
+
+@torch.no_grad()
+def _maximise(
+    estimate: _Estimate, statistics: Statistics, prior_rows: float, noise_floor: float, zero_mean: bool
+) -> tuple[_Estimate, _Estimate | None]:
+    """The next estimate, and the one with the old bases to fall back on."""
+    law = estimate.law
+    one_row = float(statistics.rows) / max(1.0, round(float(statistics.rows)))
+    old_bases: list[Subspace] = []
+    new_bases: list[Subspace] = []
+    scales: list[Tensor] = []
+    dropped = 0
+    for k in range(law.subspaces):
+        alive = statistics.count[k, : law.modes[k]] >= min(1.0, one_row)
+        dropped += int((~alive).sum())
+        if not bool(alive.any()):
+            continue
+        part = _new_modes(law, k, alive, statistics, estimate.scales[k], prior_rows, noise_floor, zero_mean)
+        old_bases.append(part)
+        basis = _new_basis(law, k, statistics, zero_mean)
+        new_bases.append(dataclasses.replace(part, basis=basis))
+        scales.append(_scale(part))
+    if dropped:
+        warnings.warn(f"EM dropped {dropped} modes that no row belonged to any more", stacklevel=2)
+    bold, cautious = (
+        _Estimate(MoLRMoG.from_subspaces(parts, dtype=law.basis.dtype).requires_grad_(False), scales)
+        for parts in (new_bases, old_bases)
+    )
+    return bold, None if dropped else cautious
+
+
+def _new_modes(
+    law: MoLRMoG,
+    k: int,
+    alive: Tensor,
+    statistics: Statistics,
+    scale: Tensor,
+    prior_rows: float,
+    noise_floor: float,
+    zero_mean: bool,
+) -> Subspace:
+    """Update weights, b, mu, U and tau of subspace k for the basis as it is."""
+    d, D = law.latent_dims[k], law.dim
+    n = int(alive.sum())
+    nu = prior_rows if n > 1 else 0.0
+    N = statistics.count[k, : law.modes[k]][alive]  # (n,)
+    H1 = statistics.first[k, : law.modes[k], :d][alive]  # (n, d)
+    H2 = statistics.second[k, : law.modes[k], :d, :d][alive]  # (n, d, d)
+    N_k = N.sum()
+
+    basis, offset = law.basis[:, k, :d].double(), law.offset[k].double()
+    off = statistics.off[k]
+    if zero_mean:
+        mu = torch.zeros_like(H1)
+        center = torch.zeros_like(mu[0])
+    else:
+        mu = H1 / N[:, None]
+        center = H1.sum(0) / N_k
+        mean = statistics.row_sum[k] / statistics.count[k].sum()  # b_k becomes the mean of the subspace's rows
+        across = mean - offset - basis @ (basis.T @ (mean - offset))
+        off = off - N_k * across.square().sum()
+        offset = mean
+    S = (H2 - N[:, None, None] * mu[:, :, None] * mu[:, None]) / N[:, None, None]
+    S = (N[:, None, None] * S + nu * scale) / (N + nu)[:, None, None]
+    ell, V = torch.linalg.eigh(0.5 * (S + S.mT))
+    ell, V = ell.flip(1).clamp(min=0), V.flip(2)  # (n, d), largest first
+    ranks = torch.tensor(law.ranks[k], device=N.device)[alive]
+    held = torch.arange(d, device=N.device) < ranks[:, None]  # (n, d)
+    tau2 = _noise(ell, held, N + nu, off.clamp(min=0), N_k * (D - d))
+    tau2 = max(tau2, noise_floor**2, _SMALLEST_TAU**2)
+    U = V * (torch.where(held, ell, 0.0) - tau2).clamp(min=0).sqrt()[:, None]
+    dtype = law.basis.dtype
+    return Subspace(
+        weight=float(N_k / statistics.count.sum()),
+        basis=law.basis[:, k, :d],
+        offset=offset.to(dtype),
+        tau=math.sqrt(tau2),
+        mode_weights=(N / N_k).to(dtype),
+        means=(mu - center).to(dtype),
+        factors=tuple(U[mode, :, : int(r)].to(dtype) for mode, r in enumerate(ranks)),
+    )
+
+
+def _noise(ell: Tensor, held: Tensor, weight: Tensor, off: Tensor, freedom: Tensor) -> float:
+    """tau^2: the mean of the off-subspace energy and of every eigenvalue that no factor holds or that lies below tau^2.
+
+    Args:
+        ell: eigenvalues of the modes' covariances, with shape (n, d).
+        held: which of them a factor may hold, with shape (n, d).
+        weight: rows behind each mode, with shape (n,).
+        off: off-subspace energy, with shape ().
+        freedom: degrees of freedom behind it, with shape ().
+    """
+    pool = ~held
+    while True:
+        share = weight[:, None] * pool
+        total = freedom + share.sum()
+        tau2 = float((off + (share * ell).sum()) / total) if total > 0 else 0.0
+        below = pool | (ell < tau2)
+        if bool((below == pool).all()):
+            return tau2
+        pool = below
+
+
+def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) -> Tensor:
+    """Regress the rows of subspace k on E[z | x, c], and return the orthonormal basis of the fit nearest to the old one."""
+    d, n = law.latent_dims[k], law.modes[k]
+    old = law.basis[:, k, :d].double()
+    if d == law.dim:
+        return law.basis[:, k, :d]
+    N = statistics.count[k, :n, None]  # (n, 1)
+    H1 = statistics.first[k, :n, :d]
+    frame = law._frame(torch.float64)
+    mu = frame.mean[k, :n, :d]
+    # h has covariance S = U U^T + tau^2 I, E[z | x, c] = mu + G (h - mu), Cov[z | x, c] = tau^2 G
+    S = _latent_covariances(law.subspace(k))
+    tau2 = frame.tau2[k]
+    G = torch.eye(d, dtype=S.dtype, device=S.device) - tau2 * torch.linalg.inv(S)  # (n, d, d)
+    pulled = ((H1 - N * mu)[:, None] @ G)[:, 0]  # (n, d)  sum of r_c (E z - mu)
+    outer = H1[:, :, None] * mu[:, None]
+    around = statistics.second[k, :n, :d, :d] - outer - outer.mT + N[..., None] * mu[:, :, None] * mu[:, None]
+    across = pulled[:, :, None] * mu[:, None]
+    zz = tau2 * N[..., None] * G + G @ around @ G + across + across.mT + N[..., None] * mu[:, :, None] * mu[:, None]
+    zz = zz.sum(0)
+    xz = statistics.cross[k, :, :d]
+    if not zero_mean:
+        z = (N * mu + pulled).sum(0)
+        zz = zz - z[:, None] * z / N.sum()
+        xz = xz - statistics.row_sum[k][:, None] * z / N.sum()
+    keep = 1e-9 * zz.diagonal().mean() + torch.finfo(zz.dtype).tiny  # directions without variance stay where they are
+    fit = torch.linalg.solve(zz + keep * torch.eye(d, dtype=zz.dtype, device=zz.device), (xz + keep * old).T).T
+    Q = torch.linalg.qr(fit).Q
+    left, _, right = torch.linalg.svd(Q.T @ old)
+    return (Q @ left @ right).to(law.basis.dtype)

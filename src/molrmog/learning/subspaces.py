@@ -1,0 +1,224 @@
+"""Where the fit starts: subspaces, then modes inside them.
+
+With labels, one subspace per class: the leading principal components of its rows. Without labels, k-means++ proposes
+clusters and K-subspaces refines them: assign every row to the flat b_k + span A_k that is nearest, |x - b - A A^T (x - b)|^2,
+refit every flat by principal components, repeat; the best of several starts wins. Inside a subspace, k-means on the
+latents A_k^T (x - b_k) proposes the modes.
+
+References:
+    Bradley & Mangasarian, "k-plane clustering", 2000; Wang et al., arXiv 2409.02426, section 4.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molrmog.learning.rows import Rows
+from molrmog.mixture import MoLRMoG, Subspace
+
+_ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them
+_DENSE = 1_024  # covariances up to this size are diagonalised whole, larger ones by random projection
+
+
+@dataclass(frozen=True)
+class Flat:
+    """An affine subspace and how its rows spread around it.
+
+    Attributes:
+        offset: b, the mean of its rows, with shape (D,).
+        basis: A with orthonormal columns, with shape (D, d).
+        variance: of the rows along each column, with shape (d,).
+        noise: standard deviation of the rows off the subspace, per direction, in data units.
+    """
+
+    offset: Tensor
+    basis: Tensor
+    variance: Tensor
+    noise: float
+
+
+def principal_flat(x: Tensor, dim: int, *, centred: bool = True) -> Flat:
+    """Fit the flat of dimension `dim` that is nearest to the rows, by principal components.
+
+    Args:
+        x: rows, with shape (N, D).
+        dim: dimension d of the flat, at most D.
+        centred: whether the flat may leave the origin; where not, offset = 0.
+    """
+    N, D = x.shape
+    offset = x.mean(0) if centred else x.new_zeros(D)
+    x = x - offset
+    total = float(x.square().sum()) / N
+    if min(N, D) <= _DENSE:
+        gram = (x.T @ x if D <= N else x @ x.T).double() / N
+        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = values.flip(0)[:dim].clamp(min=0), vectors.flip(1)[:, :dim].to(x.dtype)
+        basis = vectors if D <= N else x.T @ vectors
+    else:
+        _, singular, basis = torch.svd_lowrank(x, q=min(dim + 16, N, D), niter=4)
+        values, basis = singular[:dim].double().square() / N, basis[:, :dim]
+    if basis.shape[1] < dim:  # fewer rows than dimensions: the rest is arbitrary
+        basis = torch.cat([basis, torch.randn(D, dim - basis.shape[1], dtype=x.dtype, device=x.device)], 1)
+        values = torch.cat([values, values.new_zeros(dim - len(values))])
+    basis = torch.linalg.qr(basis.double()).Q.to(x.dtype)
+    noise = ((total - float(values.sum())) / max(D - dim, 1)) if dim < D else 0.0
+    return Flat(offset, basis, values.to(x.dtype), max(noise, 0.0) ** 0.5)
+
+
+def distances2(x: Tensor, flats: Sequence[Flat]) -> Tensor:
+    """Squared distance of each row to each flat, with shape (N, K)."""
+    columns: list[Tensor] = []
+    for flat in flats:
+        off = x - flat.offset
+        columns.append(off.square().sum(1) - (off @ flat.basis).square().sum(1))
+    return torch.stack(columns, 1)
+
+
+def cluster_flats(
+    x: Tensor, latent_dims: Sequence[int], *, seed: int = 0, starts: int = 4, steps: int = 20, centred: bool = True
+) -> tuple[list[Flat], Tensor]:
+    """Cluster rows by the flat that is nearest: k-means++ starts, K-subspaces refinement, the best start wins.
+
+    Args:
+        x: rows, with shape (N, D).
+        latent_dims: dimension of each flat.
+        seed: of the starts.
+        starts: number of starts.
+        steps: refinements per start, at most.
+        centred: whether flats may leave the origin.
+
+    Returns:
+        The flats, and the flat of each row with shape (N,).
+    """
+    from sklearn.cluster import KMeans
+
+    K = len(latent_dims)
+    best: tuple[float, list[Flat], Tensor] | None = None
+    rows = x.cpu().numpy()
+    for start in range(starts):
+        means = KMeans(K, init="k-means++", n_init=1, max_iter=10, random_state=seed + start).fit(rows)
+        assigned = torch.from_numpy(np.asarray(means.labels_, dtype=np.int64)).to(x.device)
+        flats: list[Flat] = []
+        energy = float("inf")
+        for _ in range(steps):
+            flats = []
+            for k, d in enumerate(latent_dims):
+                own = x[assigned == k]
+                if len(own) < 2:  # an empty flat restarts from the rows that are explained worst
+                    worst = distances2(x, flats).amin(1) if flats else x.square().sum(1)
+                    own = x[worst.topk(min(2 * d + 2, len(x))).indices]
+                flats.append(principal_flat(own, d, centred=centred))
+            off, assigned = distances2(x, flats).min(1)
+            before, energy = energy, float(off.double().mean())
+            if energy > before * (1 - 1e-4):
+                break
+        if best is None or energy < best[0]:
+            best = energy, flats, assigned
+    assert best is not None
+    return best[1], best[2]
+
+
+def initial_law(
+    rows: Rows,
+    labels: Tensor | None,
+    latent_dims: Sequence[int],
+    modes: Sequence[int],
+    *,
+    rank: int | None = None,
+    zero_mean: bool = False,
+    seed: int = 0,
+    noise_floor: float = 0.0,
+) -> MoLRMoG:
+    """A law to start EM from.
+
+    Args:
+        rows: the data.
+        labels: class of each row, 0 to K - 1, with shape (N,); None to cluster.
+        latent_dims: d_k of each subspace.
+        modes: n_k of each subspace.
+        rank: of every mode; d_k where not given.
+        zero_mean: keep b = 0 and mu = 0, the law of Wang et al. 2024.
+        seed: of everything random.
+        noise_floor: smallest tau, in data units.
+
+    Raises:
+        ValueError: a class has fewer rows than modes.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    K = len(modes)
+    if labels is None:
+        keep = torch.randperm(len(rows), generator=draw)[:_ROWS]
+        x = rows[keep]
+        if K == 1:
+            flats, assigned = [principal_flat(x, latent_dims[0], centred=not zero_mean)], torch.zeros(len(x), device=x.device)
+        else:
+            flats, assigned = cluster_flats(x, latent_dims, seed=seed, centred=not zero_mean)
+        groups = [x[assigned == k] for k in range(K)]
+        shares = [len(group) / len(x) for group in groups]
+    else:
+        flats, groups, shares = [], [], []
+        for k, d in enumerate(latent_dims):
+            own = (labels == k).nonzero()[:, 0]
+            if len(own) < modes[k]:
+                raise ValueError(f"class {k} has {len(own)} rows, fewer than its {modes[k]} modes: lower modes")
+            group = rows[own[torch.randperm(len(own), generator=draw)[:_ROWS]]]
+            flats.append(principal_flat(group, d, centred=not zero_mean))
+            groups.append(group)
+            shares.append(len(own) / len(rows))
+
+    parts: list[Subspace] = []
+    for k, (flat, group) in enumerate(zip(flats, groups, strict=True)):
+        r = latent_dims[k] if rank is None else min(rank, latent_dims[k])
+        h = ((group - flat.offset) @ flat.basis).double()
+        weights, means, covariances = _initial_modes(h, modes[k], zero_mean=zero_mean, seed=seed)
+        noise = max(flat.noise, noise_floor, 1e-12)
+        values, vectors = torch.linalg.eigh(covariances)
+        spread = (values.flip(1)[:, :r] - noise**2).clamp(min=0).sqrt()  # (n, r)
+        parts.append(
+            Subspace(
+                weight=max(shares[k], 1.0 / len(rows)),
+                basis=flat.basis,
+                offset=flat.offset,
+                tau=noise,
+                mode_weights=weights,
+                means=means.to(flat.basis.dtype),
+                factors=tuple((vectors.flip(2)[:, :, :r] * spread[:, None]).to(flat.basis.dtype)),
+            )
+        )
+    return MoLRMoG.from_subspaces(parts, dtype=rows.dtype).requires_grad_(False)
+
+
+def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (n,), means (n, d) and covariances (n, d, d) of k-means clusters of the latents h (N, d)."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    N, d = h.shape
+    if zero_mean or modes == 1 or N <= modes:
+        if N < modes:
+            warnings.warn(f"a subspace starts with {N} rows for {modes} modes: its modes start equal", stacklevel=2)
+        mean = h.mean(0) if N and not zero_mean else h.new_zeros(d)
+        off = h - mean
+        covariance = off.T @ off / max(N, 1) + 1e-12 * torch.eye(d, dtype=h.dtype, device=h.device)
+        # Equal modes would stay equal for ever: spread their means a little.
+        nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch.Generator().manual_seed(seed)).to(h.device)
+        apart = 0.1 * nudge * covariance.diagonal().sqrt() if modes > 1 and not zero_mean else torch.zeros_like(nudge)
+        return h.new_full((modes,), 1 / modes), mean + apart, covariance.expand(modes, d, d)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty clusters are dealt with below
+        found = KMeans(modes, n_init=1, max_iter=30, random_state=seed).fit(h.cpu().numpy())
+    member = torch.nn.functional.one_hot(torch.from_numpy(found.labels_).long(), modes).to(h)  # (N, n)
+    count = member.sum(0)
+    means = torch.from_numpy(found.cluster_centers_).to(h)
+    off = h[:, None] - means  # (N, n, d)
+    within = torch.einsum("Nn,Nni,Nnj->nij", member, off, off)
+    pooled = within.sum(0) / N
+    # Small clusters lean on the pooled covariance: d rows' worth of it.
+    covariances = (within + d * pooled) / (count + d)[:, None, None]
+    return (count + 1) / (N + modes), means, covariances

@@ -1,0 +1,831 @@
+"""The law: a mixture of low-rank Gaussians on a union of subspaces (MoLR-MoG), exact at every noise level.
+
+Data.  k ~ Cat(w) picks a subspace, l | k ~ Cat(pi_k) a mode inside it, and
+
+    z | k,l ~ N(mu_kl, U_kl U_kl^T),      x_0 = b_k + A_k z + tau_k e,      A_k^T A_k = I,  e ~ N(0, I_D).
+
+Noise.  x_t = s x_0 + gamma eps stays in the family: with c = (k, l), m_c = b_k + A_k mu_c and v_k = s^2 tau_k^2 + gamma^2,
+
+    x_t | c ~ N( s m_c,  s^2 A_k U_c U_c^T A_k^T + v_k I ).
+
+With the eigenform U_c U_c^T = V_c diag(lam_c) V_c^T, computed once per parameter change, a change of noise level only
+shifts eigenvalues, Lam_c = s^2 lam_c + v_k, and nothing is factorised per noise level:
+
+    h_k   = A_k^T (x - s b_k),    rho2_k = |x - s b_k|^2 - |h_k|^2               latent, off-subspace energy: one per subspace
+    w_c   = Lam_c^-1/2 V_c^T (h_k - s mu_c)                                      whitened latent, in R^{d_k}
+    log N_c(x) = -1/2 [ |w_c|^2 + rho2_k / v_k + sum_j log Lam_cj + (D - d_k) log v_k + D log 2 pi ]
+    r_c(x)     = softmax_c [ log w_k + log pi_c + log N_c(x) ]                   the gate; log p_t(x) is the logsumexp
+    E[z | x, c] = mu_c + s V_c lam_c Lam_c^-1/2 w_c                              the latent posterior mean
+
+With zeta_k = sum_l r_kl E[z | x, kl] and R_k = sum_l r_kl, everything goes up to R^D once per subspace:
+
+    score   = sum_k (1 / v_k) [ s (R_k b_k + A_k zeta_k) - R_k x ]
+    denoise = sum_k (1 / v_k) [ gamma^2 (R_k b_k + A_k zeta_k) + s tau_k^2 R_k x ]
+
+so a row costs one product with all A_k down, d_k^2 numbers per mode, and one product up.
+
+Precision.  rho2 cancels when v is small against |x|^2, so float32 rows then go down in float64 (their latents are
+used in float32 again); when v is smaller still, the latents stay in float64 too. Gates keep to about 1e-3 nats.
+
+Gradients.  V_c is held constant: V^T U U^T V = diag(lam) + E stays differentiable with E zero in value but not in
+derivative, and E enters (s^2 U U^T + v)^-1 by its Neumann series. First and second derivatives are exact, equal
+eigenvalues and padding included, where differentiating an eigenbasis would not be.
+
+References:
+    Yang, Li, Jiang, Chen, Li, "Multi-Subspace Multi-Modal Modeling for Diffusion Models: Estimation, Convergence and
+    Mixture of Experts", ICLR 2026, arXiv 2601.01475. There b = 0, tau = 0, w_k = 1/K.
+    Wang et al., "Diffusion models learn low-dimensional distributions via subspace clustering", arXiv 2409.02426: the
+    special case n_k = 1, mu = 0 (MoLRG).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
+from torch.utils.checkpoint import checkpoint
+
+from molrmog.law import Noise, Posterior, Samples
+from molrmog.saving import load_model, save_model
+
+_CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # numbers per temporary: a CPU's cache, a GPU's memory
+# Float32 keeps the gates to 1e-3 nats while v > _AMBIENT |x|^2; its latents do while v > _LATENT |x|^2.
+_AMBIENT, _LATENT = 1e-4, 1e-7
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """One subspace of a law, without padding.
+
+    Attributes:
+        weight: probability w_k of the subspace.
+        basis: A_k with orthonormal columns, with shape (D, d_k).
+        offset: b_k, with shape (D,).
+        tau: standard deviation of the off-subspace noise, in data units.
+        mode_weights: pi_k, with shape (n_k,).
+        means: mu_kl, with shape (n_k, d_k).
+        factors: U_kl, each with shape (d_k, r_kl).
+    """
+
+    weight: float
+    basis: Tensor
+    offset: Tensor
+    tau: float
+    mode_weights: Tensor
+    means: Tensor
+    factors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the formulas need of the parameters, computed once per parameter change; d is the largest d_k.
+
+    `down` maps centred rows to [h, b . x, s] of every subspace in one product, up to the constant s `bias`; `project`
+    maps these to V^T (h - s mu) of every mode, in one product per subspace.
+    """
+
+    center: Tensor  # (D,)
+    down: Tensor  # (D, K, d + 2)   [A_k, b_k - center, 0]
+    bias: Tensor  # (K, d + 2)      [-A_k^T (b_k - center), 0, 1]
+    project: Tensor  # (K, d + 2, n, d)
+    lift: Tensor  # (K, n, d, d)    V^T
+    mean: Tensor  # (K, n, d)
+    lam: Tensor  # (K, n, d)
+    offset2: Tensor  # (K,)         |b_k - center|^2
+    tau2: Tensor  # (K,)
+    log_weight: Tensor  # (K, n)    log w_k + log pi_kl, -inf where padded
+    coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
+
+    def to(self, dtype: torch.dtype) -> _Frame:
+        fields = vars(self).items()
+        return _Frame(**{name: None if value is None else value.to(dtype) for name, value in fields})
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """How every mode explains every row. E[z | x, c] = mu_c + s pull_c lift_c."""
+
+    x: Tensor  # (B, D)            centred rows x - s center
+    s: Tensor  # (B or 1,)
+    gamma: Tensor  # (B or 1,)
+    v: Tensor  # (K, B or 1)
+    h: Tensor  # (B, K, d)
+    rho2: Tensor  # (K, B)
+    Lam: Tensor  # (K, B or 1, n, d)
+    white: Tensor  # (K, B, n, d)
+    pull: Tensor  # (K, B, n, d)
+    lift: Tensor  # (K, n, d, d)
+    log_joint: Tensor  # (B, K, n)  log w + log pi + log N
+
+    @property
+    def log_prob(self) -> Tensor:  # (B,)
+        return self.log_joint.logsumexp((1, 2))
+
+    @property
+    def gates(self) -> Tensor:  # (B, K, n)
+        gates = self.log_joint.flatten(1).softmax(1).view_as(self.log_joint)
+        # Gates this small change no digit of any result, but as denormal numbers they slow every product tenfold.
+        return nn.functional.threshold(gates, 1e-20, 0.0)
+
+
+class MoLRMoG(nn.Module):
+    """A mixture of low-rank Gaussians on a union of K linear subspaces, and its noised versions.
+
+    The shapes of the subspaces may differ; parameters are stored padded with zeros, which every method keeps out.
+    A law that comes out of a fit or a file does not ask for gradients; call `law.requires_grad_()` to train it.
+
+    Attributes:
+        basis: A_k with orthonormal columns, side by side, with shape (D, K, d).
+        offset: b_k, with shape (K, D).
+        mean: mu_kl, with shape (K, n, d).
+        factor: U_kl with U_kl U_kl^T the latent covariance, with shape (K, n, d, r).
+        tau: off-subspace noise, standard deviation in data units (its sign does not matter), with shape (K,).
+        subspace_logits: unnormalised log w_k, with shape (K,).
+        mode_logits: unnormalised log pi_kl, with shape (K, n).
+
+    Example:
+        >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), rank=1, noise=0.1, seed=0)
+        >>> x = law.sample(5, torch.Generator().manual_seed(0)).x
+        >>> law.score(x, s=0.8, gamma=0.6).shape
+        torch.Size([5, 8])
+
+    References:
+        arXiv 2601.01475, section 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        latent_dims: Sequence[int],
+        modes: Sequence[int],
+        ranks: Sequence[Sequence[int]] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Allocate a law; its parameters are zero but for the bases, which are coordinate axes.
+
+        Args:
+            dim: dimension D of the data.
+            latent_dims: d_k of each subspace, at most D.
+            modes: n_k of each subspace.
+            ranks: r_kl of each mode, at most d_k; d_k where not given.
+            dtype: of the parameters; torch's default where not given.
+            device: of the parameters.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        super().__init__()
+        if ranks is None:
+            ranks = [[d] * n for d, n in zip(latent_dims, modes, strict=False)]
+        _check_shapes(dim, latent_dims, modes, ranks)
+        self.dim = dim
+        self.latent_dims = tuple(latent_dims)
+        self.modes = tuple(modes)
+        self.ranks = tuple(tuple(row) for row in ranks)
+        K, d, n = len(self.modes), max(self.latent_dims), max(self.modes)
+        r = max(max(row) for row in self.ranks)
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+
+        self.basis = zeros(dim, K, d)
+        self.offset = zeros(K, dim)
+        self.mean = zeros(K, n, d)
+        self.factor = zeros(K, n, d, r)
+        self.tau = zeros(K)
+        self.subspace_logits = zeros(K)
+        self.mode_logits = zeros(K, n)
+        with torch.no_grad():
+            for k, d_k in enumerate(self.latent_dims):
+                self.basis[:d_k, k, :d_k] = torch.eye(d_k)
+
+        real_mode = torch.arange(n) < torch.tensor(self.modes)[:, None]
+        self.register_buffer("_real_mode", real_mode.to(device), persistent=False)
+        self._cache: dict[torch.dtype, tuple[object, _Frame]] = {}
+
+    # --- what the law is
+
+    @property
+    def subspaces(self) -> int:
+        """Number K of subspaces."""
+        return len(self.modes)
+
+    @property
+    def component_of(self) -> Tensor:
+        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
+        return self._real_mode_mask.nonzero()[:, 0]
+
+    @property
+    def mode_of(self) -> Tensor:
+        """Mode inside its subspace of each column of the responsibilities, with shape (sum n_k,)."""
+        return self._real_mode_mask.nonzero()[:, 1]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the law: the constructor's arguments."""
+        return {"dim": self.dim, "latent_dims": self.latent_dims, "modes": self.modes, "ranks": self.ranks}
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that describe the law: A, b, mu, U, tau and the weights, padding left out."""
+        per_subspace = zip(self.latent_dims, self.modes, self.ranks, strict=True)
+        return sum(self.dim * (d + 1) + n * (d + 1) + d * sum(ranks) + 2 for d, n, ranks in per_subspace)
+
+    @property
+    def noise_floor(self) -> float:
+        """Smallest standard deviation tau_k off a subspace, in data units."""
+        return float(self.tau.detach().abs().min())
+
+    @property
+    def subspace_weights(self) -> Tensor:
+        """Probabilities w_k, with shape (K,)."""
+        return self.subspace_logits.softmax(0)
+
+    @property
+    def mode_weights(self) -> Tensor:
+        """Probabilities pi_kl, zero where padded, with shape (K, n)."""
+        return self.mode_logits.masked_fill(~self._real_mode_mask, -torch.inf).softmax(1)
+
+    @property
+    def _real_mode_mask(self) -> Tensor:
+        return cast(Tensor, self._buffers["_real_mode"])
+
+    def subspace(self, k: int) -> Subspace:
+        """Subspace k without padding, detached from the law."""
+        d, n = self.latent_dims[k], self.modes[k]
+        with torch.no_grad():
+            return Subspace(
+                weight=float(self.subspace_weights[k]),
+                basis=self.basis[:, k, :d].clone(),
+                offset=self.offset[k].clone(),
+                tau=float(self.tau[k].abs()),
+                mode_weights=self.mode_weights[k, :n],
+                means=self.mean[k, :n, :d].clone(),
+                factors=tuple(self.factor[k, mode, :d, : self.ranks[k][mode]].clone() for mode in range(n)),
+            )
+
+    def extra_repr(self) -> str:
+        """Shapes of the law, for `repr`."""
+        return f"dim={self.dim}, latent_dims={self.latent_dims}, modes={self.modes}"
+
+    # --- ways to make one
+
+    @classmethod
+    def from_subspaces(cls, subspaces: Sequence[Subspace], *, dtype: torch.dtype | None = None) -> MoLRMoG:
+        """Build a law from its parts, of any shapes.
+
+        Args:
+            subspaces: each with orthonormal columns in its basis; weights need not be normalised.
+            dtype: of the parameters; that of the first basis where not given.
+
+        Raises:
+            ValueError: shapes do not fit together, or a basis is not orthonormal.
+        """
+        if not subspaces:
+            raise ValueError("a law needs at least one subspace")
+        first = subspaces[0].basis
+        law = cls(
+            dim=len(first),
+            latent_dims=[part.basis.shape[1] for part in subspaces],
+            modes=[len(part.means) for part in subspaces],
+            ranks=[[factor.shape[1] for factor in part.factors] for part in subspaces],
+            dtype=dtype or first.dtype,
+            device=first.device,
+        )
+        with torch.no_grad():
+            for k, part in enumerate(subspaces):
+                d, n = law.latent_dims[k], law.modes[k]
+                gram = part.basis.T @ part.basis
+                if not torch.allclose(gram, torch.eye(d, dtype=gram.dtype, device=gram.device), atol=1e-4):
+                    raise ValueError(f"basis {k} is not orthonormal: pass torch.linalg.qr(basis).Q")
+                law.basis[:, k, :d] = part.basis
+                law.offset[k] = part.offset
+                law.tau[k] = part.tau
+                law.subspace_logits[k] = math.log(part.weight) if part.weight > 0 else -torch.inf
+                law.mode_logits[k, :n] = part.mode_weights.log()
+                law.mean[k, :n, :d] = part.means
+                for mode, factor in enumerate(part.factors):
+                    law.factor[k, mode, :d, : factor.shape[1]] = factor
+        return law
+
+    @classmethod
+    def random(
+        cls,
+        dim: int,
+        latent_dims: Sequence[int],
+        modes: Sequence[int],
+        rank: int | None = None,
+        noise: float = 0.05,
+        seed: int = 0,
+        *,
+        separation: float = 3.0,
+        offset: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> MoLRMoG:
+        """Draw a law at random, as ground truth for experiments and tests.
+
+        Bases are uniform, latent factors have entries N(0, 1/r), means N(0, separation^2 / d), weights are uneven.
+
+        Args:
+            dim: dimension D of the data.
+            latent_dims: d_k of each subspace.
+            modes: n_k of each subspace.
+            rank: rank of every mode (at most d_k is used); d_k where not given.
+            noise: tau of every subspace.
+            seed: of the draw.
+            separation: root mean square distance of a mode's mean from the offset.
+            offset: the same for the offsets b_k; 0 puts every subspace through the origin, as in the paper.
+            dtype: of the parameters; torch's default where not given.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        if rank is not None and rank < 0:
+            raise ValueError(f"rank = {rank}: pass a rank of 0 or more, or None for full rank")
+        ranks = [[d if rank is None else min(rank, d)] * n for d, n in zip(latent_dims, modes, strict=False)]
+        law = cls(dim, latent_dims, modes, ranks, dtype=dtype)
+        draw = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+        with torch.no_grad():
+            law.tau.fill_(noise)
+            law.subspace_logits.copy_(0.5 * normal(law.subspaces))
+            for k, (d, n) in enumerate(zip(law.latent_dims, law.modes, strict=True)):
+                law.basis[:, k, :d] = torch.linalg.qr(normal(dim, d)).Q
+                law.offset[k] = offset / math.sqrt(dim) * normal(dim)
+                law.mode_logits[k, :n] = 0.5 * normal(n)
+                law.mean[k, :n, :d] = separation / math.sqrt(d) * normal(n, d)
+                for mode, r in enumerate(law.ranks[k]):
+                    law.factor[k, mode, :d, :r] = normal(d, r) / math.sqrt(max(r, 1))
+        return law
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
+
+        Raises:
+            OSError: the folder cannot be written; a model that was there is left whole.
+        """
+        return save_model(path, {"law": "MoLRMoG", **self.config}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> MoLRMoG:
+        """Read a law from a folder written by :meth:`save_pretrained`, or from the Hugging Face hub.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: the model is corrupt or of another kind.
+        """
+        return cls.from_saved(*load_model(path), where=str(path))
+
+    @classmethod
+    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> MoLRMoG:
+        """Build a law from a saved configuration and its tensors; see :meth:`from_pretrained`."""
+        if config.get("law") != "MoLRMoG":
+            raise ValueError(f"{where} holds a {config.get('law')} law, not a MoLRMoG: read it with molrmog.load")
+        try:
+            law = cls(**{key: value for key, value in config.items() if key != "law"}, dtype=tensors["basis"].dtype)
+            law.load_state_dict(tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
+        return law.requires_grad_(False)
+
+    # --- what it computes
+
+    def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+        """log p_t(x) in nats, with shape (B,).
+
+        Args:
+            x: rows of x_t, with shape (B, D).
+            s: signal scale, a float or one per row with shape (B,).
+            gamma: noise standard deviation, a float or one per row with shape (B,).
+
+        Raises:
+            ValueError: wrong shapes, a negative gamma, or gamma = 0 where tau = 0 (x_0 then has no density).
+        """
+        return self._by_rows(lambda *row: (self._evidence(*row).log_prob,), x, s, gamma)[0]
+
+    def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+        """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
+        return self._by_rows(lambda *row: (self._score(self._evidence(*row)),), x, s, gamma)[0]
+
+    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+        """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`log_prob`."""
+        return self._by_rows(lambda *row: (self._denoise(self._evidence(*row)),), x, s, gamma)[0]
+
+    def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
+        """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""
+
+        def posterior(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            e = self._evidence(x, s, gamma)
+            return self._denoise(e), e.gates[:, self._real_mode_mask], e.log_prob
+
+        mean, responsibilities, log_prob = self._by_rows(posterior, x, s, gamma)
+        return Posterior(mean, responsibilities, log_prob, self, (x, s, gamma))
+
+    def divergence(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+        """Divergence of the score (trace of the Hessian of log p_t) at x, with shape (B,), in closed form.
+
+        The trace is sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2. Arguments and errors as in :meth:`log_prob`.
+        """
+
+        def divergence(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            e = self._evidence(x, s, gamma)
+            norm2 = (e.white.square() / e.Lam).sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
+            trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
+            within = (e.gates.transpose(0, 1) * (norm2 - trace)).sum((0, 2))
+            return (within - self._score(e).square().sum(1),)
+
+        return self._by_rows(divergence, x, s, gamma)[0]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        s: float = 1.0,
+        gamma: float = 0.0,
+        subspace: int | Tensor | None = None,
+    ) -> Samples:
+        """Draw exact samples of x_t; by default of x_0.
+
+        Args:
+            n: number of samples.
+            generator: source of randomness, for reproducibility.
+            s: signal scale.
+            gamma: noise standard deviation.
+            subspace: draw from this subspace only, or from one per sample with shape (n,).
+
+        Raises:
+            ValueError: n is negative, or there is no such subspace.
+        """
+        if n < 0:
+            raise ValueError(f"n = {n} samples: ask for 0 or more")
+        frame = self._frame(self._compute_dtype(self.basis.dtype))
+        weights = frame.log_weight.exp()  # (K, modes)
+        if subspace is None:
+            component = _draw(weights.flatten().expand(1, -1), n, generator)[0]
+        else:
+            wanted = torch.as_tensor(subspace, device=weights.device).expand(n)
+            if n and not bool(((wanted >= 0) & (wanted < self.subspaces)).all()):
+                raise ValueError(f"subspace = {subspace}: this law has subspaces 0 to {self.subspaces - 1}")
+            component = _draw(self.mode_weights[wanted].to(weights.dtype), 1, generator)[:, 0]
+            component = component + wanted * weights.shape[1]
+
+        def chunk(component: Tensor) -> Tensor:
+            k = component // weights.shape[1]
+            z = self._draw_latent(frame, component, 0.0, frame.lam.sqrt().flatten(0, 1)[component], generator)
+            noise = _normal((len(k), self.dim), generator, like=z)
+            std = (s * s * frame.tau2[k] + gamma * gamma).sqrt()
+            return s * self._lift(frame, k, z) + std[:, None] * noise
+
+        rows = self._rows_per_chunk(2 * self.dim + frame.lift[0, 0].numel())
+        x = torch.cat([chunk(part) for part in component.split(rows)]) if n else weights.new_empty(0, self.dim)
+        return Samples(x.to(self.basis.dtype), component // weights.shape[1], component % weights.shape[1])
+
+    @torch.no_grad()
+    def moment_matched(self) -> MoLRMoG:
+        """The single Gaussian with the mean and covariance of x_0, as a law with one subspace and one mode.
+
+        Its axes are the principal directions of all subspaces and mode means together, so it is exact and never
+        forms a D x D matrix.
+        """
+        frame = self._frame(torch.float64)
+        K, n, d = frame.mean.shape
+        w = frame.log_weight.exp()[..., None, None]  # (K, n, 1, 1)
+        down = frame.down[..., : d + 1].flatten(1)  # m_c - center = down . lifted_c
+        lifted = torch.cat([frame.mean, frame.mean.new_ones(K, n, 1)], 2)[..., None]  # (K, n, d + 1, 1)
+        blocks = w * lifted @ lifted.mT
+        blocks[..., :d, :d] += w * frame.lift.mT @ (frame.lam[..., None] * frame.lift)
+        mean = (w * lifted).sum((1, 3)).flatten()
+        core = torch.block_diag(*blocks.sum(1)) - mean[:, None] * mean
+        Q, R = torch.linalg.qr(down)
+        variance, axes = torch.linalg.eigh(R @ core @ R.T)
+        keep = variance > 1e-12 * variance[-1].clamp(min=0)
+        remainder = (w.sum((1, 2, 3)) * frame.tau2).sum()
+        gaussian = Subspace(
+            weight=1.0,
+            basis=Q @ axes[:, keep],
+            offset=frame.center + down @ mean,
+            tau=float(remainder.sqrt()),
+            mode_weights=torch.ones(1, dtype=Q.dtype),
+            means=Q.new_zeros(1, int(keep.sum())),
+            factors=(variance[keep].sqrt().diag(),),
+        )
+        return MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
+
+    # --- how it computes it
+
+    def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor) -> _Evidence:
+        """Weigh every mode for every row; x with shape (B, D), s and gamma with shape (B or 1,)."""
+        ambient, latent = self._precisions(x, s, gamma)
+
+        frame = self._frame(ambient)
+        s1 = s.to(ambient)[:, None]
+        exact = x.to(ambient) - s1 * frame.center
+        down = torch.addmm((s1[..., None] * frame.bias).flatten(1), exact, frame.down.flatten(1))
+        down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
+        d = frame.mean.shape[2]
+        h = down[..., :d]
+        energy = _norm2(exact)[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
+        rho2 = (energy - _norm2(h)).T.to(latent)  # (K, B)
+
+        frame = self._frame(latent)
+        s1, s3 = s.to(latent)[:, None], s.to(latent)[:, None, None]
+        v = s1.T.square() * frame.tau2[:, None] + gamma.to(latent).square()  # (K, B or 1)
+        Lam = s3.square() * frame.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)
+        root = Lam.rsqrt()
+        shared = Lam.shape[1] == 1  # one noise level for all rows: the whitening is folded into the products
+        project = frame.project * root if shared else frame.project
+        white = (down.to(latent).transpose(0, 1) @ project.flatten(2)).unflatten(2, frame.lam.shape[1:])
+        if not shared:
+            white = white * root
+
+        lift = (frame.lam * root[:, 0] if shared else frame.lam)[..., None] * frame.lift
+        logdet = Lam.log().sum(-1)
+        if frame.coupling is None:
+            maha = _norm2(white)
+            pull = white if shared else white * root
+        else:
+            first = -s3.square() * root * _couple(root * white, frame.coupling)
+            second = -s3.square() * root * _couple(root * first, frame.coupling)
+            solved = white + first + second  # (I + s^2 Lam^-1/2 E Lam^-1/2)^-1 white
+            maha = (white * solved).sum(-1)
+            squares = _couple(root.square(), frame.coupling.square())
+            logdet = logdet - 0.5 * s1**4 * (squares * root.square()).sum(-1)
+            pull = frame.lam[:, None] * root * solved + _couple(root * solved, frame.coupling)
+            lift = frame.lift
+        shell = rho2 / v + (self.dim - d) * v.log() + self.dim * _LOG_2PI  # (K, B)
+        log_joint = (frame.log_weight[:, None] - 0.5 * (maha + logdet + shell[..., None])).transpose(0, 1).contiguous()
+        return _Evidence(exact.to(x.dtype), s, gamma, v, h, rho2, Lam, white, pull, lift, log_joint)
+
+    def _precisions(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        """The dtypes in which rows go down and latents are weighed."""
+        if x.dtype == torch.float64:
+            return torch.float64, torch.float64
+        if any(is_functorch_wrapped_tensor(t) for t in (x, s, gamma, self.tau)):
+            return torch.float64, torch.float64  # values cannot be looked at inside a functional transform
+        with torch.no_grad():
+            v = s.square() * self.tau.square().min() + gamma.square()
+            ratio = float((x.square().sum(1) / v).max()) if len(x) else 0.0
+        return (
+            torch.float64 if ratio > 1 / _AMBIENT else torch.float32,
+            torch.float64 if ratio > 1 / _LATENT else torch.float32,
+        )
+
+    def _score(self, e: _Evidence) -> Tensor:
+        gates = e.gates.transpose(0, 1)
+        pull = (gates.sum(2) / e.v).sum(0)[:, None].to(e.x.dtype)  # (B, 1)
+        return torch.addcmul(self._up(e, gates, e.s / e.v), pull, e.x, value=-1)
+
+    def _denoise(self, e: _Evidence) -> Tensor:
+        frame = self._frame(e.x.dtype)
+        gates = e.gates.transpose(0, 1)
+        keep = (gates.sum(2) * (e.s * frame.tau2[:, None] / e.v)).sum(0)[:, None].to(e.x.dtype)  # (B, 1)
+        return torch.addcmul(frame.center + self._up(e, gates, e.gamma.square() / e.v), keep, e.x)
+
+    def _up(self, e: _Evidence, gates: Tensor, share: Tensor) -> Tensor:
+        """sum_k share_k (R_k (b_k - center) + A_k zeta_k), with shape (B, D).
+
+        The gates have shape (K, B, n), the shares (K, B or 1).
+        """
+        frame = self._frame(e.x.dtype)
+        K, n, d = frame.mean.shape
+        pulled = (e.pull * (gates * e.s[:, None])[..., None]).flatten(2).to(e.x.dtype)  # (K, B, n d)
+        gates = gates.to(e.x.dtype)
+        zeta = gates @ frame.mean + pulled @ e.lift.to(e.x.dtype).flatten(1, 2)  # (K, B, d)
+        weighted = torch.cat([zeta, gates.sum(2, keepdim=True)], 2) * share.to(e.x.dtype)[..., None]
+        up = frame.down[..., : d + 1].permute(1, 2, 0).flatten(0, 1)  # (K (d + 1), D)
+        return weighted.transpose(0, 1).flatten(1) @ up
+
+    def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
+        K, n, d, _ = self.factor.shape
+
+        def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            e = self._evidence(x, s, gamma)
+            frame = self._frame(e.x.dtype)
+            gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
+            mean = self._denoise(e)
+            total = torch.zeros_like(mean)
+            for k in range(K):  # over subspaces, so that one subspace's loadings are held at a time
+                basis = frame.down[:, k, :d].T  # (d, D)
+                loadings = frame.lift[k].flatten(0, 1) @ basis  # (n d, D)
+                v = e.v[k, :, None].to(x.dtype)  # (B or 1, 1)
+                shrink = gamma[:, None].square() / v
+                isotropic = frame.tau2[k] * shrink * gates[k].sum(1, keepdim=True)
+                along = (frame.lam[k] / e.Lam[k].to(x.dtype)) * (shrink.square() * v * gates[k])[..., None]  # (B, n, d)
+                total = total + isotropic + along.flatten(1) @ loadings.square()
+
+                z = frame.mean[k] + s[:, None, None] * torch.einsum("bni,nid->bnd", e.pull[k], e.lift[k]).to(x.dtype)
+                clean = frame.center + s[:, None] * frame.tau2[k] / v * e.x + shrink * frame.down[:, k, d]
+                apart = (clean - mean)[:, None] + shrink[..., None] * (z @ basis)  # (B, n, D)
+                total = total + torch.einsum("bn,bnD->bD", gates[k], apart.square())
+            return (total,)
+
+        return self._by_rows(variance, x, s, gamma, width=3 * K * n * d + 3 * n * self.dim)[0]
+
+    @torch.no_grad()
+    def _posterior_sample(
+        self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None
+    ) -> Tensor:
+        def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            e = self._evidence(x, s, gamma)
+            frame = self._frame(x.dtype)
+            B, modes = len(x), frame.lam.shape[1]
+            component = _draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
+            row = torch.arange(B, device=x.device).repeat_interleave(n)
+            k, mode = component // modes, component % modes
+            at = row if e.v.shape[1] > 1 else torch.zeros_like(row)
+            s, gamma = s.expand(B)[row], gamma.expand(B)[row]  # (B n,)
+            v = e.v[k, at].to(x.dtype)
+            lam, Lam = frame.lam[k, mode], e.Lam[k, at, mode].to(x.dtype)  # (B n, d)
+            shift = s[:, None] * lam * (e.white[k, row, mode].to(x.dtype) / Lam.sqrt())
+            clean = self._lift(frame, k, self._draw_latent(frame, component, shift, (lam * v[:, None] / Lam).sqrt(), generator))
+            rest = e.x[row] + s[:, None] * (frame.center - clean)
+            noise = _normal(tuple(clean.shape), generator, like=clean)
+            tau2 = frame.tau2[k]
+            drawn = clean + (s * tau2 / v)[:, None] * rest + (tau2 * gamma.square() / v).sqrt()[:, None] * noise
+            return (drawn.view(B, n, self.dim),)
+
+        K, _, d, _ = self.factor.shape
+        width = n * (d * d + K * (d + 1) + 3 * self.dim)
+        return self._by_rows(sample, x, s, gamma, width=width)[0].transpose(0, 1)
+
+    def _draw_latent(
+        self,
+        frame: _Frame,
+        component: Tensor,
+        shift: Tensor | float,
+        spread: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """mu_c + V_c (shift + spread eps), with shape (rows, d); component with shape (rows,)."""
+        eps = _normal(tuple(spread.shape), generator, like=frame.mean)
+        lift = frame.lift.flatten(0, 1)[component]  # (rows, d, d)
+        return frame.mean.flatten(0, 1)[component] + ((shift + spread * eps)[:, None] @ lift)[:, 0]
+
+    def _lift(self, frame: _Frame, k: Tensor, z: Tensor) -> Tensor:
+        """b_k + A_k z, with shape (rows, D); k with shape (rows,), z with shape (rows, d)."""
+        d = z.shape[1]
+        placed = z.new_zeros(len(z), len(frame.mean), d + 1)
+        placed[torch.arange(len(z), device=z.device), k] = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+        return frame.center + placed.flatten(1) @ frame.down[..., : d + 1].flatten(1).T
+
+    def _frame(self, dtype: torch.dtype) -> _Frame:
+        """The frame in `dtype`, from the cache unless derivatives with respect to the parameters are wanted."""
+        parameters = [self.basis, self.offset, self.mean, self.factor, self.tau, self.subspace_logits, self.mode_logits]
+        # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
+        if any(not isinstance(p, nn.Parameter) or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
+            return self._build_frame(differentiable=True).to(dtype)
+        version = [(p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
+        cached = self._cache.get(dtype)
+        if cached is None or cached[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[dtype] = (version, self._build_frame(differentiable=False).to(dtype))
+        return self._cache[dtype][1]
+
+    def _build_frame(self, differentiable: bool) -> _Frame:
+        A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
+        # One Newton step to A (A^T A)^-1/2: a basis rounded to float32 is orthonormal to 1e-7 only, which shows at low noise.
+        A = 1.5 * A - 0.5 * torch.einsum("Dki,kij->Dkj", A, torch.einsum("Dki,Dkj->kij", A, A))
+        covariance = U @ U.mT  # (K, n, d, d)
+        V = torch.linalg.eigh(covariance.detach()).eigenvectors
+        spectral = V.mT @ covariance @ V
+        lam = spectral.diagonal(dim1=2, dim2=3)
+        log_weight = self.subspace_logits.double().log_softmax(0)[:, None] + (
+            self.mode_logits.double().masked_fill(~self._real_mode_mask, -torch.inf).log_softmax(1)
+        )
+        # The center only keeps numbers small; nothing depends on it, so it carries no derivative.
+        w = log_weight.detach().exp()
+        center = w.sum(1) @ b.detach() + torch.einsum("kn,Dkd,knd->D", w, A.detach(), mu.detach())
+        b = b - center
+        column = torch.zeros_like(b)[..., None]  # (K, D, 1)
+        scalar = torch.zeros_like(b[:, :1])  # (K, 1)
+        return _Frame(
+            center=center,
+            down=torch.cat([A.transpose(0, 1), b[..., None], column], 2).transpose(0, 1).contiguous(),
+            bias=torch.cat([-torch.einsum("Dkd,kD->kd", A, b), scalar, scalar + 1], 1),
+            project=torch.cat([V, torch.zeros_like(V[:, :, :1]), -mu[:, :, None] @ V], 2).transpose(1, 2).contiguous(),
+            lift=V.mT.contiguous(),
+            mean=mu,
+            lam=lam if differentiable else lam.clamp(min=0),
+            offset2=b.square().sum(1),
+            tau2=self.tau.double().square(),
+            log_weight=log_weight,
+            coupling=spectral - lam.diag_embed() - (spectral - lam.diag_embed()).detach() if differentiable else None,
+        )
+
+    def _by_rows(
+        self,
+        compute: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+        x: Tensor,
+        s: Noise,
+        gamma: Noise,
+        width: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Apply `compute` to chunks of rows, so that temporaries stay small whatever the number of rows.
+
+        Args:
+            compute: called with rows (b, D) and s, gamma with shape (b or 1,); returns tensors with b rows.
+            x: rows, with shape (B, D).
+            s: signal scale.
+            gamma: noise standard deviation.
+            width: numbers per row that `compute` holds at once; what the gates need where not given.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{self.dim}: pass (B, {self.dim})")
+        given = x.dtype if x.is_floating_point() else self.basis.dtype
+        x = x.to(self._compute_dtype(given))
+        s, gamma = self._check_noise(x, s, gamma)
+        K, n, d, _ = self.factor.shape
+        size = self._rows_per_chunk(width or self.dim + K * n * d)
+        if len(x) <= size:
+            return tuple(out.to(given) for out in compute(x, s, gamma))
+
+        def chunk(at: slice) -> tuple[Tensor, ...]:
+            s_, gamma_ = (t if len(t) == 1 else t[at] for t in (s, gamma))
+            return tuple(out.to(given) for out in compute(x[at], s_, gamma_))
+
+        def recomputed(at: slice) -> tuple[Tensor, ...]:
+            return cast("tuple[Tensor, ...]", checkpoint(chunk, at, use_reentrant=False))
+
+        # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.
+        run = recomputed if torch.is_grad_enabled() else chunk
+        parts = [run(slice(start, start + size)) for start in range(0, len(x), size)]
+        return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
+
+    def _rows_per_chunk(self, width: int) -> int:
+        return max(16, _CHUNK_NUMBERS.get(self.basis.device.type, 2**22) // width)
+
+    def _compute_dtype(self, given: torch.dtype) -> torch.dtype:
+        wide = torch.promote_types(given, self.basis.dtype)
+        return wide if wide == torch.float64 else torch.float32
+
+    def _check_noise(self, x: Tensor, s: Noise, gamma: Noise) -> tuple[Tensor, Tensor]:
+        """s and gamma as tensors with shape (B or 1,), where every mode has a density."""
+        levels = [torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (s, gamma)]
+        for name, level in zip(("s", "gamma"), levels, strict=True):
+            if level.shape not in [(), (1,), (len(x),)]:
+                raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({len(x)},)")
+        s, gamma = (level.reshape(-1) for level in levels)
+        if not any(is_functorch_wrapped_tensor(t) for t in (s, gamma, self.tau)):
+            with torch.no_grad():
+                if bool((gamma < 0).any()):
+                    raise ValueError("gamma is a standard deviation: pass gamma >= 0")
+                if bool((s.square() * self.tau.square().min() + gamma.square() <= 0).any()):
+                    raise ValueError(
+                        "gamma must be > 0 where tau = 0 (or s = 0), there is no density otherwise: "
+                        "pass gamma > 0, or fit with noise_floor > 0"
+                    )
+        return s, gamma
+
+
+def _norm2(x: Tensor) -> Tensor:
+    """Squared norm over the last axis."""
+    if torch.is_grad_enabled():
+        return x.square().sum(-1)  # smooth at zero
+    return torch.linalg.vector_norm(x, dim=-1).square()  # one pass over memory
+
+
+def _couple(z: Tensor, coupling: Tensor) -> Tensor:
+    """Apply each mode's symmetric (d, d) matrix to its numbers; z (K, B, n, d), coupling (K, n, d, d)."""
+    return (z.transpose(1, 2) @ coupling).transpose(1, 2)
+
+
+def _draw(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """n categorical draws per row of unnormalised weights, with shape (rows, n)."""
+    if not n or not len(weights):
+        return torch.zeros(len(weights), n, dtype=torch.long, device=weights.device)
+    device = weights.device if generator is None else generator.device
+    return torch.multinomial(weights.to(device), n, replacement=True, generator=generator).to(weights.device)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: Tensor) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def _check_shapes(dim: int, latent_dims: Sequence[int], modes: Sequence[int], ranks: Sequence[Sequence[int]]) -> None:
+    if not len(latent_dims) == len(modes) == len(ranks) or not len(modes):
+        raise ValueError(
+            f"{len(latent_dims)} latent_dims, {len(modes)} modes and {len(ranks)} ranks: give one of each per subspace"
+        )
+    for k, (d, n, row) in enumerate(zip(latent_dims, modes, ranks, strict=True)):
+        if not 1 <= d <= dim:
+            raise ValueError(f"latent_dims[{k}] = {d}: a subspace of R^{dim} has a dimension from 1 to {dim}")
+        if n < 1:
+            raise ValueError(f"modes[{k}] = {n}: a subspace needs at least one mode")
+        if len(row) != n or any(not 0 <= r <= d for r in row):
+            raise ValueError(f"ranks[{k}] = {tuple(row)}: give {n} ranks from 0 to {d}")

@@ -1,0 +1,119 @@
+"""Model folders: config.json for people, model.safetensors for machines, nothing pickled.
+
+A file is written beside its place and renamed into it, so that a save which is killed leaves the old file whole. The
+configuration also rides inside model.safetensors: where the two disagree (a save was killed between its two renames) the
+tensors' own copy is the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+CONFIG_NAME = "config.json"
+MODEL_NAME = "model.safetensors"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it into place.
+
+    Args:
+        path: the file to create or replace.
+        write: called with the temporary path; it must leave a complete file there.
+
+    Raises:
+        OSError: the folder cannot be written; `path` is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp makes the file private; a model is shared like any other file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write `config` and `tensors` into `folder` and return it as a path.
+
+    Args:
+        folder: created where it does not exist.
+        config: JSON-serialisable; what builds the model.
+        tensors: name to tensor, on any device.
+
+    Raises:
+        OSError: the folder cannot be written; a model that was there is left whole.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    text = json.dumps(config, indent=2)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / MODEL_NAME, lambda part: save_file(plain, part, metadata={"config": text}))
+    write_atomically(folder / CONFIG_NAME, lambda part: part.write_text(text + "\n"))
+    return folder
+
+
+def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`save_model` wrote; a name that is no folder is looked up on the Hugging Face hub.
+
+    Args:
+        folder: a model folder, or a hub repository such as "owner/name".
+
+    Returns:
+        The configuration, and name to tensor on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: a file is corrupt or truncated; the message names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = _local_folder(str(folder))
+    path = folder / MODEL_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no model in {folder}: {MODEL_NAME} is missing (was the model saved there?)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt or truncated ({error}): save the model again") from None
+    text = metadata.get("config")
+    source = path
+    if text is None:
+        source = folder / CONFIG_NAME
+        if not source.is_file():
+            raise FileNotFoundError(f"no model in {folder}: {CONFIG_NAME} is missing")
+        text = source.read_text()
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the configuration in {source} is not valid JSON ({error}): save the model again") from None
+    return config, tensors
+
+
+def _local_folder(name: str) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if len(folder.parts) != 2 or name.startswith((".", "~")):
+        raise FileNotFoundError(f"no model folder at {name}: check the path, or fit and save a model there first")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, MODEL_NAME]))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(f"{name} is neither a folder here nor a model on the hub ({reason})") from None
