@@ -28,8 +28,6 @@ lint: $(READY)  ## ruff, pyright, floors, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pydoclint --style=google --quiet --arg-type-hints-in-docstring=False --check-return-types=False \
-	    --skip-checking-short-docstrings=True --skip-checking-raises=True --allow-init-docstring=True src/molrmog
 	$(BIN)/pyright
 
 format: $(READY)  ## rewrite the code in the house format

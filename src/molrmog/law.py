@@ -7,12 +7,15 @@ score, denoiser, posterior and samples are exact at every noise level. :class:`L
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from molrmog.mixture import MoLRMoG
@@ -121,7 +124,7 @@ class Law(Protocol):
         ...
 
     def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """log p_t(x) in nats, with shape (B,)."""
+        """Log p_t(x) in nats, with shape (B,)."""
         ...
 
     def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
@@ -163,3 +166,104 @@ class Law(Protocol):
     def parameters(self) -> Any:
         """The tensors of the law, as of every torch module."""
         ...
+
+
+_CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # numbers per temporary: a CPU's cache, a GPU's memory
+
+
+def rows_per_chunk(device: torch.device, width: int) -> int:
+    """How many rows to handle at once when each holds `width` numbers."""
+    return max(16, _CHUNK_NUMBERS.get(device.type, 2**22) // width)
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """float64 where any of the dtypes is, float32 otherwise (float16 and bfloat16 are too narrow for densities)."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def values_hidden(*tensors: Tensor) -> bool:
+    """Whether a functional transform (torch.func) hides the values of a tensor, so that none may be looked at."""
+    return any(is_functorch_wrapped_tensor(t) for t in tensors)
+
+
+def by_rows(
+    compute: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    s: Noise,
+    gamma: Noise,
+    *,
+    dim: int,
+    noise: Tensor,
+    dtype: torch.dtype,
+    size: int,
+) -> tuple[Tensor, ...]:
+    """Check rows and noise levels, and apply `compute` to chunks of rows, so that temporaries stay small.
+
+    Args:
+        compute: called with rows (b, D) and s, gamma with shape (b or 1,); returns tensors with b rows.
+        x: rows, with shape (B, D).
+        s: signal scale, a float or one per row.
+        gamma: noise standard deviation, a float or one per row.
+        dim: dimension D that the rows must have.
+        noise: standard deviations tau of the law, any of which may be zero only where gamma is not.
+        dtype: of the law's parameters.
+        size: rows per chunk.
+
+    Returns:
+        What `compute` returned, with B rows each, in the dtype of x.
+
+    Raises:
+        ValueError: x is not (B, D), s or gamma is neither a number nor (B,), or there is no density at this noise.
+    """
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{dim}: pass rows with shape (B, {dim})")
+    given = x.dtype if x.is_floating_point() else dtype
+    x = x.to(compute_dtype(given, dtype))
+    s, gamma = _noise_levels(x, s, gamma, noise)
+
+    def chunk(at: slice) -> tuple[Tensor, ...]:
+        levels = (t if len(t) == 1 else t[at] for t in (s, gamma))
+        return tuple(out.to(given) for out in compute(x[at], *levels))
+
+    def recomputed(at: slice) -> tuple[Tensor, ...]:
+        return cast("tuple[Tensor, ...]", checkpoint(chunk, at, use_reentrant=False))
+
+    if len(x) <= size:
+        return chunk(slice(None))
+    # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.
+    run = recomputed if torch.is_grad_enabled() else chunk
+    parts = [run(slice(start, start + size)) for start in range(0, len(x), size)]
+    return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
+
+
+def _noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """S and gamma as tensors with shape (B or 1,), where every mode has a density."""
+    levels = [torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (s, gamma)]
+    for name, level in zip(("s", "gamma"), levels, strict=True):
+        if level.shape not in [(), (1,), (len(x),)]:
+            raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({len(x)},)")
+    s, gamma = (level.reshape(-1) for level in levels)
+    if not values_hidden(s, gamma, noise):
+        with torch.no_grad():
+            if bool((gamma < 0).any()):
+                raise ValueError("gamma is a standard deviation: pass gamma >= 0")
+            if len(noise) and bool((s.square() * noise.square().min() + gamma.square() <= 0).any()):
+                raise ValueError(
+                    "gamma must be > 0 where tau = 0 (or s = 0), there is no density otherwise: "
+                    "pass gamma > 0, or fit with noise_floor > 0"
+                )
+    return s, gamma
+
+
+def draw(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """N categorical draws for each row of unnormalised weights, with shape (rows, n)."""
+    if not n or not len(weights):
+        return torch.zeros(len(weights), n, dtype=torch.long, device=weights.device)
+    device = weights.device if generator is None else generator.device
+    return torch.multinomial(weights.to(device), n, replacement=True, generator=generator).to(weights.device)
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: Tensor) -> Tensor:
+    """Standard normal numbers from any device's generator, with the dtype and device of `like`."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -48,13 +48,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
-from torch.utils.checkpoint import checkpoint
 
-from molrmog.law import Noise, Posterior, Samples
+from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, rows_per_chunk, values_hidden
 from molrmog.saving import load_model, save_model
 
-_CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # numbers per temporary: a CPU's cache, a GPU's memory
 # Float32 keeps the gates to 1e-3 nats while v > _AMBIENT |x|^2; its latents do while v > _LATENT |x|^2.
 _AMBIENT, _LATENT = 1e-4, 1e-7
 _LOG_2PI = math.log(2 * math.pi)
@@ -104,8 +101,7 @@ class _Frame:
     coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
 
     def to(self, dtype: torch.dtype) -> _Frame:
-        fields = vars(self).items()
-        return _Frame(**{name: None if value is None else value.to(dtype) for name, value in fields})
+        return _Frame(*(cast(Tensor, value if value is None else value.to(dtype)) for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -353,21 +349,21 @@ class MoLRMoG(nn.Module):
             raise ValueError(f"rank = {rank}: pass a rank of 0 or more, or None for full rank")
         ranks = [[d if rank is None else min(rank, d)] * n for d, n in zip(latent_dims, modes, strict=False)]
         law = cls(dim, latent_dims, modes, ranks, dtype=dtype)
-        draw = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
 
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=draw, dtype=torch.float64)
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
 
         with torch.no_grad():
             law.tau.fill_(noise)
-            law.subspace_logits.copy_(0.5 * normal(law.subspaces))
+            law.subspace_logits.copy_(0.5 * drawn(law.subspaces))
             for k, (d, n) in enumerate(zip(law.latent_dims, law.modes, strict=True)):
-                law.basis[:, k, :d] = torch.linalg.qr(normal(dim, d)).Q
-                law.offset[k] = offset / math.sqrt(dim) * normal(dim)
-                law.mode_logits[k, :n] = 0.5 * normal(n)
-                law.mean[k, :n, :d] = separation / math.sqrt(d) * normal(n, d)
+                law.basis[:, k, :d] = torch.linalg.qr(drawn(dim, d)).Q
+                law.offset[k] = offset / math.sqrt(dim) * drawn(dim)
+                law.mode_logits[k, :n] = 0.5 * drawn(n)
+                law.mean[k, :n, :d] = separation / math.sqrt(d) * drawn(n, d)
                 for mode, r in enumerate(law.ranks[k]):
-                    law.factor[k, mode, :d, :r] = normal(d, r) / math.sqrt(max(r, 1))
+                    law.factor[k, mode, :d, :r] = drawn(d, r) / math.sqrt(max(r, 1))
         return law
 
     def save_pretrained(self, path: str | Path) -> Path:
@@ -404,7 +400,7 @@ class MoLRMoG(nn.Module):
     # --- what it computes
 
     def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """log p_t(x) in nats, with shape (B,).
+        """Log p_t(x) in nats, with shape (B,).
 
         Args:
             x: rows of x_t, with shape (B, D).
@@ -473,25 +469,25 @@ class MoLRMoG(nn.Module):
         """
         if n < 0:
             raise ValueError(f"n = {n} samples: ask for 0 or more")
-        frame = self._frame(self._compute_dtype(self.basis.dtype))
+        frame = self._frame(compute_dtype(self.basis.dtype))
         weights = frame.log_weight.exp()  # (K, modes)
         if subspace is None:
-            component = _draw(weights.flatten().expand(1, -1), n, generator)[0]
+            component = draw(weights.flatten().expand(1, -1), n, generator)[0]
         else:
             wanted = torch.as_tensor(subspace, device=weights.device).expand(n)
             if n and not bool(((wanted >= 0) & (wanted < self.subspaces)).all()):
                 raise ValueError(f"subspace = {subspace}: this law has subspaces 0 to {self.subspaces - 1}")
-            component = _draw(self.mode_weights[wanted].to(weights.dtype), 1, generator)[:, 0]
+            component = draw(self.mode_weights[wanted].to(weights.dtype), 1, generator)[:, 0]
             component = component + wanted * weights.shape[1]
 
         def chunk(component: Tensor) -> Tensor:
             k = component // weights.shape[1]
             z = self._draw_latent(frame, component, 0.0, frame.lam.sqrt().flatten(0, 1)[component], generator)
-            noise = _normal((len(k), self.dim), generator, like=z)
+            noise = normal((len(k), self.dim), generator, like=z)
             std = (s * s * frame.tau2[k] + gamma * gamma).sqrt()
             return s * self._lift(frame, k, z) + std[:, None] * noise
 
-        rows = self._rows_per_chunk(2 * self.dim + frame.lift[0, 0].numel())
+        rows = rows_per_chunk(self.basis.device, 2 * self.dim + frame.lift[0, 0].numel())
         x = torch.cat([chunk(part) for part in component.split(rows)]) if n else weights.new_empty(0, self.dim)
         return Samples(x.to(self.basis.dtype), component // weights.shape[1], component % weights.shape[1])
 
@@ -514,6 +510,7 @@ class MoLRMoG(nn.Module):
         Q, R = torch.linalg.qr(down)
         variance, axes = torch.linalg.eigh(R @ core @ R.T)
         keep = variance > 1e-12 * variance[-1].clamp(min=0)
+        keep[-1] = True  # a law that is one point and noise has no axis of its own, and a subspace needs one
         remainder = (w.sum((1, 2, 3)) * frame.tau2).sum()
         gaussian = Subspace(
             weight=1.0,
@@ -522,7 +519,7 @@ class MoLRMoG(nn.Module):
             tau=float(remainder.sqrt()),
             mode_weights=torch.ones(1, dtype=Q.dtype),
             means=Q.new_zeros(1, int(keep.sum())),
-            factors=(variance[keep].sqrt().diag(),),
+            factors=(variance[keep].clamp(min=0).sqrt().diag(),),
         )
         return MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
 
@@ -575,8 +572,8 @@ class MoLRMoG(nn.Module):
         """The dtypes in which rows go down and latents are weighed."""
         if x.dtype == torch.float64:
             return torch.float64, torch.float64
-        if any(is_functorch_wrapped_tensor(t) for t in (x, s, gamma, self.tau)):
-            return torch.float64, torch.float64  # values cannot be looked at inside a functional transform
+        if values_hidden(x, s, gamma, self.tau):
+            return torch.float64, torch.float64
         with torch.no_grad():
             v = s.square() * self.tau.square().min() + gamma.square()
             ratio = float((x.square().sum(1) / v).max()) if len(x) else 0.0
@@ -602,49 +599,52 @@ class MoLRMoG(nn.Module):
         The gates have shape (K, B, n), the shares (K, B or 1).
         """
         frame = self._frame(e.x.dtype)
-        K, n, d = frame.mean.shape
         pulled = (e.pull * (gates * e.s[:, None])[..., None]).flatten(2).to(e.x.dtype)  # (K, B, n d)
         gates = gates.to(e.x.dtype)
         zeta = gates @ frame.mean + pulled @ e.lift.to(e.x.dtype).flatten(1, 2)  # (K, B, d)
         weighted = torch.cat([zeta, gates.sum(2, keepdim=True)], 2) * share.to(e.x.dtype)[..., None]
-        up = frame.down[..., : d + 1].permute(1, 2, 0).flatten(0, 1)  # (K (d + 1), D)
+        up = frame.down[..., :-1].permute(1, 2, 0).flatten(0, 1)  # (K (d + 1), D)
         return weighted.transpose(0, 1).flatten(1) @ up
 
-    def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
+    def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise, onto: Tensor | None = None) -> Tensor:
+        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
         K, n, d, _ = self.factor.shape
+
+        def rotated(rows: Tensor) -> Tensor:
+            return rows if onto is None else rows @ onto.T.to(rows.dtype)
 
         def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma)
             frame = self._frame(e.x.dtype)
             gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
-            mean = self._denoise(e)
+            mean = rotated(self._denoise(e))
+            norm2 = 1.0 if onto is None else onto.to(x.dtype).square().sum(1)
             total = torch.zeros_like(mean)
             for k in range(K):  # over subspaces, so that one subspace's loadings are held at a time
-                basis = frame.down[:, k, :d].T  # (d, D)
+                basis = rotated(frame.down[:, k, :d].T)  # (d, D)
                 loadings = frame.lift[k].flatten(0, 1) @ basis  # (n d, D)
                 v = e.v[k, :, None].to(x.dtype)  # (B or 1, 1)
                 shrink = gamma[:, None].square() / v
                 isotropic = frame.tau2[k] * shrink * gates[k].sum(1, keepdim=True)
                 along = (frame.lam[k] / e.Lam[k].to(x.dtype)) * (shrink.square() * v * gates[k])[..., None]  # (B, n, d)
-                total = total + isotropic + along.flatten(1) @ loadings.square()
+                total = total + isotropic * norm2 + along.flatten(1) @ loadings.square()
 
                 z = frame.mean[k] + s[:, None, None] * torch.einsum("bni,nid->bnd", e.pull[k], e.lift[k]).to(x.dtype)
                 clean = frame.center + s[:, None] * frame.tau2[k] / v * e.x + shrink * frame.down[:, k, d]
-                apart = (clean - mean)[:, None] + shrink[..., None] * (z @ basis)  # (B, n, D)
+                apart = (rotated(clean) - mean)[:, None] + shrink[..., None] * (z @ basis)  # (B, n, D)
                 total = total + torch.einsum("bn,bnD->bD", gates[k], apart.square())
             return (total,)
 
-        return self._by_rows(variance, x, s, gamma, width=3 * K * n * d + 3 * n * self.dim)[0]
+        width = 3 * K * n * d + 3 * n * (self.dim if onto is None else len(onto))
+        return self._by_rows(variance, x, s, gamma, width=width)[0]
 
     @torch.no_grad()
-    def _posterior_sample(
-        self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def _posterior_sample(self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None) -> Tensor:
         def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma)
             frame = self._frame(x.dtype)
             B, modes = len(x), frame.lam.shape[1]
-            component = _draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
+            component = draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
             row = torch.arange(B, device=x.device).repeat_interleave(n)
             k, mode = component // modes, component % modes
             at = row if e.v.shape[1] > 1 else torch.zeros_like(row)
@@ -652,9 +652,10 @@ class MoLRMoG(nn.Module):
             v = e.v[k, at].to(x.dtype)
             lam, Lam = frame.lam[k, mode], e.Lam[k, at, mode].to(x.dtype)  # (B n, d)
             shift = s[:, None] * lam * (e.white[k, row, mode].to(x.dtype) / Lam.sqrt())
-            clean = self._lift(frame, k, self._draw_latent(frame, component, shift, (lam * v[:, None] / Lam).sqrt(), generator))
+            spread = (lam * v[:, None] / Lam).sqrt()
+            clean = self._lift(frame, k, self._draw_latent(frame, component, shift, spread, generator))
             rest = e.x[row] + s[:, None] * (frame.center - clean)
-            noise = _normal(tuple(clean.shape), generator, like=clean)
+            noise = normal(tuple(clean.shape), generator, like=clean)
             tau2 = frame.tau2[k]
             drawn = clean + (s * tau2 / v)[:, None] * rest + (tau2 * gamma.square() / v).sqrt()[:, None] * noise
             return (drawn.view(B, n, self.dim),)
@@ -672,7 +673,7 @@ class MoLRMoG(nn.Module):
         generator: torch.Generator | None,
     ) -> Tensor:
         """mu_c + V_c (shift + spread eps), with shape (rows, d); component with shape (rows,)."""
-        eps = _normal(tuple(spread.shape), generator, like=frame.mean)
+        eps = normal(tuple(spread.shape), generator, like=frame.mean)
         lift = frame.lift.flatten(0, 1)[component]  # (rows, d, d)
         return frame.mean.flatten(0, 1)[component] + ((shift + spread * eps)[:, None] @ lift)[:, 0]
 
@@ -687,7 +688,7 @@ class MoLRMoG(nn.Module):
         """The frame in `dtype`, from the cache unless derivatives with respect to the parameters are wanted."""
         parameters = [self.basis, self.offset, self.mean, self.factor, self.tau, self.subspace_logits, self.mode_logits]
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
-        if any(not isinstance(p, nn.Parameter) or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
+        if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
             return self._build_frame(differentiable=True).to(dtype)
         version = [(p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
         cached = self._cache.get(dtype)
@@ -698,7 +699,7 @@ class MoLRMoG(nn.Module):
 
     def _build_frame(self, differentiable: bool) -> _Frame:
         A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
-        # One Newton step to A (A^T A)^-1/2: a basis rounded to float32 is orthonormal to 1e-7 only, which shows at low noise.
+        # One Newton step to A (A^T A)^-1/2: rounded to float32, a basis is orthonormal to 1e-7, which shows at low noise.
         A = 1.5 * A - 0.5 * torch.einsum("Dki,kij->Dkj", A, torch.einsum("Dki,Dkj->kij", A, A))
         covariance = U @ U.mT  # (K, n, d, d)
         V = torch.linalg.eigh(covariance.detach()).eigenvectors
@@ -735,61 +736,10 @@ class MoLRMoG(nn.Module):
         gamma: Noise,
         width: int | None = None,
     ) -> tuple[Tensor, ...]:
-        """Apply `compute` to chunks of rows, so that temporaries stay small whatever the number of rows.
-
-        Args:
-            compute: called with rows (b, D) and s, gamma with shape (b or 1,); returns tensors with b rows.
-            x: rows, with shape (B, D).
-            s: signal scale.
-            gamma: noise standard deviation.
-            width: numbers per row that `compute` holds at once; what the gates need where not given.
-        """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{self.dim}: pass (B, {self.dim})")
-        given = x.dtype if x.is_floating_point() else self.basis.dtype
-        x = x.to(self._compute_dtype(given))
-        s, gamma = self._check_noise(x, s, gamma)
+        """Check the arguments and apply `compute` to chunks of rows; `width` as the numbers it holds per row."""
         K, n, d, _ = self.factor.shape
-        size = self._rows_per_chunk(width or self.dim + K * n * d)
-        if len(x) <= size:
-            return tuple(out.to(given) for out in compute(x, s, gamma))
-
-        def chunk(at: slice) -> tuple[Tensor, ...]:
-            s_, gamma_ = (t if len(t) == 1 else t[at] for t in (s, gamma))
-            return tuple(out.to(given) for out in compute(x[at], s_, gamma_))
-
-        def recomputed(at: slice) -> tuple[Tensor, ...]:
-            return cast("tuple[Tensor, ...]", checkpoint(chunk, at, use_reentrant=False))
-
-        # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.
-        run = recomputed if torch.is_grad_enabled() else chunk
-        parts = [run(slice(start, start + size)) for start in range(0, len(x), size)]
-        return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
-
-    def _rows_per_chunk(self, width: int) -> int:
-        return max(16, _CHUNK_NUMBERS.get(self.basis.device.type, 2**22) // width)
-
-    def _compute_dtype(self, given: torch.dtype) -> torch.dtype:
-        wide = torch.promote_types(given, self.basis.dtype)
-        return wide if wide == torch.float64 else torch.float32
-
-    def _check_noise(self, x: Tensor, s: Noise, gamma: Noise) -> tuple[Tensor, Tensor]:
-        """s and gamma as tensors with shape (B or 1,), where every mode has a density."""
-        levels = [torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (s, gamma)]
-        for name, level in zip(("s", "gamma"), levels, strict=True):
-            if level.shape not in [(), (1,), (len(x),)]:
-                raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({len(x)},)")
-        s, gamma = (level.reshape(-1) for level in levels)
-        if not any(is_functorch_wrapped_tensor(t) for t in (s, gamma, self.tau)):
-            with torch.no_grad():
-                if bool((gamma < 0).any()):
-                    raise ValueError("gamma is a standard deviation: pass gamma >= 0")
-                if bool((s.square() * self.tau.square().min() + gamma.square() <= 0).any()):
-                    raise ValueError(
-                        "gamma must be > 0 where tau = 0 (or s = 0), there is no density otherwise: "
-                        "pass gamma > 0, or fit with noise_floor > 0"
-                    )
-        return s, gamma
+        size = rows_per_chunk(self.basis.device, width or self.dim + K * n * d)
+        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self.tau, dtype=self.basis.dtype, size=size)
 
 
 def _norm2(x: Tensor) -> Tensor:
@@ -802,19 +752,6 @@ def _norm2(x: Tensor) -> Tensor:
 def _couple(z: Tensor, coupling: Tensor) -> Tensor:
     """Apply each mode's symmetric (d, d) matrix to its numbers; z (K, B, n, d), coupling (K, n, d, d)."""
     return (z.transpose(1, 2) @ coupling).transpose(1, 2)
-
-
-def _draw(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """n categorical draws per row of unnormalised weights, with shape (rows, n)."""
-    if not n or not len(weights):
-        return torch.zeros(len(weights), n, dtype=torch.long, device=weights.device)
-    device = weights.device if generator is None else generator.device
-    return torch.multinomial(weights.to(device), n, replacement=True, generator=generator).to(weights.device)
-
-
-def _normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: Tensor) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def _check_shapes(dim: int, latent_dims: Sequence[int], modes: Sequence[int], ranks: Sequence[Sequence[int]]) -> None:

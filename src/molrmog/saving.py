@@ -1,8 +1,8 @@
 """Model folders: config.json for people, model.safetensors for machines, nothing pickled.
 
 A file is written beside its place and renamed into it, so that a save which is killed leaves the old file whole. The
-configuration also rides inside model.safetensors: where the two disagree (a save was killed between its two renames) the
-tensors' own copy is the truth.
+configuration also rides inside model.safetensors: where the two disagree (a save was killed between its two renames),
+the tensors' own copy is the truth.
 """
 
 from __future__ import annotations

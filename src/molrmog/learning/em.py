@@ -41,6 +41,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from molrmog.law import rows_per_chunk
 from molrmog.learning.rows import Rows
 from molrmog.mixture import MoLRMoG, Subspace
 
@@ -85,13 +86,9 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistic
         weights: of the rows, with shape (N,); ones where not given.
     """
     K, n, d, _ = law.factor.shape
-    zeros = law.factor.new_zeros
-    total = Statistics(
-        *(zeros(shape, dtype=torch.float64) for shape in ((), (), (K, n), (K, n, d), (K, n, d, d), (K,))),
-        zeros((K, law.dim), dtype=torch.float64),
-        zeros((K, law.dim, d), dtype=torch.float64),
-    )
-    size = law._rows_per_chunk(law.dim + K * n * d)
+    shapes = ((), (), (K, n), (K, n, d), (K, n, d, d), (K,), (K, law.dim), (K, law.dim, d))
+    total = Statistics(*(torch.zeros(shape, dtype=torch.float64, device=rows.device) for shape in shapes))
+    size = rows_per_chunk(law.basis.device, law.dim + K * n * d)
     for at, chunk in rows.chunks():
         for start in range(0, len(chunk), size):
             w = None if weights is None else weights[at][start : start + size].to(chunk)
@@ -154,7 +151,7 @@ def em_steps(
     rows: Rows,
     *,
     weights: Tensor | None = None,
-    prior_rows: float = 0.0,
+    prior_rows: float | None = None,
     noise_floor: float = 0.0,
     zero_mean: bool = False,
 ) -> Iterator[EMState]:
@@ -164,11 +161,12 @@ def em_steps(
         law: where to start; it is not changed.
         rows: the data.
         weights: of the rows, with shape (N,).
-        prior_rows: nu, how many rows the prior on each mode's covariance is worth.
+        prior_rows: nu, how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
         noise_floor: smallest tau, in data units.
         zero_mean: keep b = 0 and mu = 0, the law of Wang et al. 2024.
     """
     law = copy.deepcopy(law).requires_grad_(False)
+    nu = float(max(law.latent_dims)) if prior_rows is None else prior_rows
     with torch.no_grad():
         law.tau.copy_(law.tau.abs().clamp(min=max(noise_floor, _SMALLEST_TAU)))
     start = _Estimate(law, [_scale(law.subspace(k)) for k in range(law.subspaces)])
@@ -176,15 +174,15 @@ def em_steps(
     estimate, fallback, reached = start, None, -math.inf
     iteration = 0
     while True:
-        statistics, value = _evaluate(estimate, rows, weights, prior_rows)
+        statistics, value = _evaluate(estimate, rows, weights, nu)
         rejected = fallback is not None and value < reached - slack * abs(reached)
         if fallback is not None and rejected:
             estimate = fallback
-            statistics, value = _evaluate(estimate, rows, weights, prior_rows)
+            statistics, value = _evaluate(estimate, rows, weights, nu)
         yield EMState(iteration, estimate.law, float(statistics.log_prob / statistics.rows), value, rejected)
         reached = value
         iteration += 1
-        estimate, fallback = _maximise(estimate, statistics, prior_rows, noise_floor, zero_mean)
+        estimate, fallback = _maximise(estimate, statistics, nu, noise_floor, zero_mean)
 
 
 _SMALLEST_TAU = 1e-9
@@ -196,9 +194,7 @@ class _Estimate:
     scales: list[Tensor]  # Psi_k of each subspace, (d_k, d_k)
 
 
-def _evaluate(
-    estimate: _Estimate, rows: Rows, weights: Tensor | None, prior_rows: float
-) -> tuple[Statistics, float]:
+def _evaluate(estimate: _Estimate, rows: Rows, weights: Tensor | None, prior_rows: float) -> tuple[Statistics, float]:
     """Statistics of one pass, and the penalised log-likelihood per row."""
     statistics = gather(estimate.law, rows, weights)
     penalty = 0.0

@@ -23,7 +23,7 @@ from molrmog.learning.rows import Rows
 from molrmog.mixture import MoLRMoG, Subspace
 
 _ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them
-_DENSE = 1_024  # covariances up to this size are diagonalised whole, larger ones by random projection
+_WIDEST = 4_096  # principal coordinates that a head/tail law holds at most
 
 
 @dataclass(frozen=True)
@@ -43,41 +43,78 @@ class Flat:
     noise: float
 
 
-def principal_flat(x: Tensor, dim: int, *, centred: bool = True) -> Flat:
+def principal_flat(x: Tensor, dim: int, *, centred: bool = True, start: Tensor | None = None) -> Flat:
     """Fit the flat of dimension `dim` that is nearest to the rows, by principal components.
+
+    Where many are not wanted, the components come from orthogonal iteration, a few products with the rows.
 
     Args:
         x: rows, with shape (N, D).
         dim: dimension d of the flat, at most D.
         centred: whether the flat may leave the origin; where not, offset = 0.
+        start: a basis near the one sought, with shape (D, m) and m >= d; it saves iterations.
     """
     N, D = x.shape
     offset = x.mean(0) if centred else x.new_zeros(D)
     x = x - offset
     total = float(x.square().sum()) / N
-    if min(N, D) <= _DENSE:
-        gram = (x.T @ x if D <= N else x @ x.T).double() / N
-        values, vectors = torch.linalg.eigh(gram)
-        values, vectors = values.flip(0)[:dim].clamp(min=0), vectors.flip(1)[:, :dim].to(x.dtype)
-        basis = vectors if D <= N else x.T @ vectors
+    if D <= 4 * dim:
+        Q = torch.eye(D, dtype=x.dtype, device=x.device)
     else:
-        _, singular, basis = torch.svd_lowrank(x, q=min(dim + 16, N, D), niter=4)
-        values, basis = singular[:dim].double().square() / N, basis[:, :dim]
-    if basis.shape[1] < dim:  # fewer rows than dimensions: the rest is arbitrary
-        basis = torch.cat([basis, torch.randn(D, dim - basis.shape[1], dtype=x.dtype, device=x.device)], 1)
-        values = torch.cat([values, values.new_zeros(dim - len(values))])
-    basis = torch.linalg.qr(basis.double()).Q.to(x.dtype)
-    noise = ((total - float(values.sum())) / max(D - dim, 1)) if dim < D else 0.0
-    return Flat(offset, basis, values.to(x.dtype), max(noise, 0.0) ** 0.5)
+        steps = 6 if start is None else 1
+        wide = min(dim + 8, D)
+        draw = torch.randn(D, wide, generator=torch.Generator().manual_seed(0)).to(x)
+        Q = draw if start is None else torch.cat([start, draw[:, start.shape[1] :]], 1)
+        for _ in range(steps):
+            Q = torch.linalg.qr(x.T @ (x @ Q) + 1e-12 * total * draw).Q
+    projected = (x @ Q).double()
+    values, vectors = torch.linalg.eigh(projected.T @ projected / N)
+    values = values.flip(0)[:dim].clamp(min=0)
+    basis = torch.linalg.qr(Q.double() @ vectors.flip(1)[:, :dim]).Q
+    noise2 = (total - float(values.sum())) / (D - dim) if dim < D else 0.0
+    return Flat(offset, basis.to(x.dtype), values.to(x.dtype), max(noise2, 0.0) ** 0.5)
+
+
+@torch.no_grad()
+def principal_coordinates(
+    rows: Rows, weights: Tensor | None = None, *, centred: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Principal components of all rows, all of them up to `_WIDEST`, gathered in one pass.
+
+    Args:
+        rows: the data.
+        weights: of the rows, with shape (N,).
+        centred: about the mean; about the origin where not.
+
+    Returns:
+        offset (D,), axes (D, p) largest first, variance along each (p,), and variance of each direction left ().
+    """
+    D = rows.dim
+    first = torch.zeros(D, dtype=torch.float64, device=rows.device)
+    second = torch.zeros(D, D, dtype=torch.float64, device=rows.device)
+    total = 0.0
+    for at, chunk in rows.chunks():
+        w = chunk.new_ones(len(chunk)) if weights is None else weights[at].to(chunk)
+        first += (w @ chunk).double()
+        second += ((w[:, None] * chunk).T @ chunk).double()
+        total += float(w.double().sum())
+    offset = first / total if centred else torch.zeros_like(first)
+    second = second / total - offset[:, None] * offset
+    variance, axes = torch.linalg.eigh(second)
+    variance, axes = variance.flip(0).clamp(min=0), axes.flip(1)
+    left = variance[_WIDEST:].mean() if D > _WIDEST else variance.new_zeros(())
+    out = offset, axes[:, :_WIDEST].contiguous(), variance[:_WIDEST], left
+    return tuple(t.to(rows.dtype) for t in out)  # pyright: ignore
 
 
 def distances2(x: Tensor, flats: Sequence[Flat]) -> Tensor:
     """Squared distance of each row to each flat, with shape (N, K)."""
-    columns: list[Tensor] = []
-    for flat in flats:
-        off = x - flat.offset
-        columns.append(off.square().sum(1) - (off @ flat.basis).square().sum(1))
-    return torch.stack(columns, 1)
+    offsets = torch.stack([flat.offset for flat in flats])  # (K, D)
+    down = x @ torch.cat([*(flat.basis for flat in flats), offsets.T], 1)  # one product for all flats
+    *along, x_offsets = down.split([*(flat.basis.shape[1] for flat in flats), len(flats)], dim=1)
+    energy = torch.linalg.vector_norm(x, dim=1).square()[:, None] - 2 * x_offsets + offsets.square().sum(1)
+    inside = [(h - flat.offset @ flat.basis).square().sum(1) for h, flat in zip(along, flats, strict=True)]
+    return energy - torch.stack(inside, 1)
 
 
 def cluster_flats(
@@ -102,18 +139,20 @@ def cluster_flats(
     best: tuple[float, list[Flat], Tensor] | None = None
     rows = x.cpu().numpy()
     for start in range(starts):
-        means = KMeans(K, init="k-means++", n_init=1, max_iter=10, random_state=seed + start).fit(rows)
+        means = KMeans(K, n_init=1, max_iter=10, random_state=seed + start).fit(rows)  # pyright: ignore[reportArgumentType]
         assigned = torch.from_numpy(np.asarray(means.labels_, dtype=np.int64)).to(x.device)
         flats: list[Flat] = []
         energy = float("inf")
         for _ in range(steps):
-            flats = []
+            flats_before, flats = flats, []
             for k, d in enumerate(latent_dims):
                 own = x[assigned == k]
                 if len(own) < 2:  # an empty flat restarts from the rows that are explained worst
-                    worst = distances2(x, flats).amin(1) if flats else x.square().sum(1)
+                    worst = distances2(x, flats_before).amin(1) if flats_before else x.square().sum(1)
                     own = x[worst.topk(min(2 * d + 2, len(x))).indices]
-                flats.append(principal_flat(own, d, centred=centred))
+                flats.append(
+                    principal_flat(own, d, centred=centred, start=flats_before[k].basis if flats_before else None)
+                )
             off, assigned = distances2(x, flats).min(1)
             before, energy = energy, float(off.double().mean())
             if energy > before * (1 - 1e-4):
@@ -156,7 +195,8 @@ def initial_law(
         keep = torch.randperm(len(rows), generator=draw)[:_ROWS]
         x = rows[keep]
         if K == 1:
-            flats, assigned = [principal_flat(x, latent_dims[0], centred=not zero_mean)], torch.zeros(len(x), device=x.device)
+            flats = [principal_flat(x, latent_dims[0], centred=not zero_mean)]
+            assigned = torch.zeros(len(x), device=x.device)
         else:
             flats, assigned = cluster_flats(x, latent_dims, seed=seed, centred=not zero_mean)
         groups = [x[assigned == k] for k in range(K)]
@@ -200,8 +240,8 @@ def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tupl
     from sklearn.exceptions import ConvergenceWarning
 
     N, d = h.shape
-    if zero_mean or modes == 1 or N <= modes:
-        if N < modes:
+    if zero_mean or modes == 1 or modes >= N:
+        if modes > N:
             warnings.warn(f"a subspace starts with {N} rows for {modes} modes: its modes start equal", stacklevel=2)
         mean = h.mean(0) if N and not zero_mean else h.new_zeros(d)
         off = h - mean
@@ -212,7 +252,8 @@ def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tupl
         return h.new_full((modes,), 1 / modes), mean + apart, covariance.expand(modes, d, d)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty clusters are dealt with below
-        found = KMeans(modes, n_init=1, max_iter=30, random_state=seed).fit(h.cpu().numpy())
+        found = KMeans(modes, n_init=1, max_iter=30, random_state=seed)  # pyright: ignore[reportArgumentType]
+        found.fit(h.cpu().numpy())
     member = torch.nn.functional.one_hot(torch.from_numpy(found.labels_).long(), modes).to(h)  # (N, n)
     count = member.sum(0)
     means = torch.from_numpy(found.cluster_centers_).to(h)

@@ -1,0 +1,1 @@
+"""How a law is learned from rows of data."""

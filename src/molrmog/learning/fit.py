@@ -1,0 +1,270 @@
+"""From rows to a law: start, EM, and when to stop.
+
+    subspaces from labels or from clustering  ->  modes by k-means  ->  EM until the log-likelihood settles
+
+With labels every subspace sees the rows of its own class only, so that EM splits into one small problem per class.
+With a head, the same is done in the leading principal coordinates, and the rest of R^D gets one shared Gaussian.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molrmog.head_tail import HeadTail
+from molrmog.law import Law
+from molrmog.learning.em import EMState, em_steps
+from molrmog.learning.rows import Rows
+from molrmog.learning.subspaces import initial_law, principal_coordinates
+from molrmog.mixture import MoLRMoG
+
+_SMALLEST_SPREAD = 1e-9
+_PATIENCE = 3  # passes without a better held-out log-likelihood
+
+
+def fit(
+    x: Any,
+    labels: Any = None,
+    subspaces: int = 10,
+    latent_dim: int | Sequence[int] = 32,
+    modes: int | Sequence[int] = 8,
+    rank: int | None = None,
+    head: int | Literal["auto"] | None = None,
+    seed: int = 0,
+    *,
+    zero_mean: bool = False,
+    prior_rows: float | None = None,
+    noise_floor: float | None = None,
+    max_iter: int = 50,
+    tol: float = 1e-4,
+    weights: Any = None,
+    validation: Any = None,
+    start: MoLRMoG | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    on_iteration: Callable[[EMState], None] | None = None,
+) -> MoLRMoG | HeadTail:
+    """Fit a law to rows of data by EM.
+
+    Args:
+        x: rows, with shape (N, D): tensor, array, memory map (may be larger than memory), or Dataset.
+        labels: class of each row, with shape (N,): one subspace per class, in sorted order. None clusters.
+        subspaces: number K of subspaces; with labels, the number of classes counts instead.
+        latent_dim: dimension d_k, of all subspaces or one per subspace.
+        modes: n_k, of all subspaces or one per subspace.
+        rank: rank of every mode's covariance; d_k where not given.
+        head: None for the pure law over R^D; q for a head/tail law with the fit in the q leading principal coordinates;
+            "auto" for whichever of these has the best log-likelihood on a tenth of the rows.
+        seed: of everything random.
+        zero_mean: keep b = 0 and mu = 0; with modes=1 this is the low-rank Gaussian mixture of Wang et al. 2024.
+        prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given, 0 for none.
+        noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given.
+        max_iter: passes over the data, at most.
+        tol: stop when the penalised log-likelihood per row and dimension rises by less, in nats.
+        weights: of the rows, with shape (N,).
+        validation: held-out rows; stop when their log-likelihood no longer rises, and return the best law.
+        start: a law to go on from; its shapes count, not `subspaces`, `latent_dim`, `modes` and `rank`.
+        dtype: float32 or float64, to compute in; that of the data where not given.
+        device: to compute on.
+        progress: show a progress bar with the log-likelihood.
+        on_iteration: called with the state after every pass.
+
+    Returns:
+        The law, on `device`, not asking for gradients; a `MoLRMoG`, or a `HeadTail` where `head` says so.
+
+    Raises:
+        ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for.
+
+    References:
+        arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
+    """
+    rows = Rows(x, dtype=dtype, device=device)
+    rows.check_finite()
+    held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device)
+    w = None if weights is None else _row_weights(weights, len(rows))
+    y, subspaces = _classes(labels, len(rows), subspaces)
+    if start is not None:
+        if head is not None:
+            raise ValueError("a head/tail fit cannot start from a law: leave out start or head")
+        subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
+    dims = _per_subspace("latent_dim", latent_dim, subspaces)
+    counts = _per_subspace("modes", modes, subspaces)
+    _check_sizes(rows, dims, counts)
+    if noise_floor is None:
+        noise_floor = 1e-3 * _overall_std(rows)
+
+    def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None) -> MoLRMoG:
+        law = start or initial_law(
+            rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=noise_floor
+        )
+        law = law.to(rows.device, rows.dtype)
+        options = {"prior_rows": prior_rows, "noise_floor": noise_floor, "zero_mean": zero_mean}
+        return _settle(law, rows, y, w, held_out, max_iter, tol, progress, on_iteration, **options)
+
+    def fitted(
+        q: int | None, rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None
+    ) -> MoLRMoG | HeadTail:
+        if q is None:
+            return pure(rows, y, w, held_out)
+        offset, axes, variance, left = principal_coordinates(rows, w, centred=not zero_mean)
+
+        def head(rows: Rows) -> Rows:
+            return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()]))
+
+        law = pure(head(rows), y, w, None if held_out is None else head(held_out))
+        floor = max(noise_floor, _SMALLEST_SPREAD)
+        spread, tau = (t.clamp(min=floor**2).sqrt() for t in (variance[q:], left))
+        return HeadTail(law, axes, offset, spread, tau).requires_grad_(False)
+
+    if head == "auto":
+        head = _best_head(fitted, rows, y, w, max(dims), seed)
+    elif head is not None and not max(dims) <= head <= rows.dim:
+        raise ValueError(f"head = {head}: pass a number from latent_dim = {max(dims)} to D = {rows.dim}, or 'auto'")
+    return fitted(head, rows, y, w, held_out)
+
+
+def _best_head(
+    fitted: Callable[..., Law], rows: Rows, labels: Tensor | None, weights: Tensor | None, smallest: int, seed: int
+) -> int | None:
+    """The head, None for the pure law, whose fit to nine tenths of the rows gives the last tenth the highest density."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    test, train = order[: len(rows) // 10], order[len(rows) // 10 :]
+    if not len(test):
+        raise ValueError(f"head='auto' holds out a tenth of the rows, but there are {len(rows)}: pass a number or None")
+    y, w = (None if t is None else t[train] for t in (labels, weights))
+    part, held_out = rows.subset(train), rows.subset(test)
+    choices = [None, *sorted({q for q in (2 * smallest, 4 * smallest, 8 * smallest) if q < rows.dim})]
+    return max(choices, key=lambda q: mean_log_prob(fitted(q, part, y, w, None), held_out))
+
+
+def mean_log_prob(law: Law, rows: Rows) -> float:
+    """Mean log p(x) over the rows, in nats."""
+    with torch.no_grad():
+        return sum(float(law.log_prob(chunk).double().sum()) for _, chunk in rows.chunks()) / len(rows)
+
+
+def _settle(
+    law: MoLRMoG,
+    rows: Rows,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    held_out: Rows | None,
+    max_iter: int,
+    tol: float,
+    progress: bool,
+    on_iteration: Callable[[EMState], None] | None,
+    **options: Any,
+) -> MoLRMoG:
+    """Run EM until the log-likelihood settles, and return the law that was reached."""
+    steps = (
+        em_steps(law, rows, weights=weights, **options)
+        if labels is None
+        else _steps_by_class(law, rows, labels, weights, **options)
+    )
+    from rich.progress import Progress, TextColumn
+
+    best, best_value, since = law, -math.inf, 0
+    before = -math.inf
+    bar = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[figure]}"), disable=not progress)
+    with bar:
+        task = bar.add_task("EM", total=max_iter, figure="")
+        for state in steps:
+            value = state.penalised if held_out is None else mean_log_prob(state.law, held_out)
+            if value > best_value:
+                best, best_value, since = state.law, value, 0
+            else:
+                since += 1
+            name = "log p" if held_out is None else "held-out log p"
+            figure = state.log_likelihood if held_out is None else value
+            bar.update(task, completed=state.iteration, figure=f"{name} {figure:.2f} nats/row")
+            if on_iteration is not None:
+                on_iteration(state)
+            rise, before = state.penalised - before, state.penalised
+            settled = since >= _PATIENCE if held_out is not None else rise < tol * rows.dim
+            if settled or state.iteration >= max_iter:
+                break
+    return best
+
+
+def _steps_by_class(
+    law: MoLRMoG, rows: Rows, labels: Tensor, weights: Tensor | None, prior_rows: float | None, **options: Any
+) -> Iterator[EMState]:
+    """EM of every class on its own rows, in step; log-likelihoods are of x and its label together."""
+    runs: list[Iterator[EMState]] = []
+    share: list[float] = []
+    for k in range(law.subspaces):
+        own = (labels == k).nonzero()[:, 0]
+        w = None if weights is None else weights[own]
+        share.append(len(own) / len(rows) if w is None or weights is None else float(w.sum() / weights.sum()))
+        alone = MoLRMoG.from_subspaces([law.subspace(k)])
+        runs.append(em_steps(alone, rows.subset(own), weights=w, prior_rows=prior_rows, **options))
+    log_share = sum(w * math.log(w) for w in share)
+    for states in zip(*runs, strict=True):
+        parts = [dataclasses.replace(state.law.subspace(0), weight=w) for state, w in zip(states, share, strict=True)]
+        yield EMState(
+            iteration=states[0].iteration,
+            law=MoLRMoG.from_subspaces(parts).requires_grad_(False),
+            log_likelihood=log_share + sum(w * s.log_likelihood for w, s in zip(share, states, strict=True)),
+            penalised=log_share + sum(w * s.penalised for w, s in zip(share, states, strict=True)),
+            rejected=any(s.rejected for s in states),
+        )
+
+
+def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int]:
+    """Labels as 0 to K - 1, and K."""
+    if labels is None:
+        return None, subspaces
+    y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if y.shape != (rows,):
+        raise ValueError(f"labels have shape {y.shape} for {rows} rows: pass one label per row, ({rows},)")
+    classes, index = np.unique(y, return_inverse=True)
+    return torch.from_numpy(index.astype(np.int64)), len(classes)
+
+
+def _row_weights(weights: Any, rows: int) -> Tensor:
+    w = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    if w.shape != (rows,):
+        raise ValueError(f"weights have shape {tuple(w.shape)} for {rows} rows: pass one weight per row, ({rows},)")
+    if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
+        raise ValueError("weights must be finite, >= 0 and not all zero")
+    return w
+
+
+def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
+    values = [value] * subspaces if isinstance(value, int | np.integer) else list(value)
+    if subspaces < 1 or len(values) != subspaces:
+        raise ValueError(
+            f"{name} = {value} for {subspaces} subspaces: pass one number, or one per subspace (at least 1)"
+        )
+    if min(values) < 1:
+        raise ValueError(f"{name} = {value}: pass numbers >= 1")
+    return [int(v) for v in values]
+
+
+def _check_sizes(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int]) -> None:
+    if max(latent_dims) > rows.dim:
+        raise ValueError(
+            f"latent_dim = {max(latent_dims)}, but the data have {rows.dim} columns: pass at most {rows.dim}"
+        )
+    if len(rows) < sum(modes):
+        raise ValueError(
+            f"{len(rows)} rows are fewer than the {sum(modes)} modes asked for: lower modes or subspaces, or add rows"
+        )
+
+
+def _overall_std(rows: Rows) -> float:
+    """Root mean square deviation of the rows' entries from the mean row, in data units."""
+    total = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
+    square = 0.0
+    for _, chunk in rows.chunks():
+        total += chunk.double().sum(0)
+        square += float(chunk.double().square().sum())
+    mean = total / len(rows)
+    return math.sqrt(max(square / len(rows) - float(mean.square().sum()), 0.0) / rows.dim)

@@ -1,0 +1,46 @@
+"""What a law is worth: likelihood, distances in feature spaces, memorisation, clustering, angles, denoising."""
+
+from molrmog.metrics.clustering import Clustering, assign, clustering
+from molrmog.metrics.denoising import DenoisingLoss, RangeLoss, denoising_loss, edm_weight
+from molrmog.metrics.features import (
+    ClassifierFeatures,
+    FeatureSpace,
+    NamedFeatures,
+    PixelPCA,
+    SqueezeNetFeatures,
+)
+from molrmog.metrics.frechet import frechet_distance, frechet_from_moments
+from molrmog.metrics.likelihood import Likelihood, log_likelihood
+from molrmog.metrics.memorisation import Memorisation, memorisation
+from molrmog.metrics.neighbours import nearest
+from molrmog.metrics.precision_recall import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from molrmog.metrics.subspaces import SubspaceError, principal_angles, subspace_error
+
+__all__ = [
+    "ClassifierFeatures",
+    "Clustering",
+    "DenoisingLoss",
+    "DensityCoverage",
+    "FeatureSpace",
+    "Likelihood",
+    "Memorisation",
+    "NamedFeatures",
+    "PixelPCA",
+    "PrecisionRecall",
+    "RangeLoss",
+    "SqueezeNetFeatures",
+    "SubspaceError",
+    "assign",
+    "clustering",
+    "denoising_loss",
+    "density_coverage",
+    "edm_weight",
+    "frechet_distance",
+    "frechet_from_moments",
+    "log_likelihood",
+    "memorisation",
+    "nearest",
+    "precision_recall",
+    "principal_angles",
+    "subspace_error",
+]

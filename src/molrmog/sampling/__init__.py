@@ -1,0 +1,23 @@
+"""Sampling: from noise to data with any denoiser and any schedule, or from a law itself."""
+
+from molrmog.sampling.base import Sampler, Trajectory
+from molrmog.sampling.exact import Exact
+from molrmog.sampling.front_door import JUMPS, SAMPLERS, sample
+from molrmog.sampling.jumps import gaussian_flow
+from molrmog.sampling.ode import DPMSolver, Euler, Heun
+from molrmog.sampling.sde import Ancestral, EulerMaruyama
+
+__all__ = [
+    "JUMPS",
+    "SAMPLERS",
+    "Ancestral",
+    "DPMSolver",
+    "Euler",
+    "EulerMaruyama",
+    "Exact",
+    "Heun",
+    "Sampler",
+    "Trajectory",
+    "gaussian_flow",
+    "sample",
+]

@@ -1,0 +1,201 @@
+"""The front door: `sample` picks a sampler by name, makes the first state, and runs.
+
+| name      | class         | equation        | calls a step | order | reference |
+| --------- | ------------- | --------------- | ------------ | ----- | --------- |
+| exact     | Exact         | none, law only  | 0            | exact |                            |
+| euler     | Euler         | ODE             | 1            | 1     | DDIM, arXiv 2010.02502     |
+| heun      | Heun          | ODE             | 2            | 2     | arXiv 2206.00364           |
+| dpm++     | DPMSolver     | ODE             | 1            | 2     | arXiv 2211.01095, 2M       |
+| ancestral | Ancestral     | SDE             | 1            | 1     | DDPM, arXiv 2006.11239     |
+| sde       | EulerMaruyama | SDE             | 1            | 1/2   | arXiv 2011.13456           |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from typing import Literal, cast, overload
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.base import Denoiser
+from molrmog.law import Law
+from molrmog.sampling.base import Sampler, Trajectory
+from molrmog.sampling.exact import Exact
+from molrmog.sampling.jumps import gaussian_flow
+from molrmog.sampling.ode import DPMSolver, Euler, Heun
+from molrmog.sampling.sde import Ancestral, EulerMaruyama
+from molrmog.schedules import Schedule
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "exact": Exact,
+    "euler": Euler,
+    "heun": Heun,
+    "dpm++": DPMSolver,
+    "ancestral": Ancestral,
+    "sde": EulerMaruyama,
+}
+JUMPS = ("gaussian", "law")
+
+
+@overload
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    shape: tuple[int, int],
+    sampler: str = "heun",
+    steps: int = 32,
+    generator: torch.Generator | None = None,
+    *,
+    spacing: str = "log-snr",
+    jump: float | None = None,
+    jump_by: str = "gaussian",
+    jump_law: Law | None = None,
+    batch_size: int | None = None,
+    trajectory: Literal[False] = False,
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor: ...
+@overload
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    shape: tuple[int, int],
+    sampler: str = "heun",
+    steps: int = 32,
+    generator: torch.Generator | None = None,
+    *,
+    spacing: str = "log-snr",
+    jump: float | None = None,
+    jump_by: str = "gaussian",
+    jump_law: Law | None = None,
+    batch_size: int | None = None,
+    trajectory: Literal[True],
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Trajectory: ...
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    shape: tuple[int, int],
+    sampler: str = "heun",
+    steps: int = 32,
+    generator: torch.Generator | None = None,
+    *,
+    spacing: str = "log-snr",
+    jump: float | None = None,
+    jump_by: str = "gaussian",
+    jump_law: Law | None = None,
+    batch_size: int | None = None,
+    trajectory: bool = False,
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor | Trajectory:
+    """Turn noise into data with a denoiser and a schedule.
+
+    The same generator seed gives the same samples. The noise of the first state is drawn for all rows at once, so the
+    samples of an ODE sampler do not depend on `batch_size` either. No gradients are recorded.
+
+    Args:
+        denoiser: anything with `denoise(x_t, s, gamma)`; a law is one.
+        schedule: the noise schedule.
+        shape: (n, D): how many samples, of what dimension.
+        sampler: a name in `SAMPLERS`.
+        steps: steps from the first time to t_min; the denoiser is called once more at the end.
+        generator: the source of every random number; torch's global one where None.
+        spacing: how the times are spread: "log-snr", "uniform" or "karras" (see `Schedule.time_grid`).
+        jump: reach this time at once and spend all the steps below it.
+        jump_by: how it is reached: "gaussian" carries the noise along the exact probability flow of a single Gaussian
+            (the same noise gives nearly the same sample as without the jump); "law" draws exact noised samples.
+        jump_law: that law, or the one whose `moment_matched()` is that Gaussian; the denoiser itself where None.
+        batch_size: rows that walk together, to bound the memory of a network; a law bounds its own.
+        trajectory: return a `Trajectory` (samples, every noised state, times) instead of the samples alone.
+        progress: show a progress bar on stderr.
+        dtype: of the states; that of the denoiser's parameters where None, or else torch's default.
+        device: of the states; that of the denoiser's parameters where None, or else torch's default.
+
+    Returns:
+        Tensor | Trajectory: samples with shape (n, D), or with `trajectory=True` a `Trajectory` that holds them.
+
+    Raises:
+        ValueError: an unknown sampler, spacing or jump_by; steps < 1; a shape that is not (n, D) or not the denoiser's;
+            jump outside (t_min, t_max); a denoiser that is not a law where one is needed.
+
+    Examples:
+        >>> from molrmog.mixture import MoLRMoG
+        >>> from molrmog.schedules import VPSchedule
+        >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), rank=1, noise=0.1, seed=0)
+        >>> sample(law, VPSchedule(), (5, 8), steps=8, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 8])
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    if jump_by not in JUMPS:
+        raise ValueError(f"unknown jump_by {jump_by!r}: choose one of {', '.join(JUMPS)}")
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"shape must be (n, D) with n, D >= 1, not {tuple(shape)}")
+    if getattr(denoiser, "dim", shape[1]) != shape[1]:
+        raise ValueError(f"shape {tuple(shape)} asks for D = {shape[1]}, but the denoiser has D = {denoiser.dim}")  # pyright: ignore
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if jump is not None and sampler == "exact":
+        raise ValueError("sampler 'exact' has no times to jump over: leave out jump, or try sampler='heun'")
+    if jump is not None and not schedule.t_min < jump < schedule.t_max:
+        raise ValueError(f"jump must be a time in (t_min, t_max) = ({schedule.t_min}, {schedule.t_max}), not {jump}")
+    times = schedule.time_grid(steps, spacing, t_start=jump)
+    walker = SAMPLERS[sampler](denoiser, schedule, generator)
+    like = torch.empty(0)
+    if isinstance(denoiser, torch.nn.Module):
+        like = next(denoiser.parameters(), like)
+    dtype = like.dtype if dtype is None else dtype
+    device = like.device if device is None else torch.device(device)
+
+    with torch.no_grad():
+        if jump is None:
+            x = walker.start(shape, dtype=dtype, device=device)
+        else:
+            law = _law_of_jump(denoiser if jump_law is None else jump_law, shape[1])
+            s, gamma = schedule(jump)
+            if jump_by == "gaussian":
+                noise = walker.start(shape, dtype=dtype, device=device)
+                x = gaussian_flow(law.moment_matched(), noise, *schedule(schedule.t_max), s, gamma)
+            else:
+                x = law.sample(shape[0], generator, s=s, gamma=gamma).x.to(dtype=dtype, device=device)
+        chunks = torch.split(x, batch_size or shape[0])
+        states: list[Tensor] = []  # of the first chunk, then of the second, ...
+        with _progress_bar(len(chunks) * len(times)) if progress else nullcontext() as advance:
+
+            def on_state(state: Tensor) -> None:
+                if trajectory:
+                    states.append(state)
+                if advance is not None:
+                    advance()
+
+            x = torch.cat([walker.run(chunk, times, on_state) for chunk in chunks])
+    if not trajectory:
+        return x
+    by_time = [torch.cat(states[i :: len(times)]) for i in range(len(times))]
+    return Trajectory(x, torch.stack(by_time), times)
+
+
+def _law_of_jump(candidate: object, dim: int) -> Law:
+    if not (hasattr(candidate, "moment_matched") and hasattr(candidate, "sample")):
+        raise ValueError(f"a jump needs a law and a {type(candidate).__name__} is not one: pass jump_law=law")
+    law = cast(Law, candidate)
+    if law.dim != dim:
+        raise ValueError(f"jump_law has D = {law.dim}, but the samples are to have D = {dim}")
+    return law
+
+
+@contextmanager
+def _progress_bar(total: int) -> Generator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("sampling", total=total)
+        yield lambda: bar.advance(task)
