@@ -266,10 +266,13 @@ class HeadTail(nn.Module):
         inside = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
         try:
             head = MoLRMoG.from_saved({"law": "MoLRMoG", **config["head"]}, inside, where)
-            law = cls(head, *(tensors[name] for name in ("axes", "offset", "spread", "tau")))
+            parts = [tensors[name] for name in ("axes", "offset", "spread", "tau")]
         except KeyError as error:
             raise ValueError(f"{where} lacks {error}: save the model again") from None
-        return law.requires_grad_(False)
+        try:
+            return cls(head, *parts).requires_grad_(False)
+        except ValueError as error:
+            raise ValueError(f"the tensors in {where} do not fit together ({error})") from None
 
     def _split(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Coordinates (B, q) and (B, p), the rest (B, D), tail variances (B or 1, p) and v (B or 1, 1)."""
@@ -333,7 +336,7 @@ class HeadTail(nn.Module):
     def _by_rows(self, compute: Any, x: Tensor, s: Noise, gamma: Noise, width: int | None = None) -> tuple[Tensor, ...]:
         """Check the arguments and apply `compute` to chunks of rows; `width` as the numbers it holds per row."""
         size = rows_per_chunk(self.axes.device, width or 3 * self.dim)
-        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self._noise, dtype=self.axes.dtype, size=size)
+        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self._noise, parameters=self.parameters(), size=size)
 
 
 def load_law(path: str | Path) -> MoLRMoG | HeadTail:

@@ -7,7 +7,7 @@ score, denoiser, posterior and samples are exact at every noise level. :class:`L
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -194,7 +194,7 @@ def by_rows(
     *,
     dim: int,
     noise: Tensor,
-    dtype: torch.dtype,
+    parameters: Iterable[Tensor],
     size: int,
 ) -> tuple[Tensor, ...]:
     """Check rows and noise levels, and apply `compute` to chunks of rows, so that temporaries stay small.
@@ -206,7 +206,7 @@ def by_rows(
         gamma: noise standard deviation, a float or one per row.
         dim: dimension D that the rows must have.
         noise: standard deviations tau of the law, any of which may be zero only where gamma is not.
-        dtype: of the law's parameters.
+        parameters: of the law; where neither they nor the arguments ask for gradients, none are prepared.
         size: rows per chunk.
 
     Returns:
@@ -217,8 +217,8 @@ def by_rows(
     """
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{dim}: pass rows with shape (B, {dim})")
-    given = x.dtype if x.is_floating_point() else dtype
-    x = x.to(compute_dtype(given, dtype))
+    given = x.dtype if x.is_floating_point() else noise.dtype
+    x = x.to(compute_dtype(given, noise.dtype))
     s, gamma = _noise_levels(x, s, gamma, noise)
 
     def chunk(at: slice) -> tuple[Tensor, ...]:
@@ -228,12 +228,14 @@ def by_rows(
     def recomputed(at: slice) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", checkpoint(chunk, at, use_reentrant=False))
 
-    if len(x) <= size:
-        return chunk(slice(None))
-    # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.
-    run = recomputed if torch.is_grad_enabled() else chunk
-    parts = [run(slice(start, start + size)) for start in range(0, len(x), size)]
-    return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, s, gamma, *parameters))
+    with torch.set_grad_enabled(wanted):
+        if len(x) <= size:
+            return chunk(slice(None))
+        # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.
+        run = recomputed if wanted else chunk
+        parts = [run(slice(start, start + size)) for start in range(0, len(x), size)]
+        return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
 
 
 def _noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,6 +255,15 @@ def _noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Ten
                     "pass gamma > 0, or fit with noise_floor > 0"
                 )
     return s, gamma
+
+
+def routes(share: Tensor) -> list[Tensor | slice]:
+    """For each expert the rows that it has a share in worth a digit; shares with shape (B, K).
+
+    At low noise nearly every row belongs to one expert, and the others need not see it.
+    """
+    worth = share.T > 1e-2 * torch.finfo(share.dtype).eps  # (K, B)
+    return [slice(None) if bool(mine.all()) else mine.nonzero()[:, 0] for mine in worth]
 
 
 def draw(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:

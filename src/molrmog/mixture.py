@@ -49,11 +49,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, rows_per_chunk, values_hidden
+from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, routes, rows_per_chunk, values_hidden
 from molrmog.saving import load_model, save_model
 
-# Float32 keeps the gates to 1e-3 nats while v > _AMBIENT |x|^2; its latents do while v > _LATENT |x|^2.
-_AMBIENT, _LATENT = 1e-4, 1e-7
+# What rounding does to the log of a gate, in nats per |x|^2 / v: float32 rows at most, measured, and float32 latents.
+_AMBIENT, _LATENT = 5e-7, 1e-10
+_NATS, _DECIDED = 1e-3, 1e-1  # what gates keep to; what does not matter where one subspace takes the whole row
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -101,7 +102,11 @@ class _Frame:
     coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
 
     def to(self, dtype: torch.dtype) -> _Frame:
-        return _Frame(*(cast(Tensor, value if value is None else value.to(dtype)) for value in vars(self).values()))
+        if dtype == self.center.dtype:
+            return self
+        # Constant pixels leave entries that float32 can only hold as denormal numbers, which slow every product tenfold.
+        small = {name: nn.functional.hardshrink(value, 1e-30) for name, value in vars(self).items() if value is not None}
+        return _Frame(**{"coupling": None, **{name: value.to(dtype) for name, value in small.items()}})
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,13 @@ class _Evidence:
     pull: Tensor  # (K, B, n, d)
     lift: Tensor  # (K, n, d, d)
     log_joint: Tensor  # (B, K, n)  log w + log pi + log N
+    rounding: float  # what rounding may have moved log_joint by, in nats
 
     @property
     def log_prob(self) -> Tensor:  # (B,)
-        return self.log_joint.logsumexp((1, 2))
+        joint = self.log_joint.flatten(1)
+        # exp(-80) changes no digit of the sum, but denormal numbers slow the exponential tenfold.
+        return joint.maximum(joint.amax(1, keepdim=True) - 80).logsumexp(1)
 
     @property
     def gates(self) -> Tensor:  # (B, K, n)
@@ -392,7 +400,7 @@ class MoLRMoG(nn.Module):
         try:
             law = cls(**{key: value for key, value in config.items() if key != "law"}, dtype=tensors["basis"].dtype)
             law.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
         return law.requires_grad_(False)
@@ -414,11 +422,11 @@ class MoLRMoG(nn.Module):
 
     def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
-        return self._by_rows(lambda *row: (self._score(self._evidence(*row)),), x, s, gamma)[0]
+        return self._by_rows(lambda *row: (self._settled(self._score, *row),), x, s, gamma)[0]
 
     def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`log_prob`."""
-        return self._by_rows(lambda *row: (self._denoise(self._evidence(*row)),), x, s, gamma)[0]
+        return self._by_rows(lambda *row: (self._settled(self._denoise, *row),), x, s, gamma)[0]
 
     def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""
@@ -525,19 +533,28 @@ class MoLRMoG(nn.Module):
 
     # --- how it computes it
 
-    def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor) -> _Evidence:
-        """Weigh every mode for every row; x with shape (B, D), s and gamma with shape (B or 1,)."""
-        ambient, latent = self._precisions(x, s, gamma)
+    def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = _NATS) -> _Evidence:
+        """Weigh every mode for every row; x with shape (B, D), s and gamma with shape (B or 1,).
 
-        frame = self._frame(ambient)
+        Rounding moves the log of a gate by `nats` at most.
+        """
+        frame = self._frame(x.dtype)
+        centred = exact = x - s[:, None] * frame.center
+        norm2 = _norm2(centred)
+        ambient, latent, rounding = self._precisions(norm2, s, gamma, nats)
+        if ambient != x.dtype:
+            frame = self._frame(ambient)
+            exact = centred.to(ambient) if latent == x.dtype else x.to(ambient) - s.to(ambient)[:, None] * frame.center
+            norm2 = _norm2(exact)
         s1 = s.to(ambient)[:, None]
-        exact = x.to(ambient) - s1 * frame.center
         down = torch.addmm((s1[..., None] * frame.bias).flatten(1), exact, frame.down.flatten(1))
         down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
         d = frame.mean.shape[2]
         h = down[..., :d]
-        energy = _norm2(exact)[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
+        energy = norm2[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
         rho2 = (energy - _norm2(h)).T.to(latent)  # (K, B)
+        if self.dim in self.latent_dims:  # nothing lies off such a subspace, not even rounding
+            rho2 = rho2 * torch.tensor([[float(d_k < self.dim)] for d_k in self.latent_dims]).to(rho2)
 
         frame = self._frame(latent)
         s1, s3 = s.to(latent)[:, None], s.to(latent)[:, None, None]
@@ -566,21 +583,32 @@ class MoLRMoG(nn.Module):
             lift = frame.lift
         shell = rho2 / v + (self.dim - d) * v.log() + self.dim * _LOG_2PI  # (K, B)
         log_joint = (frame.log_weight[:, None] - 0.5 * (maha + logdet + shell[..., None])).transpose(0, 1).contiguous()
-        return _Evidence(exact.to(x.dtype), s, gamma, v, h, rho2, Lam, white, pull, lift, log_joint)
+        return _Evidence(centred, s, gamma, v, h, rho2, Lam, white, pull, lift, log_joint, rounding)
 
-    def _precisions(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        """The dtypes in which rows go down and latents are weighed."""
-        if x.dtype == torch.float64:
-            return torch.float64, torch.float64
-        if values_hidden(x, s, gamma, self.tau):
-            return torch.float64, torch.float64
+    def _precisions(
+        self, norm2: Tensor, s: Tensor, gamma: Tensor, nats: float
+    ) -> tuple[torch.dtype, torch.dtype, float]:
+        """The dtypes in which rows of these squared norms go down and their latents are weighed, and what that loses."""
+        if norm2.dtype == torch.float64 or values_hidden(norm2, s, gamma, self.tau):
+            return torch.float64, torch.float64, 0.0
         with torch.no_grad():
             v = s.square() * self.tau.square().min() + gamma.square()
-            ratio = float((x.square().sum(1) / v).max()) if len(x) else 0.0
-        return (
-            torch.float64 if ratio > 1 / _AMBIENT else torch.float32,
-            torch.float64 if ratio > 1 / _LATENT else torch.float32,
-        )
+            ratio = float((norm2 / v).max()) if len(norm2) else 0.0
+        if ratio * _AMBIENT <= nats:
+            return torch.float32, torch.float32, ratio * _AMBIENT
+        return torch.float64, torch.float32 if ratio * _LATENT <= nats else torch.float64, 0.0
+
+    def _settled(self, result: Callable[[_Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """`result` of the evidence; only rows that rounding leaves undecided between subspaces are weighed in float64."""
+        if torch.is_grad_enabled() or values_hidden(x, s, gamma):
+            return result(self._evidence(x, s, gamma))
+        e = self._evidence(x, s, gamma, nats=_DECIDED)
+        out = result(e)
+        if e.rounding > _NATS:
+            undecided = (e.gates.sum(2).amax(1) < 1 - 1e-5).nonzero()[:, 0]
+            levels = (t if len(t) == 1 else t[undecided] for t in (s, gamma))
+            out[undecided] = result(self._evidence(x[undecided], *levels))
+        return out
 
     def _score(self, e: _Evidence) -> Tensor:
         gates = e.gates.transpose(0, 1)
@@ -596,15 +624,30 @@ class MoLRMoG(nn.Module):
     def _up(self, e: _Evidence, gates: Tensor, share: Tensor) -> Tensor:
         """sum_k share_k (R_k (b_k - center) + A_k zeta_k), with shape (B, D).
 
-        The gates have shape (K, B, n), the shares (K, B or 1).
+        The gates have shape (K, B, n), the shares (K, B or 1). Without gradients a row goes to its experts only.
         """
-        frame = self._frame(e.x.dtype)
-        pulled = (e.pull * (gates * e.s[:, None])[..., None]).flatten(2).to(e.x.dtype)  # (K, B, n d)
-        gates = gates.to(e.x.dtype)
-        zeta = gates @ frame.mean + pulled @ e.lift.to(e.x.dtype).flatten(1, 2)  # (K, B, d)
-        weighted = torch.cat([zeta, gates.sum(2, keepdim=True)], 2) * share.to(e.x.dtype)[..., None]
-        up = frame.down[..., :-1].permute(1, 2, 0).flatten(0, 1)  # (K (d + 1), D)
-        return weighted.transpose(0, 1).flatten(1) @ up
+        dtype = e.x.dtype
+        frame = self._frame(dtype)
+        gates, share, lift = gates.to(dtype), share.to(dtype)[..., None], e.lift.to(dtype).flatten(1, 2)
+        up = frame.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
+
+        def weighted(pull: Tensor, gates: Tensor, s: Tensor, share: Tensor, mean: Tensor, lift: Tensor) -> Tensor:
+            pulled = (pull * (gates * s)[..., None]).flatten(-2).to(dtype)  # (..., b, n d)
+            zeta = gates @ mean + pulled @ lift  # (..., b, d)
+            return torch.cat([zeta, gates.sum(-1, keepdim=True)], -1) * share
+
+        if not torch.is_grad_enabled() and not values_hidden(e.x):
+            routed = routes(gates.sum(2).T)
+            if sum(len(gates[0, at]) for at in routed) < 0.5 * gates.shape[0] * gates.shape[1]:
+                out = torch.zeros_like(e.x)
+                for k, at in enumerate(routed):
+                    s = e.s[:, None] if len(e.s) == 1 else e.s[at, None]
+                    shares = share[k] if share.shape[1] == 1 else share[k, at]
+                    part = weighted(e.pull[k, at], gates[k, at], s, shares, frame.mean[k], lift[k]) @ up[k]
+                    out[at] += part
+                return out
+        dense = weighted(e.pull, gates, e.s[:, None], share, frame.mean, lift)  # (K, B, d + 1)
+        return dense.transpose(0, 1).flatten(1) @ up.flatten(0, 1)
 
     def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
@@ -739,7 +782,7 @@ class MoLRMoG(nn.Module):
         """Check the arguments and apply `compute` to chunks of rows; `width` as the numbers it holds per row."""
         K, n, d, _ = self.factor.shape
         size = rows_per_chunk(self.basis.device, width or self.dim + K * n * d)
-        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self.tau, dtype=self.basis.dtype, size=size)
+        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self.tau, parameters=self.parameters(), size=size)
 
 
 def _norm2(x: Tensor) -> Tensor:

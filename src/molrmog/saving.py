@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -101,7 +101,9 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"the configuration in {source} is not valid JSON ({error}): save the model again") from None
-    return config, tensors
+    if not isinstance(config, dict):
+        raise ValueError(f"the configuration in {source} is not a JSON object: save the model again")
+    return cast("dict[str, Any]", config), tensors
 
 
 def _local_folder(name: str) -> Path:

@@ -3,7 +3,7 @@
 One pass over the rows gathers, for the gates r_c of the current law and row weights, statistics that are additive:
 
     per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T              h = A_k^T (x - b_k)
-    per subspace  off_k = sum R_k rho2_k,   sum R_k x,   sum x zeta_k^T                  zeta_k = sum_l r_kl E[z | x, kl]
+    per subspace  off_k = sum R_k rho2_k,   sum R_k x,   sum zeta_k x^T                  zeta_k = sum_l r_kl E[z | x, kl]
 
 and two updates follow, each of which raises the expected log-likelihood of the modes' assignment:
 
@@ -41,9 +41,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from molrmog.law import rows_per_chunk
+from molrmog.law import routes, rows_per_chunk
 from molrmog.learning.rows import Rows
 from molrmog.mixture import MoLRMoG, Subspace
+
+_SMALLEST_TAU = 1e-9
+_NATS = 1e-2  # rounding may move a gate by so much: over many rows it averages out
 
 
 @dataclass
@@ -57,8 +60,7 @@ class Statistics:
         first: H1_c, with shape (K, n, d).
         second: H2_c, with shape (K, n, d, d).
         off: off-subspace energy, with shape (K,).
-        row_sum: sum of R_k x, with shape (K, D).
-        cross: sum of x zeta_k^T, with shape (K, D, d).
+        ambient: sum of [zeta_k, R_k] (x - center)^T, with shape (K, d + 1, D).
     """
 
     rows: Tensor
@@ -67,8 +69,7 @@ class Statistics:
     first: Tensor
     second: Tensor
     off: Tensor
-    row_sum: Tensor
-    cross: Tensor
+    ambient: Tensor
 
     def __iadd__(self, other: Statistics) -> Statistics:
         for field in fields(self):
@@ -86,7 +87,7 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistic
         weights: of the rows, with shape (N,); ones where not given.
     """
     K, n, d, _ = law.factor.shape
-    shapes = ((), (), (K, n), (K, n, d), (K, n, d, d), (K,), (K, law.dim), (K, law.dim, d))
+    shapes = ((), (), (K, n), (K, n, d), (K, n, d, d), (K,), (K, d + 1, law.dim))
     total = Statistics(*(torch.zeros(shape, dtype=torch.float64, device=rows.device) for shape in shapes))
     size = rows_per_chunk(law.basis.device, law.dim + K * n * d)
     for at, chunk in rows.chunks():
@@ -98,32 +99,32 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistic
 
 def _gather(law: MoLRMoG, x: Tensor, weights: Tensor | None) -> Statistics:
     one = x.new_ones(1)
-    e = law._evidence(x, one, torch.zeros_like(one))
+    e = law._evidence(x, one, torch.zeros_like(one), nats=_NATS)
     frame = law._frame(x.dtype)
-    log_prob, gates = e.log_prob, e.gates  # (B,), (B, K, n)
+    K, n, d = frame.mean.shape
+    log_prob, gates = e.log_prob, e.gates.to(x.dtype)  # (B,), (B, K, n)
     if weights is not None:
         log_prob, gates = log_prob * weights, gates * weights[:, None, None]
-    gates = gates.to(x.dtype).transpose(0, 1)  # (K, B, n)
-    h = e.h.to(x.dtype).transpose(0, 1)  # (K, B, d)
-    weighted = (gates[..., None] * h[:, :, None]).flatten(2)  # (K, B, n d)
+    share = gates.sum(2)  # (B, K)
     # E[z | x, c] = mu + G (h - mu) with G = V lam / Lam V^T
     G = frame.lift.mT @ ((frame.lam / e.Lam[:, 0].to(x.dtype))[..., None] * frame.lift)  # (K, n, d, d)
     rest = frame.mean - (G @ frame.mean[..., None])[..., 0]
-    zeta = weighted @ G.flatten(1, 2) + gates @ rest  # (K, B, d)
-    share = gates.sum(2, keepdim=True)  # (K, B, 1)
-    ambient = torch.cat([zeta, share], 2).transpose(0, 1).flatten(1)  # (B, K (d + 1))
-    moment = (ambient.T @ e.x).unflatten(0, (len(h), -1)).double()  # (K, d + 1, D), of centred rows
-    count = gates.sum(1).double()
-    center = law._frame(torch.float64).center
+    first, second, ambient = x.new_zeros(K, n, d), x.new_zeros(K, n * d, d), x.new_zeros(K, d + 1, law.dim)
+    for k, at in enumerate(routes(share)):
+        r, h = gates[at, k], e.h[at, k].to(x.dtype)  # (b, n), (b, d)
+        weighted = (r[..., None] * h[:, None]).flatten(1)  # (b, n d)
+        zeta = weighted @ G[k].flatten(0, 1) + r @ rest[k]
+        first[k] = r.T @ h
+        second[k] = weighted.T @ h
+        ambient[k] = torch.cat([zeta, share[at, k, None]], 1).T @ e.x[at]
     return Statistics(
-        rows=torch.tensor(float(len(x)) if weights is None else float(weights.sum()), dtype=torch.float64).to(x.device),
+        rows=log_prob.new_tensor(len(x)) if weights is None else weights.sum(),
         log_prob=log_prob.double().sum(),
-        count=count,
-        first=weighted.sum(1).double().unflatten(1, frame.mean.shape[1:]),
-        second=(weighted.mT @ h).double().unflatten(1, frame.mean.shape[1:]),
-        off=(share[..., 0].to(e.rho2) * e.rho2).double().sum(1),
-        row_sum=moment[:, -1] + count.sum(1)[:, None] * center,
-        cross=moment[:, :-1].mT + zeta.double().sum(1)[:, None] * center[:, None],
+        count=gates.sum(0),
+        first=first,
+        second=second.unflatten(1, (n, d)),
+        off=(share.T.to(e.rho2) * e.rho2).sum(1),
+        ambient=ambient,
     )
 
 
@@ -172,6 +173,8 @@ def em_steps(
     start = _Estimate(law, [_scale(law.subspace(k)) for k in range(law.subspaces)])
     slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
     estimate, fallback, reached = start, None, -math.inf
+    # Weights may be counts, or add up to one.
+    one_row = 1.0 if weights is None else min(1.0, float(weights.sum() / weights.count_nonzero()))
     iteration = 0
     while True:
         statistics, value = _evaluate(estimate, rows, weights, nu)
@@ -182,10 +185,7 @@ def em_steps(
         yield EMState(iteration, estimate.law, float(statistics.log_prob / statistics.rows), value, rejected)
         reached = value
         iteration += 1
-        estimate, fallback = _maximise(estimate, statistics, nu, noise_floor, zero_mean)
-
-
-_SMALLEST_TAU = 1e-9
+        estimate, fallback = _maximise(estimate, statistics, one_row, nu, noise_floor, zero_mean)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _evaluate(estimate: _Estimate, rows: Rows, weights: Tensor | None, prior_row
         n = len(part.means)
         if n > 1 and prior_rows > 0:
             S = _latent_covariances(part)
-            fit = torch.linalg.solve(S, scale).diagonal(dim1=1, dim2=2).sum() + torch.logdet(S).sum()
+            fit = torch.linalg.solve(S, scale.expand_as(S)).diagonal(dim1=1, dim2=2).sum() + torch.logdet(S).sum()
             penalty += 0.5 * prior_rows * float(n * torch.logdet(scale) - fit)
     return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
 
@@ -222,17 +222,21 @@ def _scale(part: Subspace) -> Tensor:
 
 @torch.no_grad()
 def _maximise(
-    estimate: _Estimate, statistics: Statistics, prior_rows: float, noise_floor: float, zero_mean: bool
+    estimate: _Estimate,
+    statistics: Statistics,
+    one_row: float,
+    prior_rows: float,
+    noise_floor: float,
+    zero_mean: bool,
 ) -> tuple[_Estimate, _Estimate | None]:
-    """The next estimate, and the one with the old bases to fall back on."""
+    """The next estimate, and the one with the old bases to fall back on; modes below `one_row` of weight are dropped."""
     law = estimate.law
-    one_row = float(statistics.rows) / max(1.0, round(float(statistics.rows)))
     old_bases: list[Subspace] = []
     new_bases: list[Subspace] = []
     scales: list[Tensor] = []
     dropped = 0
     for k in range(law.subspaces):
-        alive = statistics.count[k, : law.modes[k]] >= min(1.0, one_row)
+        alive = statistics.count[k, : law.modes[k]] >= one_row
         dropped += int((~alive).sum())
         if not bool(alive.any()):
             continue
@@ -277,7 +281,8 @@ def _new_modes(
     else:
         mu = H1 / N[:, None]
         center = H1.sum(0) / N_k
-        mean = statistics.row_sum[k] / statistics.count[k].sum()  # b_k becomes the mean of the subspace's rows
+        # b_k becomes the mean of the subspace's rows.
+        mean = law._frame(torch.float64).center + statistics.ambient[k, -1] / statistics.count[k].sum()
         across = mean - offset - basis @ (basis.T @ (mean - offset))
         off = off - N_k * across.square().sum()
         offset = mean
@@ -343,13 +348,15 @@ def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) ->
     across = pulled[:, :, None] * mu[:, None]
     zz = tau2 * N[..., None] * G + G @ around @ G + across + across.mT + N[..., None] * mu[:, :, None] * mu[:, None]
     zz = zz.sum(0)
-    xz = statistics.cross[k, :, :d]
-    if not zero_mean:
-        z = (N * mu + pulled).sum(0)
+    zx = statistics.ambient[k, :d]  # (d, D)
+    z = (N * mu + pulled).sum(0)
+    if zero_mean:
+        zx = zx + z[:, None] * frame.center
+    else:
         zz = zz - z[:, None] * z / N.sum()
-        xz = xz - statistics.row_sum[k][:, None] * z / N.sum()
+        zx = zx - z[:, None] * statistics.ambient[k, -1] / N.sum()
     keep = 1e-9 * zz.diagonal().mean() + torch.finfo(zz.dtype).tiny  # directions without variance stay where they are
-    fit = torch.linalg.solve(zz + keep * torch.eye(d, dtype=zz.dtype, device=zz.device), (xz + keep * old).T).T
+    fit = torch.linalg.solve(zz + keep * torch.eye(d, dtype=zz.dtype, device=zz.device), zx + keep * old.T).T
     Q = torch.linalg.qr(fit).Q
     left, _, right = torch.linalg.svd(Q.T @ old)
     return (Q @ left @ right).to(law.basis.dtype)

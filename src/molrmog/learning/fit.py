@@ -8,6 +8,7 @@ With a head, the same is done in the leading principal coordinates, and the rest
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -87,12 +88,27 @@ def fit(
     """
     rows = Rows(x, dtype=dtype, device=device)
     rows.check_finite()
+    for name, value in (("rank", rank), ("prior_rows", prior_rows), ("noise_floor", noise_floor), ("max_iter", max_iter)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} = {value}: pass a number >= 0")
     held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device)
+    if held_out is not None:
+        if held_out.dim != rows.dim:
+            raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
+        held_out.check_finite("validation")
     w = None if weights is None else _row_weights(weights, len(rows))
     y, subspaces = _classes(labels, len(rows), subspaces)
+    if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
+        raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
     if start is not None:
         if head is not None:
             raise ValueError("a head/tail fit cannot start from a law: leave out start or head")
+        if start.dim != rows.dim or (y is not None and start.subspaces != subspaces):
+            classes = "" if y is None else f" in {subspaces} classes"
+            raise ValueError(
+                f"start is a law over R^{start.dim} with {start.subspaces} subspaces, but x has {rows.dim} "
+                f"columns{classes}: start from a law of the same shape"
+            )
         subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
     dims = _per_subspace("latent_dim", latent_dim, subspaces)
     counts = _per_subspace("modes", modes, subspaces)
@@ -101,7 +117,7 @@ def fit(
         noise_floor = 1e-3 * _overall_std(rows)
 
     def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None) -> MoLRMoG:
-        law = start or initial_law(
+        law = copy.deepcopy(start) or initial_law(
             rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=noise_floor
         )
         law = law.to(rows.device, rows.dtype)
@@ -125,7 +141,7 @@ def fit(
 
     if head == "auto":
         head = _best_head(fitted, rows, y, w, max(dims), seed)
-    elif head is not None and not max(dims) <= head <= rows.dim:
+    elif head is not None and (isinstance(head, str) or not max(dims) <= head <= rows.dim):
         raise ValueError(f"head = {head}: pass a number from latent_dim = {max(dims)} to D = {rows.dim}, or 'auto'")
     return fitted(head, rows, y, w, held_out)
 

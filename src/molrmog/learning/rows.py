@@ -47,7 +47,8 @@ class Rows:
         self._source: Tensor | np.ndarray = source if isinstance(source, Tensor) else np.asanyarray(source)
         if self._source.ndim != 2 or 0 in self._source.shape:
             raise ValueError(f"x has shape {tuple(self._source.shape)}: pass at least one row and column, (N, D)")
-        if not isinstance(self._source, Tensor) and self._source.dtype.kind not in "fiub":
+        table = self._source
+        if table.is_complex() if isinstance(table, Tensor) else table.dtype.kind not in "fiub":
             raise ValueError(f"x holds {self._source.dtype} values: pass numbers")
         self.dim = int(self._source.shape[1])
         wide = self._source.dtype in (torch.float64, np.dtype(np.float64))
@@ -83,10 +84,10 @@ class Rows:
             at = slice(start, min(start + size, len(self)))
             yield at, self[at]
 
-    def check_finite(self) -> None:
-        """Read every row once; raise ValueError at the first that holds NaN or infinity."""
+    def check_finite(self, name: str = "x") -> None:
+        """Read every row once; raise ValueError at the first of `name` that holds NaN or infinity."""
         for at, chunk in self.chunks():
             bad = ~chunk.isfinite().all(1)
             if bool(bad.any()):
                 row = at.start + int(bad.nonzero()[0])
-                raise ValueError(f"row {row} of x holds NaN or infinity: drop or impute such rows")
+                raise ValueError(f"row {row} of {name} holds NaN or infinity: drop or impute such rows")

@@ -134,12 +134,15 @@ def cluster_flats(
         The flats, and the flat of each row with shape (N,).
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     K = len(latent_dims)
     best: tuple[float, list[Flat], Tensor] | None = None
     rows = x.cpu().numpy()
     for start in range(starts):
-        means = KMeans(K, n_init=1, max_iter=10, random_state=seed + start).fit(rows)  # pyright: ignore[reportArgumentType]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty flats restart below
+            means = KMeans(K, n_init=1, max_iter=10, random_state=seed + start).fit(rows)  # pyright: ignore[reportArgumentType]
         assigned = torch.from_numpy(np.asarray(means.labels_, dtype=np.int64)).to(x.device)
         flats: list[Flat] = []
         energy = float("inf")

@@ -1,0 +1,269 @@
+"""The command line: words in, calls of `molrmog.interfaces.commands` out.
+
+Exit codes: 0 success, 1 the work failed, 2 the words make no sense, 130 interrupted. Results go to stdout; progress,
+warnings and errors to stderr. Nobody sees a traceback, unless MOLRMOG_DEBUG=1 asks for one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from molrmog.interfaces import package_version
+
+_SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
+_SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
+_DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
+
+
+def _yes_no(parser: ArgumentParser, name: str, default: bool, help: str) -> None:
+    parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no-"), default=default, help=help)
+
+
+def _command(description: str) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, description=description)
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win")
+    return parser
+
+
+def _fit() -> ArgumentParser:
+    parser = _command(
+        "Fit a law to data, measure it on held-out rows, and write a run folder with a report. "
+        "RUN/config.yaml keeps the settings: molrmog fit --config RUN/config.yaml --out OTHER repeats the fit."
+    )
+    add = parser.add_argument
+    add("data", type=str, help=_DATA)
+    add("--out", type=str, required=True, metavar="RUN", help="run folder to write")
+    _yes_no(parser, "overwrite", False, "replace a run that is there")
+    add("--subspaces", type=int, default=10, help="number of subspaces; with --labels the number of classes counts")
+    add("--latent-dim", type=int | list[int], default=32, help="dimension of each, one number or [a,b,...]")
+    add("--modes", type=int | list[int], default=8, help="Gaussians in each, one number or [a,b,...]")
+    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
+    add(
+        "--head",
+        type=int | Literal["auto"] | None,
+        default=None,
+        help="fit in so many leading principal coordinates and give the rest one shared Gaussian; auto chooses",
+    )
+    _yes_no(parser, "labels", False, "one subspace per class")
+    _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
+    add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
+    add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
+    add("--max-iter", type=int, default=50, help="passes over the data, at most")
+    add("--tol", type=float, default=1e-4, help="stop when the log-likelihood per dimension rises by less, in nats")
+    add("--seed", type=int, default=0, help="of everything random")
+    _yes_no(parser, "dequantise", False, "add uniform noise of one level to integer data, for honest bits/dim")
+    add("--image-size", type=int | None, default=None, help="crop and resize images to so many pixels a side")
+    add("--held-out", type=float, default=0.1, help="share of rows to hold out where the data have no test part")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    add("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+    _yes_no(parser, "evaluate", True, "measure the Fréchet distance of samples and how rows cluster, too")
+    return parser
+
+
+def _sample() -> ArgumentParser:
+    parser = _command("Draw samples of a fitted law as a picture, as rows, or both.")
+    add = parser.add_argument
+    add("run", type=str, help="run folder")
+    add("--num", type=int, default=64, help="how many")
+    add("--out", type=str | None, default=None, metavar="PNG", help="picture to write; RUN/samples.png where not given")
+    add("--npz", type=str | None, default=None, metavar="NPZ", help="also write x, subspace and mode of exact samples")
+    _yes_no(parser, "overwrite", False, "replace files that are there")
+    add(
+        "--sampler", type=_SAMPLERS, default="exact", help="exact draws from the law itself, the others walk down noise"
+    )
+    add("--steps", type=int, default=32, help="steps of the walk")
+    add("--schedule", type=_SCHEDULES, default="vp", help="noise schedule of the walk")
+    add("--subspace", type=int | None, default=None, help="draw from this subspace only (exact)")
+    add("--seed", type=int, default=0, help="of the samples")
+    return parser
+
+
+def _evaluate() -> ArgumentParser:
+    parser = _command("Measure a run on held-out rows, append to RUN/metrics.jsonl, and write its report again.")
+    add = parser.add_argument
+    add("run", type=str, help="run folder")
+    add("data", type=str | None, nargs="?", default=None, help=f"data; those of the run where not given. {_DATA}")
+    add(
+        "--features",
+        type=list[Literal["pca", "classifier", "squeezenet"]] | None,
+        default=None,
+        help="feature spaces, as [pca,classifier]; these two where there are labels, else pca",
+    )
+    add("--weights", type=str | None, default=None, metavar="FILE", help="safetensors weights of SqueezeNet 1.1")
+    add("--num-samples", type=int, default=2000, help="samples, and held-out rows at most, to compare")
+    add("--seed", type=int, default=0, help="of the samples and of the rows picked")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    return parser
+
+
+def _info() -> ArgumentParser:
+    parser = _command("Say what a run or a data set is.")
+    parser.add_argument("target", type=str, help=f"run folder, or data: {_DATA}")
+    parser.add_argument("--data-dir", type=str | None, default=None, help="folder to look in first")
+    return parser
+
+
+def _demo() -> ArgumentParser:
+    parser = _command(
+        "Fit the handwritten digits inside scikit-learn, compare with low-rank and full Gaussians, and write a report."
+    )
+    parser.add_argument("--out", type=str, default="runs/demo", metavar="RUN", help="run folder, its run is replaced")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    return parser
+
+
+def _bench() -> ArgumentParser:
+    parser = _command("Run the benchmarks of a source tree, each beside its peers.")
+    parser.add_argument("name", type=str | None, nargs="?", default=None, help="one of them; all where not given")
+    return parser
+
+
+_COMMANDS = {
+    "fit": (_fit, "fit a law to data and write a run folder"),
+    "sample": (_sample, "draw samples of a run"),
+    "evaluate": (_evaluate, "measure a run on held-out rows"),
+    "info": (_info, "say what a run or a data set is"),
+    "demo": (_demo, "fit the handwritten digits and write a report"),
+    "bench": (_bench, "run the benchmarks of a source tree"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = ArgumentParser(
+        prog="molrmog",
+        exit_on_error=False,
+        description="Diffusion models whose score is known in closed form: fit, sample, measure.",
+        version=package_version(),
+    )
+    commands = parser.add_subcommands(required=True, title="commands", metavar="COMMAND", dest="command")
+    for name, (make, help) in _COMMANDS.items():
+        commands.add_subcommand(name, make(), help=help)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the words after `molrmog`; those of the process where not given.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    # torch and scikit-learn bring an OpenMP each; idle threads of one that spin starve the other, 20 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    parser = build_parser()
+    debug = bool(os.environ.get("MOLRMOG_DEBUG"))
+    if argv is None:
+        signal.signal(signal.SIGTERM, _terminated)
+    settings: Any = None
+    try:
+        if not words:
+            parser.print_help(sys.stderr)
+            return 2
+        settings = parser.parse_args(words)
+        from molrmog.interfaces import commands
+
+        options = settings[settings.command].as_dict()
+        options.pop("config", None)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            commands.COMMANDS[settings.command](**options, command=shlex.join(["molrmog", *words]))
+        sys.stdout.flush()
+    except SystemExit as finished:  # --help, --version and SIGTERM
+        return int(finished.code or 0)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more on closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            raise
+        if settings is None:  # the words were not understood
+            return _fail(2, _explain(str(error), words), _where_help(words))
+        if isinstance(error, ValueError | OSError | ImportError):
+            return _fail(1, _one_line(error))
+        return _fail(1, f"{type(error).__name__}: {_one_line(error)}", "set MOLRMOG_DEBUG=1 to see where")
+    return 0
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _fail(code: int, *lines: str) -> int:
+    for prefix, line in zip(
+        ("molrmog: " if code == 130 else "molrmog: error: ", *[""] * len(lines)), lines, strict=False
+    ):
+        print(prefix + line, file=sys.stderr)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"molrmog: warning: {message}", file=sys.stderr)
+
+
+def _where_help(words: Sequence[str]) -> str:
+    name = next((word for word in words if word in _COMMANDS), None)
+    return f"see molrmog {name} --help" if name else "see molrmog --help"
+
+
+def _explain(text: str, words: Sequence[str]) -> str:
+    """What is wrong with the words, in a line."""
+    name = next((word for word in words if word in _COMMANDS), None)
+    known: list[str] = []
+    if name:
+        known = [flag for action in _COMMANDS[name][0]()._actions for flag in action.option_strings]
+    if match := re.match(r"unrecognized arguments: (.*)", text, re.DOTALL):
+        unknown = match[1].split()[0]
+        close = difflib.get_close_matches(unknown.split("=")[0], known, n=1) if unknown.startswith("-") else []
+        return f"unknown argument {unknown}" + (f": did you mean {close[0]}?" if close else "")
+    if match := re.search(r"invalid choice: '?([^' ]+)'?", text):
+        close = difflib.get_close_matches(match[1], _COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "choose from " + ", ".join(_COMMANDS)
+        return f"unknown command {match[1]}: {hint}"
+    if match := re.match(r"the following arguments are required: (.*)", text):
+        missing = [key.split(".")[-1] for key in match[1].split(", ")]
+        flags = [f"--{key}" if f"--{key}" in known else key.upper() for key in missing]
+        return f"{name} needs {' and '.join(flags)}"
+    if match := re.search(r'[Pp]arser key "(?:\w+\.)?(\w+)"', text):
+        flag = "--" + match[1].replace("_", "-")
+        flag = flag if flag in known else match[1].upper()
+        after = [word for name_, word in pairwise(words) if name_ == flag]
+        given = after[-1] if after else ""
+        if flag == "--config":
+            return f"--config {given}: no such file, or not YAML"
+        allowed = re.search(r"Expected a (?:typing\.)?Literal(\[[^\]]*\])", text)
+        action = next((a for a in _COMMANDS[name][0]()._actions if flag in a.option_strings), None) if name else None
+        wanted = f"one of {allowed[1]}" if allowed else getattr(action, "help", None) or "of another type"
+        return f"{flag} {given}: does not fit, it is {wanted}"
+    if "--config" in words and "codec can't decode" in text:
+        return "--config: not a YAML file"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

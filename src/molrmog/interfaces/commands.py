@@ -1,0 +1,491 @@
+"""What the words of the command line do. Each returns nothing, prints its results, and raises what went wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import molrmog
+from molrmog.data import Dataset
+from molrmog.interfaces import evaluation, pictures
+from molrmog.interfaces.evaluation import Measurement
+from molrmog.interfaces.report import machine, number, write_report
+from molrmog.interfaces.runs import (
+    DATA_NAME,
+    SAMPLES_NAME,
+    SETTINGS_NAME,
+    Run,
+    append_records,
+    check_out,
+    load_parts,
+    staged,
+)
+from molrmog.learning.em import EMState
+from molrmog.saving import write_atomically
+from molrmog.schedules import CosineSchedule, FlowSchedule, Schedule, VESchedule, VPSchedule
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "vp": VPSchedule,
+    "ve": VESchedule,
+    "cosine": CosineSchedule,
+    "flow": FlowSchedule,
+}
+_NAME_WIDTH = 32  # characters
+_GRID = 64  # samples in the report of a fit
+_FIT_SAMPLES = 2000  # samples that a fit compares with held-out rows
+
+
+def fit(
+    *,
+    data: str,
+    out: str,
+    overwrite: bool = False,
+    labels: bool = False,
+    dequantise: bool = False,
+    image_size: int | None = None,
+    held_out: float = 0.1,
+    data_dir: str | None = None,
+    seed: int = 0,
+    evaluate: bool = True,
+    device: str = "cpu",
+    command: str,
+    **shape: Any,
+) -> None:
+    """Fit a law to data and write a run folder.
+
+    The run is in place, whole, as soon as the fit is done; measurements and the report are added to it then.
+
+    Args:
+        data: name or path of the data.
+        out: run folder.
+        overwrite: replace a run that is there.
+        labels: one subspace per class.
+        dequantise: add uniform noise of one level to integer data.
+        image_size: crop and resize images to so many pixels a side.
+        held_out: share of rows to hold out where the data have no test part.
+        data_dir: folder to look in first.
+        seed: of everything random.
+        evaluate: measure samples and clusters, too.
+        device: where to compute.
+        command: the words that asked for this, for the record.
+        **shape: the remaining arguments of `molrmog.fit`.
+
+    Raises:
+        ValueError: the data or settings do not fit.
+        OSError: the data are not there, or the run folder cannot be written.
+    """
+    folder = Path(out)
+    check_out(folder, overwrite=overwrite)
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    with _status(f"reading {data}"):
+        source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
+        train, held = load_parts(data, held_out=held_out, seed=seed, **source)
+    if labels and train.labels is None:
+        raise ValueError(f"{train.name} has no labels: leave out --labels")
+    settings = {
+        "data": data,
+        "out": out,
+        **shape,
+        "labels": labels,
+        "seed": seed,
+        "evaluate": evaluate,
+        "device": device,
+    }
+    settings |= {"held_out": held_out, **source}
+    with staged(folder, overwrite=overwrite) as part:
+        law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
+        save_run(part, law, train, held, settings, records)
+    run = Run(folder)
+    try:
+        with _status("measuring"):
+            measured = evaluation.likelihood(law, train, held)
+            samples = evaluation.draw(law, min(_FIT_SAMPLES, max(len(held), _GRID)) if evaluate else _GRID, seed)
+            if evaluate:
+                (space,) = evaluation.feature_spaces(["pca"], train, held)
+                if min(len(train), len(held), len(samples)) > 1:
+                    measured += evaluation.quality(samples, train, held, space, neighbours=False, seed=seed)
+                measured += evaluation.clusters(law, held)
+            run.record([m.to_record(law="law", command=command) for m in measured])
+            write_atomically(
+                folder / SAMPLES_NAME,
+                lambda file: file.write_bytes(
+                    pictures.samples_picture(train, samples[:_GRID], np.asarray(held.x[:500]))
+                ),
+            )
+            page = write_report(run, law, train, held, samples)
+    except KeyboardInterrupt:
+        print(f"molrmog: the fit is done and kept; measure it with: molrmog evaluate {folder}", file=sys.stderr)
+        raise
+    print_measurements(train.name, {"law": measured})
+    print(f"report  {page}")
+
+
+def fit_and_record(
+    train: Dataset, *, labels: bool, command: str, name: str = "EM", **options: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Fit with a progress bar on stderr.
+
+    Args:
+        train: the rows.
+        labels: whether to use their labels.
+        command: for the record.
+        name: what the bar says.
+        **options: arguments of `molrmog.fit`.
+
+    Returns:
+        The law on the CPU, and records: one for the fit, one per pass of EM.
+
+    Raises:
+        ValueError: the data or options do not fit.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    passes: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figure]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None, figure="finding a start")
+
+        def on_iteration(state: EMState) -> None:
+            if state.iteration == 0:  # a fit begins; with head="auto" several do, and the last one counts
+                passes.clear()
+            passes.append(
+                {
+                    "kind": "em",
+                    "iteration": state.iteration,
+                    "log_likelihood": state.log_likelihood,
+                    "penalised": state.penalised,
+                    "seconds": round(time.perf_counter() - start, 3),
+                }
+            )
+            total = options.get("max_iter", 50)
+            figure = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
+            bar.update(task, completed=state.iteration, total=total, figure=figure)
+
+        law = molrmog.fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
+        bar.update(task, total=1, completed=1)
+    record = {
+        "kind": "fit",
+        "command": command,
+        "seconds": round(time.perf_counter() - start, 3),
+        "passes": passes[-1]["iteration"] if passes else 0,
+        "rows": len(train),
+        "labels": labels,
+        "machine": machine(),
+    }
+    return law.cpu(), [record, *passes]
+
+
+def save_run(
+    folder: Path,
+    law: MoLRMoG | HeadTail,
+    train: Dataset,
+    held_out: Dataset,
+    settings: Mapping[str, Any],
+    records: Sequence[Any],
+) -> None:
+    """Write what a run must hold: settings, data, law, records."""
+    law.save_pretrained(folder)
+    info = train.info() | {"held_out_rows": len(held_out)}
+    (folder / DATA_NAME).write_text(_json(info))
+    (folder / SETTINGS_NAME).write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    append_records(folder, records)
+
+
+def sample(
+    *,
+    run: str,
+    num: int = 64,
+    out: str | None = None,
+    npz: str | None = None,
+    overwrite: bool = False,
+    sampler: str = "exact",
+    steps: int = 32,
+    schedule: str = "vp",
+    subspace: int | None = None,
+    seed: int = 0,
+    command: str,
+) -> None:
+    """Draw samples of a run.
+
+    Args:
+        run: run folder.
+        num: how many.
+        out: picture to write; the run's own where not given.
+        npz: file for x, subspace and mode.
+        overwrite: replace files that are there.
+        sampler: name of the sampler.
+        steps: steps of a sampler that walks.
+        schedule: noise schedule of a sampler that walks.
+        subspace: draw from this one only.
+        seed: of the samples.
+        command: the words that asked for this.
+
+    Raises:
+        ValueError: an option does not fit.
+        OSError: there is no run, or a file cannot be written.
+    """
+    if num < 1:
+        raise ValueError(f"--num {num}: ask for at least 1")
+    place = Run(Path(run))
+    picture = Path(out) if out else place.folder / SAMPLES_NAME
+    rows = None if npz is None else Path(npz)
+    for path in (Path(out) if out else None, rows):
+        _check_file(path, overwrite=overwrite)
+    law, layout = place.law(), place.layout()
+    generator = torch.Generator().manual_seed(seed)
+    arrays: dict[str, np.ndarray] = {}
+    if sampler == "exact":
+        if subspace is not None and not 0 <= subspace < law.subspaces:
+            raise ValueError(f"--subspace {subspace}: the law has subspaces 0 to {law.subspaces - 1}")
+        drawn = law.sample(num, generator, subspace=subspace)
+        x = drawn.x
+        arrays = {"subspace": drawn.subspace.numpy(), "mode": drawn.mode.numpy()}
+    elif subspace is not None:
+        raise ValueError(f"--subspace goes with --sampler exact, not {sampler}")
+    else:
+        noise = SCHEDULES[schedule]()
+        x = molrmog.sample(law, noise, (num, law.dim), sampler=sampler, steps=steps, generator=generator, progress=True)
+    x = x.numpy()
+    write_atomically(picture, lambda part: part.write_bytes(pictures.samples_picture(layout, x)))
+    print(f"picture  {picture}")
+    if rows is not None:
+
+        def save(part: Path) -> None:
+            with part.open("wb") as file:  # given a name, numpy would add a suffix to it
+                np.savez_compressed(file, allow_pickle=False, x=x, **arrays)
+
+        write_atomically(rows, save)
+        print(f"rows     {rows}")
+
+
+def evaluate(
+    *,
+    run: str,
+    data: str | None = None,
+    features: Sequence[str] | None = None,
+    weights: str | None = None,
+    num_samples: int = 2000,
+    seed: int = 0,
+    data_dir: str | None = None,
+    command: str,
+) -> None:
+    """Measure a run on held-out rows and write its report again.
+
+    Args:
+        run: run folder.
+        data: name or path; that of the run where not given.
+        features: names of feature spaces.
+        weights: weights of SqueezeNet.
+        num_samples: samples to compare.
+        seed: of the samples.
+        data_dir: folder to look in first.
+        command: the words that asked for this.
+
+    Raises:
+        ValueError: the data do not fit the run, or an option does not.
+        OSError: there is no run or no data.
+    """
+    if num_samples < 10:
+        raise ValueError(f"--num-samples {num_samples}: pass at least 10")
+    place = Run(Path(run))
+    law, layout, settings = place.law(), place.layout(), place.settings()
+    source = data or settings.get("data")
+    if source is None:
+        raise ValueError(f"{run} does not say what it was fitted to: pass DATA")
+    with _status(f"reading {source}"):
+        train, held = load_parts(
+            source,
+            data_dir=data_dir or settings.get("data_dir"),
+            dequantise=layout.dequantised,
+            image_size=settings.get("image_size"),
+            held_out=settings.get("held_out", 0.1),
+            seed=settings.get("seed", 0),
+        )
+    if train.dim != law.dim:
+        raise ValueError(f"{source} has rows of {train.dim} values, the law of {run} has {law.dim}: pass its own data")
+    if data is not None and train.name != layout.name:
+        print(f"molrmog: warning: the run was fitted to {layout.name}, not to {train.name}", file=sys.stderr)
+    names = features or (["pca", "classifier"] if train.labels is not None else ["pca"])
+    # Outside the status line: the classifier draws a bar of its own.
+    spaces = evaluation.feature_spaces(names, train, held, weights)
+    with _status("measuring"):
+        samples = evaluation.draw(law, num_samples, seed)
+        measured = evaluation.likelihood(law, train, held)
+        for space in spaces:
+            measured += evaluation.quality(samples, train, held, space, seed=seed)
+        measured += evaluation.memorisation(samples, train, held, seed)
+        measured += evaluation.clusters(law, held)
+        place.record([m.to_record(law="law", command=command) for m in measured])
+        page = write_report(place, law, train, held, samples)
+    print_measurements(train.name, {"law": measured})
+    print(f"report  {page}")
+
+
+def info(*, target: str, data_dir: str | None = None, command: str) -> None:
+    """Say what a run or a data set is.
+
+    Args:
+        target: run folder, or name or path of data.
+        data_dir: folder to look in first.
+        command: the words that asked for this.
+
+    Raises:
+        ValueError: the target is damaged, or neither.
+        OSError: the target is not there.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    measured: dict[str, list[Measurement]] = {}
+    if (Path(target) / DATA_NAME).is_file():
+        place = Run(Path(target))
+        law, about = place.law(), place.info()
+        lines: dict[str, Any] = {
+            "run": target,
+            "law": type(law).__name__,
+            "dimension": law.dim,
+            "subspaces": law.subspaces,
+            "latent dimensions": ", ".join(map(str, law.latent_dims)),
+            "modes": ", ".join(map(str, law.modes)),
+            "parameters": f"{law.num_parameters:,}",
+            "noise floor": f"{law.noise_floor:.4g} data units",
+            "fitted to": f"{about['name']}, {about['rows']:,} rows",
+        }
+        records = place.records()
+        if made := next((r for r in records if r["kind"] == "fit"), None):
+            lines |= {"fit": f"{made['seconds']:.1f} s, {made['passes']} passes", "command": made["command"]}
+        latest: dict[tuple[str, str, str], Any] = {}
+        for r in records:
+            if r["kind"] == "measurement":
+                key = (r["where"], r["name"], r["law"])
+                latest.pop(key, None)
+                latest[key] = r
+        for r in latest.values():
+            measured.setdefault(r["law"], []).append(Measurement(*(r[field.name] for field in fields(Measurement))))
+    else:
+        data = molrmog.load_data(target, data_dir=data_dir)
+        counts = None if data.labels is None else np.unique(data.labels, return_counts=True)[1]
+        lines = {
+            "data": data.name,
+            "rows": f"{len(data):,} ({data.part})",
+            "shape": " x ".join(map(str, data.shape)),
+            "levels": data.levels or "real numbers",
+            "values": f"{data.x.min():.4g} to {data.x.max():.4g}, x = raw * {data.scale:.6g} + {data.shift:.6g}",
+            "labels": "none" if counts is None else f"{len(counts)}, {counts.min():,} to {counts.max():,} rows each",
+        }
+        if data.classes:
+            lines["classes"] = ", ".join(data.classes[:20])
+    for name, value in lines.items():
+        table.add_row(name, Text(str(value)))
+    Console().print(table)
+    if measured:
+        print_measurements("measurements", measured)
+
+
+def bench(*, name: str | None = None, command: str) -> None:
+    """Run the benchmarks of a source tree.
+
+    Args:
+        name: one of them.
+        command: the words that asked for this.
+
+    Raises:
+        FileNotFoundError: this is no source tree.
+        ValueError: there is no such benchmark.
+        RuntimeError: one failed; what it said stands on stderr.
+    """
+    folders = (Path.cwd() / "benchmarks", Path(molrmog.__file__).parents[2] / "benchmarks")
+    found = {path.stem: path for folder in folders[::-1] for path in sorted(folder.glob("[a-z]*.py"))}
+    if not found:
+        raise FileNotFoundError("no benchmarks here: run molrmog bench inside the source tree of molrmog")
+    if name is not None and name not in found:
+        raise ValueError(f"no benchmark {name}: choose from {', '.join(found)}")
+    for stem in [name] if name else list(found):
+        print(f"-- {stem}", flush=True)
+        if code := subprocess.run([sys.executable, str(found[stem])], check=False).returncode:
+            raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
+
+
+def demo(*, out: str = "runs/demo", seed: int = 0, command: str) -> None:
+    """Fit the handwritten digits and write a report; see `molrmog.interfaces.demo`."""
+    from molrmog.interfaces.demo import run_demo
+
+    run_demo(Path(out), seed=seed, command=command)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "fit": fit,
+    "sample": sample,
+    "evaluate": evaluate,
+    "info": info,
+    "demo": demo,
+    "bench": bench,
+}
+
+
+def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]) -> None:
+    """Print measurements as a table, one column per law.
+
+    Args:
+        title: above the table.
+        measured: name of the law to its measurements, in one order.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(
+        Text(f"{title:<{_NAME_WIDTH}}" + "".join(f"{name:>10}" for name in (*measured, "training"))), style="bold"
+    )
+    where = None
+    for rows in zip(*measured.values(), strict=True):
+        if rows[0].where != where:
+            where = rows[0].where
+            console.print(Text(where), style="dim")
+        figures = [number(m.value) for m in rows] + [number(rows[0].reference)]
+        console.print(Text(f"  {rows[0].name:<{_NAME_WIDTH - 2}}" + "".join(f"{figure:>10}" for figure in figures)))
+    console.print("training: what training rows get in the place of samples", style="dim")
+    console.print()
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _check_file(path: Path | None, *, overwrite: bool) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: name another file, or pass --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+
+
+@contextmanager
+def _status(text: str) -> Generator[None]:
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield

@@ -1,0 +1,239 @@
+"""A law as a scikit-learn estimator: density, clusters and coordinates behind the usual verbs.
+
+    transform(x)               = [R_1, ..., R_K, zeta_1, ..., zeta_K]
+    inverse_transform(R, zeta) = sum_k R_k b_k + A_k zeta_k  = E[b_k + A_k z | x]
+
+with R_k the gate of subspace k and zeta_k = sum_l r_kl E[z | x, kl],
+so `inverse_transform(transform(x))` is x with the off-subspace noise taken out, and the inverse is one linear map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from molrmog.learning.fit import fit
+
+
+class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
+    """Mixture of low-rank Gaussians on a union of subspaces, as a density estimator, clusterer and transformer.
+
+    The defaults are small, so that they fit any table of a few dozen rows; for images try 10 subspaces of dimension 32
+    with 8 modes.
+
+    Args:
+        n_subspaces: number K of subspaces; with `use_labels`, the number of classes counts.
+        latent_dim: dimension of the subspaces, lowered to the number of features where that is smaller.
+        n_modes: Gaussians in each subspace.
+        rank: rank of every mode's covariance; full where None.
+        head: fit in so many leading principal coordinates and give the rest one shared Gaussian ("auto" chooses); then
+            `transform` and `inverse_transform` see the leading coordinates only.
+        use_labels: let `fit` use y, one subspace per class; otherwise y is ignored.
+        zero_mean: keep all means at zero.
+        prior_rows: how many rows the prior on each mode's covariance is worth.
+        noise_floor: smallest standard deviation, in data units; a thousandth of the data's own where None.
+        max_iter: passes over the data, at most.
+        tol: stop when the log-likelihood per row and dimension rises by less, in nats.
+        random_state: of the fit, and of `sample`.
+
+    Attributes:
+        law_: the fitted law.
+        n_iter_: passes over the data that the fit took.
+        classes_: label of each subspace, with shape (K,); with `use_labels` only.
+        n_features_in_: number D of features.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(50, 4))
+        >>> model = MoLRMoGEstimator(n_subspaces=2, latent_dim=2, random_state=0).fit(X)
+        >>> model.score_samples(X).shape, model.predict(X).shape, model.transform(X).shape
+        ((50,), (50,), (50, 6))
+
+    References:
+        arXiv 2601.01475, section 3.
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's own protocol)
+        "n_subspaces": [Interval(Integral, 1, None, closed="left")],
+        "latent_dim": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "n_modes": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "rank": [Interval(Integral, 0, None, closed="left"), None],
+        "head": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
+        "use_labels": ["boolean"],
+        "zero_mean": ["boolean"],
+        "prior_rows": [Interval(Real, 0, None, closed="left"), None],
+        "noise_floor": [Interval(Real, 0, None, closed="left"), None],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        n_subspaces: int = 3,
+        latent_dim: int | Sequence[int] = 8,
+        n_modes: int | Sequence[int] = 1,
+        rank: int | None = None,
+        head: int | Literal["auto"] | None = None,
+        *,
+        use_labels: bool = False,
+        zero_mean: bool = False,
+        prior_rows: float | None = None,
+        noise_floor: float | None = None,
+        max_iter: int = 50,
+        tol: float = 1e-4,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_subspaces = n_subspaces
+        self.latent_dim = latent_dim
+        self.n_modes = n_modes
+        self.rank = rank
+        self.head = head
+        self.use_labels = use_labels
+        self.zero_mean = zero_mean
+        self.prior_rows = prior_rows
+        self.noise_floor = noise_floor
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit the law by EM.
+
+        Args:
+            X: rows, with shape (N, D).
+            y: class of each row, with shape (N,); ignored unless `use_labels`.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: the rows are not finite or too few, or `use_labels` is set and y is missing.
+        """
+        self._validate_params()
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        if self.use_labels and y is None:
+            raise ValueError("use_labels needs y, one class per row: pass y to fit, or set use_labels=False")
+        labels = np.asarray(y) if self.use_labels else None
+        dims = self.latent_dim
+        dims = min(int(dims), X.shape[1]) if isinstance(dims, Integral) else [min(int(d), X.shape[1]) for d in dims]
+        passes: list[int] = []
+        self.law_ = fit(
+            X,
+            labels,
+            self.n_subspaces,
+            dims,
+            self.n_modes if isinstance(self.n_modes, Integral) else [int(n) for n in self.n_modes],
+            self.rank,
+            self.head,
+            seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
+            zero_mean=self.zero_mean,
+            prior_rows=self.prior_rows,
+            noise_floor=self.noise_floor,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            on_iteration=lambda state: passes.append(state.iteration),
+        )
+        self.n_iter_ = max(passes[-1], 1)
+        if labels is not None:
+            self.classes_ = np.unique(labels)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Log-density of each row in nats, with shape (N,)."""
+        with torch.no_grad():
+            return self.law_.log_prob(self._rows(X)).numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log-density of the rows, in nats; y is ignored."""
+        return float(np.mean(self.score_samples(X), dtype=np.float64))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Gate of each subspace, with shape (N, K)."""
+        return self._shares(self._gates(self._rows(X))).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Most probable subspace of each row, with shape (N,)."""
+        return self.predict_proba(X).argmax(1)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Gates and gated latent means of each row, with shape (N, K + sum d_k)."""
+        x = self._rows(X)
+        gates = self._gates(x)
+        columns = [self._shares(gates)]
+        for k in range(self.law_.subspaces):
+            part = self.law_.subspace(k)
+            own = gates[:, self.law_.component_of == k]  # (N, n_k)
+            h = (x - part.offset) @ part.basis  # (N, d_k)
+            zeta = torch.zeros_like(h)
+            for r, mu, U in zip(own.T, part.means, part.factors, strict=True):
+                lam, V = torch.linalg.eigh((U @ U.T).double())
+                lam = lam.clamp(min=0)
+                shrink = ((V * (lam / (lam + part.tau**2))) @ V.T).to(h)
+                zeta += r[:, None] * (mu + (h - mu) @ shrink)
+            columns.append(zeta)
+        return torch.cat(columns, 1).numpy()
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Rows with shape (N, D) from their gates and latent means (N, K + sum d_k): what `transform` saw, less the noise.
+
+        Raises:
+            ValueError: the number of columns is not that of `transform`.
+        """
+        check_is_fitted(self)
+        coordinates = check_array(X, dtype=[np.float64, np.float32])
+        parts = [self.law_.subspace(k) for k in range(self.law_.subspaces)]
+        back = torch.cat([torch.stack([part.offset for part in parts]), *(part.basis.T for part in parts)])
+        if coordinates.shape[1] != len(back):
+            raise ValueError(f"X has {coordinates.shape[1]} columns: pass the {len(back)} that transform returns")
+        return (torch.tensor(coordinates).to(back) @ back).numpy()
+
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Draw exact samples.
+
+        Args:
+            n_samples: how many.
+
+        Returns:
+            Samples with shape (n_samples, D), and the subspace of each with shape (n_samples,).
+
+        Raises:
+            ValueError: n_samples < 1.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples = {n_samples}: ask for at least 1")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        drawn = self.law_.sample(n_samples, torch.Generator().manual_seed(seed))
+        return drawn.x.numpy(), drawn.subspace.numpy()
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns of `transform`, with shape (K + sum d_k,); `input_features` is ignored."""
+        check_is_fitted(self)
+        gates = [f"gate{k}" for k in range(self.law_.subspaces)]
+        latents = [f"subspace{k}_latent{j}" for k, d in enumerate(self.law_.latent_dims) for j in range(d)]
+        return np.array(gates + latents, dtype=object)
+
+    def _rows(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """Responsibilities with shape (N, sum n_k)."""
+        with torch.no_grad():
+            return self.law_.posterior(x).responsibilities
+
+    def _shares(self, gates: Tensor) -> Tensor:
+        """Responsibilities of subspaces, with shape (N, K)."""
+        shares = gates.new_zeros(len(gates), self.law_.subspaces)
+        return shares.index_add_(1, self.law_.component_of, gates)

@@ -1,0 +1,223 @@
+"""A run: one folder that holds a fitted law and everything that is known about it.
+
+| file | holds |
+| --- | --- |
+| `config.yaml` | the settings of the fit; `molrmog fit --config RUN/config.yaml --out OTHER` repeats it |
+| `config.json`, `model.safetensors` | the law |
+| `data.json` | what a row of the data means: `Layout.info()`, and how many rows were held out |
+| `metrics.jsonl` | one JSON object a line: the fit, every pass of EM, every measurement with the command that made it |
+| `samples.png` | a grid of samples |
+| `report.html` | all of this as one page |
+
+A new run is written beside its place and renamed into it, so that a fit which is interrupted leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molrmog import load_data
+from molrmog.data import Dataset, Layout
+from molrmog.head_tail import HeadTail, load_law
+from molrmog.mixture import MoLRMoG
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
+
+SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
+SAMPLES_NAME, REPORT_NAME = "samples.png", "report.html"
+RUN_FILES = (SETTINGS_NAME, CONFIG_NAME, MODEL_NAME, DATA_NAME, METRICS_NAME, SAMPLES_NAME, REPORT_NAME)
+
+_IN_MEMORY = 2**30  # bytes of a memory map up to which picking single rows into memory is harmless
+_NO_SECOND_PART = re.compile(r"has no 'test'|no test rows|, not 'test'|nknown split")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists.
+
+    Attributes:
+        folder: where it is.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        missing = [name for name in (MODEL_NAME, DATA_NAME) if not (self.folder / name).is_file()]
+        if not self.folder.is_dir() or missing:
+            why = f"{' and '.join(missing)} missing" if self.folder.is_dir() else "no such folder"
+            raise FileNotFoundError(f"no run at {self.folder} ({why}): make one with molrmog fit DATA --out RUN")
+
+    def law(self) -> MoLRMoG | HeadTail:
+        """Read the law.
+
+        Raises:
+            ValueError: the model is corrupt.
+        """
+        return load_law(self.folder)
+
+    def info(self) -> dict[str, Any]:
+        """Read `data.json`.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        try:
+            return json.loads((self.folder / DATA_NAME).read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.folder / DATA_NAME} is damaged ({error}): fit again") from None
+
+    def layout(self) -> Layout:
+        """What a row of the run's data means."""
+        return Layout.from_info(self.info())
+
+    def settings(self) -> dict[str, Any]:
+        """Read `config.yaml`; empty where there is none.
+
+        Raises:
+            ValueError: it is not YAML.
+        """
+        import yaml
+
+        path = self.folder / SETTINGS_NAME
+        try:
+            return dict(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): fit again") from None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Read `metrics.jsonl`, oldest first; empty where there is none.
+
+        Raises:
+            ValueError: a line is not JSON.
+        """
+        path = self.folder / METRICS_NAME
+        if not path.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): delete its last line, or the file") from None
+
+    def record(self, records: Sequence[dict[str, Any]]) -> None:
+        """Append to `metrics.jsonl`, all lines or none."""
+        append_records(self.folder, records)
+
+
+def append_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Append lines to the `metrics.jsonl` of a folder, all of them or none."""
+    path = folder / METRICS_NAME
+    before = path.read_text() if path.is_file() else ""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    write_atomically(path, lambda part: part.write_text(before + lines))
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that would be written over; to be called before the work starts.
+
+    Args:
+        out: the folder.
+        overwrite: whether its run may be replaced.
+
+    Raises:
+        FileExistsError: the folder holds something and `overwrite` is not set.
+        NotADirectoryError: there is a file of that name.
+        PermissionError: the folder cannot be made there.
+    """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file: name a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise FileExistsError(f"--out {out} exists and is not empty: name another folder, or pass --overwrite")
+    there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not os.access(there, os.W_OK) or not there.is_dir():
+        raise PermissionError(f"--out {out}: {there} cannot be written to: name another folder")
+
+
+@contextmanager
+def staged(out: Path, *, overwrite: bool = False) -> Generator[Path]:
+    """A folder beside `out` to write a run into, which becomes `out` when the block ends well and vanishes otherwise.
+
+    Where `out` exists its run is replaced file by file; what else lies there stays.
+
+    Args:
+        out: the run folder.
+        overwrite: whether a run that is there may be replaced.
+
+    Raises:
+        OSError: see :func:`check_out`.
+    """
+    check_out(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+    try:
+        yield part
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o777 & ~umask)
+        if not out.exists():
+            os.rename(part, out)
+            return
+        for name in RUN_FILES:
+            if (part / name).exists():
+                os.replace(part / name, out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_parts(
+    data: str,
+    *,
+    data_dir: str | None = None,
+    dequantise: bool = False,
+    image_size: int | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset]:
+    """Load the rows to fit and the rows to hold out.
+
+    The data's own test part is held out where there is one, else a random share of the rows, stratified by label. Of a
+    memory map above 1 GiB it is the last rows in file order, so that neither part is read into memory.
+
+    Args:
+        data: name or path, see `molrmog.load_data`.
+        data_dir: folder to look in first.
+        dequantise: add uniform noise on [0, 1) to integer levels.
+        image_size: crop and resize images to this many pixels a side.
+        held_out: share of the rows to hold out where there is no test part.
+        seed: of the split and of the dequantisation noise.
+
+    Returns:
+        The training rows and the held-out rows.
+
+    Raises:
+        ValueError: the data are unknown or damaged, or the share leaves a part empty.
+        FileNotFoundError: they are not there.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
+    options: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size, "seed": seed}
+    train = load_data(data, **options)
+    try:
+        return train, load_data(data, "test", **options)
+    except ValueError as error:
+        if not _NO_SECOND_PART.search(str(error)):
+            raise
+    if isinstance(train.x, np.memmap) and train.x.nbytes > _IN_MEMORY:
+        cut = len(train) - max(1, round(held_out * len(train)))
+        return train.subset(slice(0, cut)), train.subset(slice(cut, None))
+    rest, held = train.split(1 - held_out, seed)
+    return rest, held

@@ -1,0 +1,1 @@
+"""Independent answers: dense float64 algebra, autograd, and random laws of every shape to ask about."""
