@@ -168,7 +168,7 @@ class Law(Protocol):
         ...
 
 
-_CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # numbers per temporary: a CPU's cache, a GPU's memory
+_CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**26}  # numbers per temporary: a CPU's cache, a GPU's memory
 
 
 def rows_per_chunk(device: torch.device, width: int) -> int:

@@ -49,13 +49,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, routes, rows_per_chunk, values_hidden
+from molrmog.gates import DECIDED, NATS, Evidence, Frame, lift_means, weigh
+from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, rows_per_chunk, values_hidden
 from molrmog.saving import load_model, save_model
-
-# What rounding does to the log of a gate, in nats per |x|^2 / v: float32 rows at most, measured, and float32 latents.
-_AMBIENT, _LATENT = 5e-7, 1e-10
-_NATS, _DECIDED = 1e-3, 1e-1  # what gates keep to; what does not matter where one subspace takes the whole row
-_LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -79,64 +75,6 @@ class Subspace:
     mode_weights: Tensor
     means: Tensor
     factors: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What the formulas need of the parameters, computed once per parameter change; d is the largest d_k.
-
-    `down` maps centred rows to [h, b . x, s] of every subspace in one product, up to the constant s `bias`; `project`
-    maps these to V^T (h - s mu) of every mode, in one product per subspace.
-    """
-
-    center: Tensor  # (D,)
-    down: Tensor  # (D, K, d + 2)   [A_k, b_k - center, 0]
-    bias: Tensor  # (K, d + 2)      [-A_k^T (b_k - center), 0, 1]
-    project: Tensor  # (K, d + 2, n, d)
-    lift: Tensor  # (K, n, d, d)    V^T
-    mean: Tensor  # (K, n, d)
-    lam: Tensor  # (K, n, d)
-    offset2: Tensor  # (K,)         |b_k - center|^2
-    tau2: Tensor  # (K,)
-    log_weight: Tensor  # (K, n)    log w_k + log pi_kl, -inf where padded
-    coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
-
-    def to(self, dtype: torch.dtype) -> _Frame:
-        if dtype == self.center.dtype:
-            return self
-        # Constant pixels leave entries that float32 can only hold as denormal numbers, which slow every product tenfold.
-        small = {name: nn.functional.hardshrink(value, 1e-30) for name, value in vars(self).items() if value is not None}
-        return _Frame(**{"coupling": None, **{name: value.to(dtype) for name, value in small.items()}})
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """How every mode explains every row. E[z | x, c] = mu_c + s pull_c lift_c."""
-
-    x: Tensor  # (B, D)            centred rows x - s center
-    s: Tensor  # (B or 1,)
-    gamma: Tensor  # (B or 1,)
-    v: Tensor  # (K, B or 1)
-    h: Tensor  # (B, K, d)
-    rho2: Tensor  # (K, B)
-    Lam: Tensor  # (K, B or 1, n, d)
-    white: Tensor  # (K, B, n, d)
-    pull: Tensor  # (K, B, n, d)
-    lift: Tensor  # (K, n, d, d)
-    log_joint: Tensor  # (B, K, n)  log w + log pi + log N
-    rounding: float  # what rounding may have moved log_joint by, in nats
-
-    @property
-    def log_prob(self) -> Tensor:  # (B,)
-        joint = self.log_joint.flatten(1)
-        # exp(-80) changes no digit of the sum, but denormal numbers slow the exponential tenfold.
-        return joint.maximum(joint.amax(1, keepdim=True) - 80).logsumexp(1)
-
-    @property
-    def gates(self) -> Tensor:  # (B, K, n)
-        gates = self.log_joint.flatten(1).softmax(1).view_as(self.log_joint)
-        # Gates this small change no digit of any result, but as denormal numbers they slow every product tenfold.
-        return nn.functional.threshold(gates, 1e-20, 0.0)
 
 
 class MoLRMoG(nn.Module):
@@ -214,7 +152,7 @@ class MoLRMoG(nn.Module):
 
         real_mode = torch.arange(n) < torch.tensor(self.modes)[:, None]
         self.register_buffer("_real_mode", real_mode.to(device), persistent=False)
-        self._cache: dict[torch.dtype, tuple[object, _Frame]] = {}
+        self._cache: dict[torch.dtype, tuple[object, Frame]] = {}
 
     # --- what the law is
 
@@ -445,7 +383,8 @@ class MoLRMoG(nn.Module):
         """
 
         def divergence(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            e = self._evidence(x, s, gamma)
+            e = self._evidence(x, s, gamma, route=False)
+            assert e.white is not None
             norm2 = (e.white.square() / e.Lam).sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
             trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
             within = (e.gates.transpose(0, 1) * (norm2 - trace)).sum((0, 2))
@@ -533,121 +472,31 @@ class MoLRMoG(nn.Module):
 
     # --- how it computes it
 
-    def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = _NATS) -> _Evidence:
-        """Weigh every mode for every row; x with shape (B, D), s and gamma with shape (B or 1,).
+    def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = NATS, route: bool = True) -> Evidence:
+        """How every mode explains every row; x with shape (B, D), s and gamma with shape (B or 1,)."""
+        filled = [d == self.dim for d in self.latent_dims]
+        return weigh(self._frame, x, s, gamma, filled=filled, nats=nats, route=route)
 
-        Rounding moves the log of a gate by `nats` at most.
-        """
-        frame = self._frame(x.dtype)
-        centred = exact = x - s[:, None] * frame.center
-        norm2 = _norm2(centred)
-        ambient, latent, rounding = self._precisions(norm2, s, gamma, nats)
-        if ambient != x.dtype:
-            frame = self._frame(ambient)
-            exact = centred.to(ambient) if latent == x.dtype else x.to(ambient) - s.to(ambient)[:, None] * frame.center
-            norm2 = _norm2(exact)
-        s1 = s.to(ambient)[:, None]
-        down = torch.addmm((s1[..., None] * frame.bias).flatten(1), exact, frame.down.flatten(1))
-        down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
-        d = frame.mean.shape[2]
-        h = down[..., :d]
-        energy = norm2[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
-        rho2 = (energy - _norm2(h)).T.to(latent)  # (K, B)
-        if self.dim in self.latent_dims:  # nothing lies off such a subspace, not even rounding
-            rho2 = rho2 * torch.tensor([[float(d_k < self.dim)] for d_k in self.latent_dims]).to(rho2)
-
-        frame = self._frame(latent)
-        s1, s3 = s.to(latent)[:, None], s.to(latent)[:, None, None]
-        v = s1.T.square() * frame.tau2[:, None] + gamma.to(latent).square()  # (K, B or 1)
-        Lam = s3.square() * frame.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)
-        root = Lam.rsqrt()
-        shared = Lam.shape[1] == 1  # one noise level for all rows: the whitening is folded into the products
-        project = frame.project * root if shared else frame.project
-        white = (down.to(latent).transpose(0, 1) @ project.flatten(2)).unflatten(2, frame.lam.shape[1:])
-        if not shared:
-            white = white * root
-
-        lift = (frame.lam * root[:, 0] if shared else frame.lam)[..., None] * frame.lift
-        logdet = Lam.log().sum(-1)
-        if frame.coupling is None:
-            maha = _norm2(white)
-            pull = white if shared else white * root
-        else:
-            first = -s3.square() * root * _couple(root * white, frame.coupling)
-            second = -s3.square() * root * _couple(root * first, frame.coupling)
-            solved = white + first + second  # (I + s^2 Lam^-1/2 E Lam^-1/2)^-1 white
-            maha = (white * solved).sum(-1)
-            squares = _couple(root.square(), frame.coupling.square())
-            logdet = logdet - 0.5 * s1**4 * (squares * root.square()).sum(-1)
-            pull = frame.lam[:, None] * root * solved + _couple(root * solved, frame.coupling)
-            lift = frame.lift
-        shell = rho2 / v + (self.dim - d) * v.log() + self.dim * _LOG_2PI  # (K, B)
-        log_joint = (frame.log_weight[:, None] - 0.5 * (maha + logdet + shell[..., None])).transpose(0, 1).contiguous()
-        return _Evidence(centred, s, gamma, v, h, rho2, Lam, white, pull, lift, log_joint, rounding)
-
-    def _precisions(
-        self, norm2: Tensor, s: Tensor, gamma: Tensor, nats: float
-    ) -> tuple[torch.dtype, torch.dtype, float]:
-        """The dtypes in which rows of these squared norms go down and their latents are weighed, and what that loses."""
-        if norm2.dtype == torch.float64 or values_hidden(norm2, s, gamma, self.tau):
-            return torch.float64, torch.float64, 0.0
-        with torch.no_grad():
-            v = s.square() * self.tau.square().min() + gamma.square()
-            ratio = float((norm2 / v).max()) if len(norm2) else 0.0
-        if ratio * _AMBIENT <= nats:
-            return torch.float32, torch.float32, ratio * _AMBIENT
-        return torch.float64, torch.float32 if ratio * _LATENT <= nats else torch.float64, 0.0
-
-    def _settled(self, result: Callable[[_Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        """`result` of the evidence; only rows that rounding leaves undecided between subspaces are weighed in float64."""
+    def _settled(self, result: Callable[[Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """`result` of the evidence, where only rows that float32 leaves undecided between subspaces use float64."""
         if torch.is_grad_enabled() or values_hidden(x, s, gamma):
             return result(self._evidence(x, s, gamma))
-        e = self._evidence(x, s, gamma, nats=_DECIDED)
+        e = self._evidence(x, s, gamma, nats=DECIDED)
         out = result(e)
-        if e.rounding > _NATS:
+        if e.rounding > NATS:
             undecided = (e.gates.sum(2).amax(1) < 1 - 1e-5).nonzero()[:, 0]
             levels = (t if len(t) == 1 else t[undecided] for t in (s, gamma))
             out[undecided] = result(self._evidence(x[undecided], *levels))
         return out
 
-    def _score(self, e: _Evidence) -> Tensor:
-        gates = e.gates.transpose(0, 1)
-        pull = (gates.sum(2) / e.v).sum(0)[:, None].to(e.x.dtype)  # (B, 1)
-        return torch.addcmul(self._up(e, gates, e.s / e.v), pull, e.x, value=-1)
+    def _score(self, e: Evidence) -> Tensor:
+        pull = (e.gates.sum(2) / e.v.T).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
+        return torch.addcmul(lift_means(self._frame(e.x.dtype), e, e.s / e.v), pull, e.x, value=-1)
 
-    def _denoise(self, e: _Evidence) -> Tensor:
+    def _denoise(self, e: Evidence) -> Tensor:
         frame = self._frame(e.x.dtype)
-        gates = e.gates.transpose(0, 1)
-        keep = (gates.sum(2) * (e.s * frame.tau2[:, None] / e.v)).sum(0)[:, None].to(e.x.dtype)  # (B, 1)
-        return torch.addcmul(frame.center + self._up(e, gates, e.gamma.square() / e.v), keep, e.x)
-
-    def _up(self, e: _Evidence, gates: Tensor, share: Tensor) -> Tensor:
-        """sum_k share_k (R_k (b_k - center) + A_k zeta_k), with shape (B, D).
-
-        The gates have shape (K, B, n), the shares (K, B or 1). Without gradients a row goes to its experts only.
-        """
-        dtype = e.x.dtype
-        frame = self._frame(dtype)
-        gates, share, lift = gates.to(dtype), share.to(dtype)[..., None], e.lift.to(dtype).flatten(1, 2)
-        up = frame.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
-
-        def weighted(pull: Tensor, gates: Tensor, s: Tensor, share: Tensor, mean: Tensor, lift: Tensor) -> Tensor:
-            pulled = (pull * (gates * s)[..., None]).flatten(-2).to(dtype)  # (..., b, n d)
-            zeta = gates @ mean + pulled @ lift  # (..., b, d)
-            return torch.cat([zeta, gates.sum(-1, keepdim=True)], -1) * share
-
-        if not torch.is_grad_enabled() and not values_hidden(e.x):
-            routed = routes(gates.sum(2).T)
-            if sum(len(gates[0, at]) for at in routed) < 0.5 * gates.shape[0] * gates.shape[1]:
-                out = torch.zeros_like(e.x)
-                for k, at in enumerate(routed):
-                    s = e.s[:, None] if len(e.s) == 1 else e.s[at, None]
-                    shares = share[k] if share.shape[1] == 1 else share[k, at]
-                    part = weighted(e.pull[k, at], gates[k, at], s, shares, frame.mean[k], lift[k]) @ up[k]
-                    out[at] += part
-                return out
-        dense = weighted(e.pull, gates, e.s[:, None], share, frame.mean, lift)  # (K, B, d + 1)
-        return dense.transpose(0, 1).flatten(1) @ up.flatten(0, 1)
+        keep = (e.gates.sum(2) * (e.s[:, None] * frame.tau2 / e.v.T)).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
+        return torch.addcmul(frame.center + lift_means(frame, e, e.gamma.square() / e.v), keep, e.x)
 
     def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
@@ -657,7 +506,8 @@ class MoLRMoG(nn.Module):
             return rows if onto is None else rows @ onto.T.to(rows.dtype)
 
         def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            e = self._evidence(x, s, gamma)
+            e = self._evidence(x, s, gamma, route=False)
+            assert e.white is not None and e.pull is not None
             frame = self._frame(e.x.dtype)
             gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
             mean = rotated(self._denoise(e))
@@ -684,7 +534,8 @@ class MoLRMoG(nn.Module):
     @torch.no_grad()
     def _posterior_sample(self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None) -> Tensor:
         def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            e = self._evidence(x, s, gamma)
+            e = self._evidence(x, s, gamma, route=False)
+            assert e.white is not None and e.pull is not None
             frame = self._frame(x.dtype)
             B, modes = len(x), frame.lam.shape[1]
             component = draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
@@ -709,7 +560,7 @@ class MoLRMoG(nn.Module):
 
     def _draw_latent(
         self,
-        frame: _Frame,
+        frame: Frame,
         component: Tensor,
         shift: Tensor | float,
         spread: Tensor,
@@ -720,14 +571,14 @@ class MoLRMoG(nn.Module):
         lift = frame.lift.flatten(0, 1)[component]  # (rows, d, d)
         return frame.mean.flatten(0, 1)[component] + ((shift + spread * eps)[:, None] @ lift)[:, 0]
 
-    def _lift(self, frame: _Frame, k: Tensor, z: Tensor) -> Tensor:
+    def _lift(self, frame: Frame, k: Tensor, z: Tensor) -> Tensor:
         """b_k + A_k z, with shape (rows, D); k with shape (rows,), z with shape (rows, d)."""
         d = z.shape[1]
         placed = z.new_zeros(len(z), len(frame.mean), d + 1)
         placed[torch.arange(len(z), device=z.device), k] = torch.cat([z, torch.ones_like(z[:, :1])], 1)
         return frame.center + placed.flatten(1) @ frame.down[..., : d + 1].flatten(1).T
 
-    def _frame(self, dtype: torch.dtype) -> _Frame:
+    def _frame(self, dtype: torch.dtype) -> Frame:
         """The frame in `dtype`, from the cache unless derivatives with respect to the parameters are wanted."""
         parameters = [self.basis, self.offset, self.mean, self.factor, self.tau, self.subspace_logits, self.mode_logits]
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
@@ -740,7 +591,7 @@ class MoLRMoG(nn.Module):
                 self._cache[dtype] = (version, self._build_frame(differentiable=False).to(dtype))
         return self._cache[dtype][1]
 
-    def _build_frame(self, differentiable: bool) -> _Frame:
+    def _build_frame(self, differentiable: bool) -> Frame:
         A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
         # One Newton step to A (A^T A)^-1/2: rounded to float32, a basis is orthonormal to 1e-7, which shows at low noise.
         A = 1.5 * A - 0.5 * torch.einsum("Dki,kij->Dkj", A, torch.einsum("Dki,Dkj->kij", A, A))
@@ -757,7 +608,7 @@ class MoLRMoG(nn.Module):
         b = b - center
         column = torch.zeros_like(b)[..., None]  # (K, D, 1)
         scalar = torch.zeros_like(b[:, :1])  # (K, 1)
-        return _Frame(
+        return Frame(
             center=center,
             down=torch.cat([A.transpose(0, 1), b[..., None], column], 2).transpose(0, 1).contiguous(),
             bias=torch.cat([-torch.einsum("Dkd,kD->kd", A, b), scalar, scalar + 1], 1),
@@ -783,18 +634,6 @@ class MoLRMoG(nn.Module):
         K, n, d, _ = self.factor.shape
         size = rows_per_chunk(self.basis.device, width or self.dim + K * n * d)
         return by_rows(compute, x, s, gamma, dim=self.dim, noise=self.tau, parameters=self.parameters(), size=size)
-
-
-def _norm2(x: Tensor) -> Tensor:
-    """Squared norm over the last axis."""
-    if torch.is_grad_enabled():
-        return x.square().sum(-1)  # smooth at zero
-    return torch.linalg.vector_norm(x, dim=-1).square()  # one pass over memory
-
-
-def _couple(z: Tensor, coupling: Tensor) -> Tensor:
-    """Apply each mode's symmetric (d, d) matrix to its numbers; z (K, B, n, d), coupling (K, n, d, d)."""
-    return (z.transpose(1, 2) @ coupling).transpose(1, 2)
 
 
 def _check_shapes(dim: int, latent_dims: Sequence[int], modes: Sequence[int], ranks: Sequence[Sequence[int]]) -> None:

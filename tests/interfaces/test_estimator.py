@@ -13,7 +13,7 @@ from molrmog.interfaces.estimator import MoLRMoGEstimator
 
 # The tables of the checks are so small that modes run out of rows, which is a warning.
 @pytest.mark.filterwarnings("ignore:EM dropped", "ignore:a subspace starts with")
-@parametrize_with_checks([MoLRMoGEstimator(), MoLRMoGEstimator(n_subspaces=2, n_modes=2, head=1, latent_dim=1)])
+@parametrize_with_checks([MoLRMoGEstimator()])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 

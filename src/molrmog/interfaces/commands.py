@@ -17,6 +17,7 @@ import yaml
 
 import molrmog
 from molrmog.data import Dataset
+from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation, pictures
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.report import machine, number, write_report
@@ -31,6 +32,7 @@ from molrmog.interfaces.runs import (
     staged,
 )
 from molrmog.learning.em import EMState
+from molrmog.mixture import MoLRMoG
 from molrmog.saving import write_atomically
 from molrmog.schedules import CosineSchedule, FlowSchedule, Schedule, VESchedule, VPSchedule
 

@@ -33,12 +33,13 @@ LAWS: dict[str, dict[str, Any]] = {
     "MoLRG": {"subspaces": 10, "latent_dim": 16, "modes": 1, "zero_mean": True},
     "Gaussian": {"subspaces": 1, "latent_dim": 64, "modes": 1},
 }
+FEATURES = ("pca", "classifier")
 _SHOWN = 64
 _ABOUT = (
     "Four laws, all fitted without labels to the same 1,297 handwritten digits of 8 × 8 pixels that ship inside "
     "scikit-learn: MoLR-MoG, 10 subspaces with 6 low-rank Gaussians each in the 32 leading principal coordinates and "
-    "one Gaussian for the rest; “pure”, the same over all 64 pixels without that Gaussian; MoLRG, 10 subspaces with one "
-    "zero-mean Gaussian each; and one full Gaussian. Uniform noise of one grey level makes bits/dim honest. Subspaces, "
+    "one Gaussian for the rest; “pure”, the same over all 64 pixels without that Gaussian; MoLRG, 10 subspaces with "
+    "one zero-mean Gaussian each; and one full Gaussian. Uniform noise of one level makes bits/dim honest. Subspaces, "
     "gates and the curve below are those of the first."
 )
 
@@ -66,7 +67,7 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
             name: commands.fit_and_record(train, labels=False, seed=seed, command=command, name=f"{name:>8}", **shape)
             for name, shape in LAWS.items()
         }
-        spaces = evaluation.feature_spaces(["pca", "classifier"], train, held)
+        spaces = evaluation.feature_spaces(FEATURES, train, held)
         samples: dict[str, np.ndarray] = {}
         measured: dict[str, list[evaluation.Measurement]] = {}
         with console.status("measuring") as status:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -124,17 +124,16 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         if self.use_labels and y is None:
             raise ValueError("use_labels needs y, one class per row: pass y to fit, or set use_labels=False")
         labels = np.asarray(y) if self.use_labels else None
-        dims = self.latent_dim
-        dims = min(int(dims), X.shape[1]) if isinstance(dims, Integral) else [min(int(d), X.shape[1]) for d in dims]
+        dims = np.minimum(self.latent_dim, X.shape[1]).tolist()  # one number stays one number
         passes: list[int] = []
         self.law_ = fit(
             X,
             labels,
             self.n_subspaces,
             dims,
-            self.n_modes if isinstance(self.n_modes, Integral) else [int(n) for n in self.n_modes],
+            np.asarray(self.n_modes).tolist(),
             self.rank,
-            self.head,
+            cast(Any, self.head),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
             zero_mean=self.zero_mean,
             prior_rows=self.prior_rows,
@@ -153,7 +152,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         with torch.no_grad():
             return self.law_.log_prob(self._rows(X)).numpy()
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Mean log-density of the rows, in nats; y is ignored."""
         return float(np.mean(self.score_samples(X), dtype=np.float64))
 
@@ -184,13 +183,13 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         return torch.cat(columns, 1).numpy()
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Rows with shape (N, D) from their gates and latent means (N, K + sum d_k): what `transform` saw, less the noise.
+        """Rows with shape (N, D) from their gates and latent means, with shape (N, K + sum d_k).
 
         Raises:
             ValueError: the number of columns is not that of `transform`.
         """
         check_is_fitted(self)
-        coordinates = check_array(X, dtype=[np.float64, np.float32])
+        coordinates = check_array(X, dtype=cast(Any, [np.float64, np.float32]))
         parts = [self.law_.subspace(k) for k in range(self.law_.subspaces)]
         back = torch.cat([torch.stack([part.offset for part in parts]), *(part.basis.T for part in parts)])
         if coordinates.shape[1] != len(back):

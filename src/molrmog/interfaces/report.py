@@ -109,6 +109,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return "–"
     if value != value:
         return "undefined"
+    if value in (float("inf"), -float("inf")):
+        return "infinite"
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e7):
         return f"{value:.2e}".replace("-", "−")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**26}
+_CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
 
 
 class Rows:

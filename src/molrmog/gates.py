@@ -1,0 +1,232 @@
+"""The gates: how every mode of a law explains every row, and the way back up to R^D.
+
+This is the engine under `molrmog.mixture`, whose formulas and symbols it keeps. A row is weighed densely, by all modes in
+one batched product, or routed: no mode of subspace k can reach more than the
+
+    ceiling_k = max_l [ log w_k + log pi_kl - 1/2 sum_j log Lam_klj ] - 1/2 [ rho2_k / v_k + (D - d_k) log v_k + D log 2 pi ]
+
+so after the modes of the most promising subspace are weighed, every subspace whose ceiling lies 40 nats below what they
+reached (a share of 4e-18) need not see the row. At low noise nearly every row is the affair of one or two subspaces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from molrmog.law import values_hidden
+
+# What rounding does to the log of a gate, in nats per |x|^2 / v: float32 rows at most, measured, and float32 latents.
+_AMBIENT, _LATENT = 5e-7, 1e-10
+NATS, DECIDED = 1e-3, 0.5  # what gates keep to; what does not matter where one subspace takes the whole row
+_OUT_OF_REACH = 40.0  # nats
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the formulas need of the parameters, computed once per parameter change; d is the largest d_k.
+
+    `down` maps centred rows to [h, b . x, s] of every subspace in one product, up to the constant s `bias`; `project`
+    maps these to V^T (h - s mu) of every mode, in one product per subspace.
+    """
+
+    center: Tensor  # (D,)
+    down: Tensor  # (D, K, d + 2)   [A_k, b_k - center, 0]
+    bias: Tensor  # (K, d + 2)      [-A_k^T (b_k - center), 0, 1]
+    project: Tensor  # (K, d + 2, n, d)
+    lift: Tensor  # (K, n, d, d)    V^T
+    mean: Tensor  # (K, n, d)
+    lam: Tensor  # (K, n, d)
+    offset2: Tensor  # (K,)         |b_k - center|^2
+    tau2: Tensor  # (K,)
+    log_weight: Tensor  # (K, n)    log w_k + log pi_kl, -inf where padded
+    coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
+
+    def to(self, dtype: torch.dtype) -> Frame:
+        if dtype == self.center.dtype:
+            return self
+        # Constant pixels leave entries that float32 can only hold as denormal numbers, which slow every product tenfold.
+        small = {name: nn.functional.hardshrink(value, 1e-30) for name, value in vars(self).items() if value is not None}
+        return Frame(**{"coupling": None, **{name: value.to(dtype) for name, value in small.items()}})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How every mode explains every row. E[z | x, c] = mu_c + s pull_c lift_c."""
+
+    x: Tensor  # (B, D)            centred rows x - s center
+    s: Tensor  # (B or 1,)
+    gamma: Tensor  # (B or 1,)
+    v: Tensor  # (K, B or 1)
+    h: Tensor  # (B, K, d)
+    rho2: Tensor  # (K, B)
+    Lam: Tensor  # (K, B or 1, n, d)
+    lift: Tensor  # (K, n, d, d)
+    white: Tensor | None  # (K, B, n, d)   where weighed densely
+    pull: Tensor | None  # (K, B, n, d)
+    routed: list[tuple[Tensor, Tensor]] | None  # rows (b,) and their pull (b, n, d) for each subspace, where routed
+    log_joint: Tensor  # (B, K, n)  log w + log pi + log N
+    rounding: float  # what rounding may have moved log_joint by, in nats
+
+    @property
+    def log_prob(self) -> Tensor:  # (B,)
+        joint = self.log_joint.flatten(1)
+        # exp(-80) changes no digit of the sum, but denormal numbers slow the exponential tenfold.
+        return joint.maximum(joint.amax(1, keepdim=True) - 80).logsumexp(1)
+
+    @property
+    def gates(self) -> Tensor:  # (B, K, n)
+        gates = self.log_joint.flatten(1).softmax(1).view_as(self.log_joint)
+        # Gates this small change no digit of any result, but as denormal numbers they slow every product tenfold.
+        return nn.functional.threshold(gates, 1e-20, 0.0)
+
+
+def weigh(
+    frame_in: Callable[[torch.dtype], Frame],
+    x: Tensor,
+    s: Tensor,
+    gamma: Tensor,
+    *,
+    filled: Sequence[bool],
+    nats: float = NATS,
+    route: bool = True,
+) -> Evidence:
+    """Weigh the modes for every row.
+
+    Args:
+        frame_in: the law's frame in a dtype.
+        x: rows, with shape (B, D), float32 or float64.
+        s: signal scale, with shape (B or 1,).
+        gamma: noise standard deviation, with shape (B or 1,).
+        filled: whether each subspace is all of R^D, so that nothing lies off it.
+        nats: what rounding may move the log of a gate by.
+        route: whether rows may be routed; they are only where no derivatives are wanted and it pays.
+    """
+    frame = frame_in(x.dtype)
+    centred = exact = x - s[:, None] * frame.center
+    norm2 = squared_norm(centred)
+    ambient, latent, rounding = _precisions(frame, norm2, s, gamma, nats)
+    if ambient != x.dtype:
+        frame = frame_in(ambient)
+        exact = centred.to(ambient) if latent == x.dtype else x.to(ambient) - s.to(ambient)[:, None] * frame.center
+        norm2 = squared_norm(exact)
+    s1 = s.to(ambient)[:, None]
+    down = torch.addmm((s1[..., None] * frame.bias).flatten(1), exact, frame.down.flatten(1))
+    down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
+    (D, K, _), (_, n, d) = frame.down.shape, frame.mean.shape
+    h = down[..., :d]
+    energy = norm2[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
+    rho2 = (energy - squared_norm(h)).T.to(latent)  # (K, B)
+    if any(filled):
+        rho2 = rho2 * torch.tensor([[float(not whole)] for whole in filled]).to(rho2)
+
+    frame = frame_in(latent)
+    s1, s3 = s.to(latent)[:, None], s.to(latent)[:, None, None]
+    v = s1.T.square() * frame.tau2[:, None] + gamma.to(latent).square()  # (K, B or 1)
+    Lam = s3.square() * frame.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)
+    root = Lam.rsqrt()
+    shared = Lam.shape[1] == 1  # one noise level for all rows: the whitening is folded into the products
+    project = (frame.project * root if shared else frame.project).flatten(2)  # (K, d + 2, n d)
+    lift = (frame.lam * root[:, 0] if shared else frame.lam)[..., None] * frame.lift
+    shell = rho2 / v + (D - d) * v.log() + D * _LOG_2PI  # (K, B)
+    logdet = Lam.log().sum(-1)
+    if frame.coupling is not None:
+        squares = _couple(root.square(), frame.coupling.square())
+        logdet = logdet - 0.5 * s1**4 * (squares * root.square()).sum(-1)
+    base = frame.log_weight[:, None] - 0.5 * logdet  # (K, B or 1, n)
+    down = down.to(latent)
+    routed = white = pull = log_joint = None
+
+    if route and not (torch.is_grad_enabled() or values_hidden(x, s, gamma)):
+        ceiling = base.amax(2) - 0.5 * shell  # (K, B)
+        if float((ceiling > ceiling.amax(0) - _OUT_OF_REACH).double().mean()) < 0.5:
+            log_joint = torch.full((len(x), K, n), -torch.inf, dtype=latent, device=x.device)
+
+            def explain(k: int, at: Tensor) -> tuple[Tensor, Tensor]:
+                own = (down[at, k] @ project[k]).unflatten(1, (n, d))  # (b, n, d)
+                here = slice(None) if shared else at
+                own = own if shared else own * root[k, here]
+                log_joint[at, k] = base[k, here] - 0.5 * (squared_norm(own) + shell[k, at, None])
+                return at, own if shared else own * root[k, here]
+
+            first = ceiling.argmax(0)
+            for k in range(K):
+                explain(k, (first == k).nonzero()[:, 0])
+            reached = log_joint.flatten(1).amax(1)
+            routed = [explain(k, mine.nonzero()[:, 0]) for k, mine in enumerate(ceiling > reached - _OUT_OF_REACH)]
+
+    if log_joint is None:
+        white = (down.transpose(0, 1) @ project).unflatten(2, (n, d))  # (K, B, n, d)
+        white = white if shared else white * root
+        if frame.coupling is None:
+            maha = squared_norm(white)
+            pull = white if shared else white * root
+        else:
+            first = -s3.square() * root * _couple(root * white, frame.coupling)
+            second = -s3.square() * root * _couple(root * first, frame.coupling)
+            solved = white + first + second  # (I + s^2 Lam^-1/2 E Lam^-1/2)^-1 white
+            maha = (white * solved).sum(-1)
+            pull = frame.lam[:, None] * root * solved + _couple(root * solved, frame.coupling)
+            lift = frame.lift
+        log_joint = (base - 0.5 * (maha + shell[..., None])).transpose(0, 1).contiguous()
+    return Evidence(centred, s, gamma, v, h, rho2, Lam, lift, white, pull, routed, log_joint, rounding)
+
+
+def lift_means(frame: Frame, e: Evidence, share: Tensor) -> Tensor:
+    """sum_k share_k (R_k (b_k - center) + A_k zeta_k), with shape (B, D).
+
+    Args:
+        frame: in the dtype of the rows.
+        e: their evidence.
+        share: with shape (K, B or 1).
+    """
+    dtype = e.x.dtype
+    gates, share, lift = e.gates.to(dtype), share.to(dtype)[..., None], e.lift.to(dtype).flatten(1, 2)
+    up = frame.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
+
+    def weighted(pull: Tensor, gates: Tensor, s: Tensor, share: Tensor, mean: Tensor, lift: Tensor) -> Tensor:
+        pulled = (pull * (gates * s)[..., None]).flatten(-2).to(dtype)  # (..., b, n d)
+        zeta = gates @ mean + pulled @ lift  # (..., b, d)
+        return torch.cat([zeta, gates.sum(-1, keepdim=True)], -1) * share
+
+    if e.routed is None:
+        assert e.pull is not None
+        dense = weighted(e.pull, gates.transpose(0, 1), e.s[:, None], share, frame.mean, lift)  # (K, B, d + 1)
+        return dense.transpose(0, 1).flatten(1) @ up.flatten(0, 1)
+    out = torch.zeros_like(e.x)
+    for k, (at, pull) in enumerate(e.routed):
+        s = e.s[:, None] if len(e.s) == 1 else e.s[at, None]
+        shares = share[k] if share.shape[1] == 1 else share[k, at]
+        out[at] += weighted(pull, gates[at, k], s, shares, frame.mean[k], lift[k]) @ up[k]
+    return out
+
+
+def _precisions(
+    frame: Frame, norm2: Tensor, s: Tensor, gamma: Tensor, nats: float
+) -> tuple[torch.dtype, torch.dtype, float]:
+    """The dtypes in which rows of these squared norms go down and their latents are weighed, and what that loses."""
+    if norm2.dtype == torch.float64 or values_hidden(norm2, s, gamma, frame.tau2):
+        return torch.float64, torch.float64, 0.0
+    with torch.no_grad():
+        v = s.square() * frame.tau2.min() + gamma.square()
+        ratio = float((norm2 / v).max()) if len(norm2) else 0.0
+    if ratio * _AMBIENT <= nats:
+        return torch.float32, torch.float32, ratio * _AMBIENT
+    return torch.float64, torch.float32 if ratio * _LATENT <= nats else torch.float64, 0.0
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """Squared norm over the last axis."""
+    if torch.is_grad_enabled():
+        return x.square().sum(-1)  # smooth at zero
+    return torch.linalg.vector_norm(x, dim=-1).square()  # one pass over memory
+
+
+def _couple(z: Tensor, coupling: Tensor) -> Tensor:
+    """Apply each mode's symmetric (d, d) matrix to its numbers; z (K, B, n, d), coupling (K, n, d, d)."""
+    return (z.transpose(1, 2) @ coupling).transpose(1, 2)

@@ -1,0 +1,246 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+
+import molrmog
+from molrmog.interfaces import demo
+from molrmog.interfaces.cli import main
+
+SMALL = ["--subspaces", "2", "--latent-dim", "3", "--modes", "2", "--max-iter", "5"]
+
+
+class Page(HTMLParser):
+    """Tags that are opened and not closed, sources of pictures, and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def check_page(path):
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.sources
+    assert all(source.startswith("data:image/") for source in page.sources)  # it stands alone
+    return " ".join(" ".join(page.text).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert (
+        main(["fit", "digits", "--out", str(folder), "--labels", "--dequantise", "--latent-dim", "4", "--modes", "2"])
+        == 0
+    )
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "rows.npz"
+    label = rng.integers(0, 2, 120)
+    np.savez(path, x=rng.normal(size=(120, 6)) + 4 * label[:, None], y=label)
+    return path
+
+
+def test_fit_writes_a_whole_run(run, capsys):
+    names = {path.name for path in run.iterdir()}
+    expected = "config.yaml config.json model.safetensors data.json metrics.jsonl samples.png report.html"
+    assert names == set(expected.split())
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    passes = [r["log_likelihood"] for r in records if r["kind"] == "em"]
+    assert len(passes) > 1
+    assert passes[-1] > passes[0]
+    measured = {r["name"]: r for r in records if r["kind"] == "measurement" and "held-out" in r["where"]}
+    law = molrmog.load(run)
+    held = molrmog.load_data("digits", "test", dequantise=True)
+    nats = law.log_prob(__import__("torch").tensor(held.x)).mean().item()
+    assert measured["log-likelihood, nats, mean"]["value"] == pytest.approx(nats, rel=1e-5)
+    # bits per dimension of the raw levels, by hand: x = raw / 8 - 1.
+    assert measured["bits/dim, mean"]["value"] == pytest.approx(-(nats / 64 + np.log(1 / 8)) / np.log(2), rel=1e-5)
+    text = check_page(run / "report.html")
+    assert "--dequantise" in text
+    assert "noise floor" in text
+    assert "one subspace per class" in text
+
+
+def test_saved_settings_repeat_the_fit(run, tmp_path):
+    config = run / "config.yaml"
+    assert yaml.safe_load(config.read_text())["latent_dim"] == 4
+    assert main(["fit", "--config", str(config)]) == 1  # the run is there
+    assert main(["fit", "--config", str(config), "--out", str(tmp_path / "again")]) == 0
+    same = (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert same
+
+
+def test_sample_writes_the_picture_and_the_rows(run, tmp_path, capsys):
+    words = ["sample", str(run), "--num", "9", "--out", str(tmp_path / "a.png"), "--npz", str(tmp_path / "a.npz")]
+    assert main([*words, "--subspace", "3", "--seed", "1"]) == 0
+    with np.load(tmp_path / "a.npz") as drawn:
+        assert drawn["x"].shape == (9, 64)
+        assert (drawn["subspace"] == 3).all()
+    assert main(words) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--sampler", "euler", "--steps", "4", "--schedule", "flow"]) == 0
+    with np.load(tmp_path / "a.npz") as drawn:
+        assert np.isfinite(drawn["x"]).all()
+        assert drawn.files == ["x"]
+    assert main(["sample", str(run), "--sampler", "heun", "--subspace", "1"]) == 1
+
+
+def test_evaluate_adds_measurements_and_rewrites_the_report(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = (copy / "metrics.jsonl").read_text()
+    assert main(["evaluate", str(copy), "--features", "[pca]", "--num-samples", "100"]) == 0
+    after = (copy / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    names = {json.loads(line)["name"] for line in after[len(before) :].splitlines()}
+    assert {"bits/dim, mean", "Fréchet distance", "precision, k = 3", "coverage, k = 5", "adjusted Rand index"} <= names
+    assert "molrmog evaluate" in check_page(copy / "report.html")
+    assert main(["info", str(copy)]) == 0
+    assert "precision" in capsys.readouterr().out
+
+
+def test_rows_that_are_no_images_work_from_end_to_end(rows, tmp_path):
+    out = tmp_path / "run"
+    assert main(["fit", str(rows), "--out", str(out), *SMALL]) == 0
+    assert main(["evaluate", str(out), "--num-samples", "50", "--features", "[pca]"]) == 0
+    text = check_page(out / "report.html")
+    assert "real numbers" in text
+    assert "bits/dim" not in text
+
+
+def test_a_head_tail_run_works_from_end_to_end(tmp_path):
+    out = tmp_path / "run"
+    assert main(["fit", "digits", "--out", str(out), *SMALL, "--head", "8", "--no-evaluate"]) == 0
+    assert isinstance(molrmog.load(out), molrmog.HeadTail)
+    assert main(["sample", str(out), "--num", "4"]) == 0
+    check_page(out / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["fit", "digits", "--out", "r", "--latent-dims", "3"], 2, "did you mean --latent-dim?"),
+        (["fit", "digits", "--out", "r", "--latent-dim", "x"], 2, "--latent-dim x"),
+        (["fit", "digits"], 2, "fit needs --out"),
+        (["fit"], 2, "DATA and --out"),
+        (["fti", "digits"], 2, "did you mean fit?"),
+        (["fit", "digits", "--out", "r", "--config", "nosuch.yaml"], 2, "--config nosuch.yaml"),
+        (["fit", "digits", "--out", "r", "--config", "odd.yaml"], 2, "latent_dimm"),
+        (["fit", "digits", "--out", "r", "--config", "nan.npy"], 2, "not a YAML file"),
+        (["fit", "nosuch", "--out", "r"], 1, "unknown data set 'nosuch'"),
+        (["fit", "nan.npy", "--out", "r"], 1, "row 3 holds NaN"),
+        (["fit", "digits", "--out", "full"], 1, "exists and is not empty"),
+        (["fit", "digits", "--out", "nan.npy"], 1, "is a file"),
+        (["fit", "nosuch", "--out", "full"], 1, "exists and is not empty"),  # before any work
+        (["fit", "digits", "--out", "r", "--latent-dim", "99"], 1, "pass at most 64"),
+        (["fit", "digits", "--out", "r", "--device", "abacus"], 1, "--device abacus"),
+        (["sample", "digits", "--num", "0"], 1, "at least 1"),
+        (["sample", "full"], 1, "no run at full"),
+        (["sample", "full", "--sampler", "foo"], 2, "exact"),
+        (["evaluate", "nowhere"], 1, "no run at nowhere"),
+        (["info", "nowhere"], 1, "unknown data set"),
+        (["bench", "nosuch"], 1, "benchmark"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(words, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    x = np.ones((20, 4))
+    x[3, 1] = np.nan
+    np.save("nan.npy", x)
+    (tmp_path / "odd.yaml").write_text("latent_dimm: 3\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    there = sorted(tmp_path.rglob("*"))
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if "finding a start" not in line]  # the bar of a fit that failed
+    assert message in lines[0]
+    assert lines[0].startswith("molrmog: error: ")
+    assert len(lines) <= 2
+    assert "Traceback" not in out + err
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_corrupt_model_is_named(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    model = copy / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:200])
+    for command in ("sample", "evaluate", "info"):
+        assert main([command, str(copy)]) == 1
+        assert "corrupt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "sample", "evaluate", "info", "demo", "bench"])
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "usage: molrmog" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_fit_leaves_nothing(number, code, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20_000, 50)).astype(np.float32))
+    words = ["fit", "x.npy", "--out", "run", "--max-iter", "100000", "--tol", "0", "--latent-dim", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "molrmog.interfaces.cli", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".run.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from molrmog.interfaces.cli import main; main(['fit', '--help']);"
+        "heavy = {'sklearn', 'matplotlib', 'diffusers', 'torchvision', 'torchmetrics', 'pyarrow'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_demo_compares_its_laws_and_can_be_repeated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "FEATURES", ("pca",))
+    small = {name: demo.LAWS[name] | {"max_iter": 2} for name in ("MoLR-MoG", "Gaussian")}
+    monkeypatch.setattr(demo, "LAWS", small)
+    for _ in range(2):
+        assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    out = capsys.readouterr().out
+    assert str(tmp_path / "demo" / "report.html") in out
+    text = check_page(tmp_path / "demo" / "report.html")
+    for name in demo.LAWS:
+        assert name in text
+    records = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    assert len([r for r in records if r["kind"] == "fit"]) == 1  # replaced, not appended to
