@@ -1,4 +1,4 @@
-"""Pure law, head/tail law and one full Gaussian on MNIST and CIFAR-10: held-out density, denoising loss, seconds to fit.
+"""Pure law, head/tail law and one full Gaussian on MNIST and CIFAR-10: density, denoising loss, seconds to fit.
 
 Densities are of held-out rows with noise of standard deviation `gamma` added, log p_t(x_0 + gamma eps): a clean density
 would reward whoever believes most firmly in constant pixels. The denoising loss has EDM's noise levels and weights
@@ -63,7 +63,8 @@ def compare(name: str, rows: int) -> None:
         density = [float(law.log_prob(x + g * noise, 1.0, g).mean()) for g in (0.01, 0.1, 0.3, 1.0)]
         loss = denoising_loss(law, x)
         print(f"{title:32}{seconds:8.1f}" + "".join(f"{d:10.1f}" for d in density), end="")
-        print(f"{loss.loss:9.4f}{loss.standard_error:8.4f}" + "".join(f"{r.loss:9.4f}" for r in loss.ranges), flush=True)
+        ranges = "".join(f"{r.loss:9.4f}" for r in loss.ranges)
+        print(f"{loss.loss:9.4f}{loss.standard_error:8.4f}{ranges}", flush=True)
 
 
 if __name__ == "__main__":

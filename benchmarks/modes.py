@@ -1,7 +1,7 @@
 """More modes must help: MNIST with n_k = 1, 8 and 40 modes in each of ten subspaces of dimension 32.
 
-Samples are compared with the test rows in the features of a small classifier trained on MNIST (a Fréchet distance there is
-not an FID). The low-rank Gaussian mixture of Wang et al. 2024 (MoLRG: one mode of mean zero) and the training rows
+Samples are compared with the test rows in the features of a small classifier trained on MNIST (a Fréchet distance there
+is not an FID). The low-rank Gaussian mixture of Wang et al. 2024 (MoLRG: one mode of mean zero) and the training rows
 themselves are shown beside.
 
     MOLRMOG_DATA_DIR=... python benchmarks/modes.py [--threads 2]
@@ -32,7 +32,8 @@ def main() -> None:
     rows = np.random.default_rng(0).permutation(len(train))[: given.samples]
 
     print(f"features: {features.name}; {given.samples:,} samples against {len(test):,} test rows")
-    print(f"{'':28}{'fit, s':>8}{'bits/dim':>10}{'median':>8}{'Frechet':>9}{'precision':>11}{'recall':>8}{'memorised':>11}")
+    print(f"{'':28}{'fit, s':>8}{'bits/dim':>10}{'median':>8}{'Frechet':>9}", end="")
+    print(f"{'precision':>11}{'recall':>8}{'memorised':>11}")
 
     def show(title: str, seconds: float, law: molrmog.Law | None, x: np.ndarray) -> None:
         found = features(x)

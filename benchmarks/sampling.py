@@ -1,7 +1,7 @@
 """Exact samples of a law, in images per second, against a 1M-parameter U-Net with 50 DDIM steps.
 
-The law is fitted to MNIST (K = 10, d = 32, n = 8); the U-Net (diffusers' UNet2DModel on 28 x 28) is untrained: its cost does
-not depend on its weights.
+The law is fitted to MNIST (K = 10, d = 32, n = 8); the U-Net (diffusers' UNet2DModel on 28 x 28) is untrained: its cost
+does not depend on its weights.
 
     MOLRMOG_DATA_DIR=... python benchmarks/sampling.py [--threads 2]
 """

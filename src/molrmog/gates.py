@@ -1,11 +1,11 @@
 """The gates: how every mode of a law explains every row, and the way back up to R^D.
 
-This is the engine under `molrmog.mixture`, whose formulas and symbols it keeps. A row is weighed densely, by all modes in
-one batched product, or routed: no mode of subspace k can reach more than the
+This is the engine under `molrmog.mixture`, whose formulas and symbols it keeps. A row is weighed densely, by all modes
+in one batched product, or routed: no mode of subspace k can reach more than the
 
-    ceiling_k = max_l [ log w_k + log pi_kl - 1/2 sum_j log Lam_klj ] - 1/2 [ rho2_k / v_k + (D - d_k) log v_k + D log 2 pi ]
+    ceiling_k = max_l [ log w_k pi_kl - 1/2 sum_j log Lam_klj ] - 1/2 [ rho2_k / v_k + (D - d_k) log v_k + D log 2 pi ]
 
-so after the modes of the most promising subspace are weighed, every subspace whose ceiling lies 40 nats below what they
+so after the modes of the most promising subspace are weighed, a subspace whose ceiling lies 40 nats below what they
 reached (a share of 4e-18) need not see the row. At low noise nearly every row is the affair of one or two subspaces.
 """
 
@@ -48,11 +48,16 @@ class Frame:
     coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
 
     def to(self, dtype: torch.dtype) -> Frame:
+        """The frame in another dtype."""
         if dtype == self.center.dtype:
             return self
-        # Constant pixels leave entries that float32 can only hold as denormal numbers, which slow every product tenfold.
-        small = {name: nn.functional.hardshrink(value, 1e-30) for name, value in vars(self).items() if value is not None}
-        return Frame(**{"coupling": None, **{name: value.to(dtype) for name, value in small.items()}})
+
+        def narrowed(value: Tensor) -> Tensor:
+            # Constant pixels leave entries that float32 holds as denormal numbers, which slow every product tenfold.
+            return nn.functional.hardshrink(value, 1e-30).to(dtype)
+
+        *always, coupling = vars(self).values()
+        return Frame(*map(narrowed, always), None if coupling is None else narrowed(coupling))
 
 
 @dataclass(frozen=True)
@@ -140,27 +145,14 @@ def weigh(
         logdet = logdet - 0.5 * s1**4 * (squares * root.square()).sum(-1)
     base = frame.log_weight[:, None] - 0.5 * logdet  # (K, B or 1, n)
     down = down.to(latent)
-    routed = white = pull = log_joint = None
 
+    routed = white = pull = None
+    found = None
     if route and not (torch.is_grad_enabled() or values_hidden(x, s, gamma)):
-        ceiling = base.amax(2) - 0.5 * shell  # (K, B)
-        if float((ceiling > ceiling.amax(0) - _OUT_OF_REACH).double().mean()) < 0.5:
-            log_joint = torch.full((len(x), K, n), -torch.inf, dtype=latent, device=x.device)
-
-            def explain(k: int, at: Tensor) -> tuple[Tensor, Tensor]:
-                own = (down[at, k] @ project[k]).unflatten(1, (n, d))  # (b, n, d)
-                here = slice(None) if shared else at
-                own = own if shared else own * root[k, here]
-                log_joint[at, k] = base[k, here] - 0.5 * (squared_norm(own) + shell[k, at, None])
-                return at, own if shared else own * root[k, here]
-
-            first = ceiling.argmax(0)
-            for k in range(K):
-                explain(k, (first == k).nonzero()[:, 0])
-            reached = log_joint.flatten(1).amax(1)
-            routed = [explain(k, mine.nonzero()[:, 0]) for k, mine in enumerate(ceiling > reached - _OUT_OF_REACH)]
-
-    if log_joint is None:
+        found = _weigh_routed(down, project, root, base, shell)
+    if found is not None:
+        log_joint, routed = found
+    else:
         white = (down.transpose(0, 1) @ project).unflatten(2, (n, d))  # (K, B, n, d)
         white = white if shared else white * root
         if frame.coupling is None:
@@ -175,6 +167,39 @@ def weigh(
             lift = frame.lift
         log_joint = (base - 0.5 * (maha + shell[..., None])).transpose(0, 1).contiguous()
     return Evidence(centred, s, gamma, v, h, rho2, Lam, lift, white, pull, routed, log_joint, rounding)
+
+
+def _weigh_routed(
+    down: Tensor, project: Tensor, root: Tensor, base: Tensor, shell: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | None:
+    """log_joint (B, K, n), and for each subspace its rows and their pull; None where most rows are many subspaces' affair.
+
+    Args:
+        down: with shape (B, K, d + 2).
+        project: with shape (K, d + 2, n d), whitened already where one noise level is shared.
+        root: Lam^-1/2, with shape (K, B or 1, n, d).
+        base: log_joint but for the distances, with shape (K, B or 1, n).
+        shell: what all modes of a subspace share, with shape (K, B).
+    """
+    K, shared_or_B, n, d = root.shape
+    shared = shared_or_B == 1
+    ceiling = base.amax(2) - 0.5 * shell  # (K, B)
+    if float((ceiling > ceiling.amax(0) - _OUT_OF_REACH).double().mean()) > 0.5:
+        return None
+    log_joint = down.new_full((len(down), K, n), -torch.inf)
+
+    def explain(k: int, at: Tensor) -> tuple[Tensor, Tensor]:
+        white = (down[at, k] @ project[k]).unflatten(1, (n, d))  # (b, n, d)
+        here = slice(None) if shared else at
+        white = white if shared else white * root[k, here]
+        log_joint[at, k] = base[k, here] - 0.5 * (squared_norm(white) + shell[k, at, None])
+        return at, white if shared else white * root[k, here]
+
+    first = ceiling.argmax(0)
+    for k in range(K):
+        explain(k, (first == k).nonzero()[:, 0])
+    reached = log_joint.flatten(1).amax(1)
+    return log_joint, [explain(k, mine.nonzero()[:, 0]) for k, mine in enumerate(ceiling > reached - _OUT_OF_REACH)]
 
 
 def lift_means(frame: Frame, e: Evidence, share: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ others is again closed at every noise level:
 
     x_0 = b + H xi + T eta + tau e_rest,      [H T] orthonormal,  xi ~ MoLR-MoG in R^q,  eta ~ N(0, diag psi) in R^p,
 
-with isotropic variance tau^2 in the D - q - p directions that are left. With y = T^T (x - s b), v = s^2 tau^2 + gamma^2,
+with isotropic variance tau^2 in the D - q - p directions left. With y = T^T (x - s b) and v = s^2 tau^2 + gamma^2,
 
     log p_t(x) = log p_t^head(H^T (x - s b)) + sum_j log N(y_j; 0, s^2 psi_j + gamma^2) + log N(rest; 0, v I)
     score      = H score^head - T y / (s^2 psi + gamma^2) - rest / v
     denoise    = b + H denoise^head + T ( s psi y / (s^2 psi + gamma^2) ) + (s tau^2 / v) rest
 
-The gates depend on the head alone. Real images have a smoothly decaying spectrum, which one isotropic tau_k per subspace
-describes crudely; the tail holds it exactly, at the cost of one product with [H T] down and one up.
+The gates depend on the head alone. Real images have a smoothly decaying spectrum, which one isotropic tau_k per
+subspace describes crudely; the tail holds it exactly, at the cost of one product with [H T] down and one up.
 
 References:
     The composition is this library's; its head is arXiv 2601.01475, section 3.

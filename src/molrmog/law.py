@@ -262,7 +262,7 @@ def routes(share: Tensor) -> list[Tensor | slice]:
 
     At low noise nearly every row belongs to one expert, and the others need not see it.
     """
-    worth = share.T > 1e-2 * torch.finfo(share.dtype).eps  # (K, B)
+    worth = 1e-2 * torch.finfo(share.dtype).eps < share.T  # (K, B)
     return [slice(None) if bool(mine.all()) else mine.nonzero()[:, 0] for mine in worth]
 
 

@@ -4,18 +4,18 @@ Data.  k ~ Cat(w) picks a subspace, l | k ~ Cat(pi_k) a mode inside it, and
 
     z | k,l ~ N(mu_kl, U_kl U_kl^T),      x_0 = b_k + A_k z + tau_k e,      A_k^T A_k = I,  e ~ N(0, I_D).
 
-Noise.  x_t = s x_0 + gamma eps stays in the family: with c = (k, l), m_c = b_k + A_k mu_c and v_k = s^2 tau_k^2 + gamma^2,
+Noise.  x_t = s x_0 + gamma eps stays in the family: with c = (k, l), m_c = b_k + A_k mu_c, v_k = s^2 tau_k^2 + gamma^2,
 
     x_t | c ~ N( s m_c,  s^2 A_k U_c U_c^T A_k^T + v_k I ).
 
 With the eigenform U_c U_c^T = V_c diag(lam_c) V_c^T, computed once per parameter change, a change of noise level only
 shifts eigenvalues, Lam_c = s^2 lam_c + v_k, and nothing is factorised per noise level:
 
-    h_k   = A_k^T (x - s b_k),    rho2_k = |x - s b_k|^2 - |h_k|^2               latent, off-subspace energy: one per subspace
-    w_c   = Lam_c^-1/2 V_c^T (h_k - s mu_c)                                      whitened latent, in R^{d_k}
+    h_k   = A_k^T (x - s b_k),    rho2_k = |x - s b_k|^2 - |h_k|^2        latent and off-subspace energy of a subspace
+    w_c   = Lam_c^-1/2 V_c^T (h_k - s mu_c)                               whitened latent of a mode, in R^{d_k}
     log N_c(x) = -1/2 [ |w_c|^2 + rho2_k / v_k + sum_j log Lam_cj + (D - d_k) log v_k + D log 2 pi ]
-    r_c(x)     = softmax_c [ log w_k + log pi_c + log N_c(x) ]                   the gate; log p_t(x) is the logsumexp
-    E[z | x, c] = mu_c + s V_c lam_c Lam_c^-1/2 w_c                              the latent posterior mean
+    r_c(x)     = softmax_c [ log w_k + log pi_c + log N_c(x) ]            the gate; log p_t(x) is the logsumexp
+    E[z | x, c] = mu_c + s V_c lam_c Lam_c^-1/2 w_c                       the latent posterior mean
 
 With zeta_k = sum_l r_kl E[z | x, kl] and R_k = sum_l r_kl, everything goes up to R^D once per subspace:
 
@@ -356,7 +356,7 @@ class MoLRMoG(nn.Module):
         Raises:
             ValueError: wrong shapes, a negative gamma, or gamma = 0 where tau = 0 (x_0 then has no density).
         """
-        return self._by_rows(lambda *row: (self._evidence(*row).log_prob,), x, s, gamma)[0]
+        return self._by_rows(lambda x, s, gamma: (self._evidence(x, s, gamma).log_prob,), x, s, gamma)[0]
 
     def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
@@ -485,8 +485,8 @@ class MoLRMoG(nn.Module):
         out = result(e)
         if e.rounding > NATS:
             undecided = (e.gates.sum(2).amax(1) < 1 - 1e-5).nonzero()[:, 0]
-            levels = (t if len(t) == 1 else t[undecided] for t in (s, gamma))
-            out[undecided] = result(self._evidence(x[undecided], *levels))
+            levels = [t if len(t) == 1 else t[undecided] for t in (s, gamma)]
+            out[undecided] = result(self._evidence(x[undecided], levels[0], levels[1]))
         return out
 
     def _score(self, e: Evidence) -> Tensor:
@@ -507,7 +507,8 @@ class MoLRMoG(nn.Module):
 
         def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma, route=False)
-            assert e.white is not None and e.pull is not None
+            assert e.white is not None
+            assert e.pull is not None
             frame = self._frame(e.x.dtype)
             gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
             mean = rotated(self._denoise(e))
@@ -535,7 +536,8 @@ class MoLRMoG(nn.Module):
     def _posterior_sample(self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None) -> Tensor:
         def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma, route=False)
-            assert e.white is not None and e.pull is not None
+            assert e.white is not None
+            assert e.pull is not None
             frame = self._frame(x.dtype)
             B, modes = len(x), frame.lam.shape[1]
             component = draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
@@ -593,7 +595,7 @@ class MoLRMoG(nn.Module):
 
     def _build_frame(self, differentiable: bool) -> Frame:
         A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
-        # One Newton step to A (A^T A)^-1/2: rounded to float32, a basis is orthonormal to 1e-7, which shows at low noise.
+        # One Newton step to A (A^T A)^-1/2: rounded to float32, a basis is orthonormal to 1e-7 only: seen at low noise.
         A = 1.5 * A - 0.5 * torch.einsum("Dki,kij->Dkj", A, torch.einsum("Dki,Dkj->kij", A, A))
         covariance = U @ U.mT  # (K, n, d, d)
         V = torch.linalg.eigh(covariance.detach()).eigenvectors

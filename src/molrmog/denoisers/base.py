@@ -2,8 +2,8 @@
 
     x_t = s x_0 + gamma eps,    denoise(x_t, s, gamma) = E[x_0 | x_t]
 
-By Tweedie's formula a denoiser is a score, (s E[x_0 | x_t] - x_t) / gamma^2, and it is well scaled at every noise level,
-so it is what networks learn and what samplers call. A law is the denoiser that needs no training.
+By Tweedie's formula a denoiser is a score, (s E[x_0 | x_t] - x_t) / gamma^2, and it is well scaled at every noise
+level, so it is what networks learn and what samplers call. A law is the denoiser that needs no training.
 """
 
 from __future__ import annotations

@@ -88,7 +88,12 @@ def fit(
     """
     rows = Rows(x, dtype=dtype, device=device)
     rows.check_finite()
-    for name, value in (("rank", rank), ("prior_rows", prior_rows), ("noise_floor", noise_floor), ("max_iter", max_iter)):
+    for name, value in (
+        ("rank", rank),
+        ("prior_rows", prior_rows),
+        ("noise_floor", noise_floor),
+        ("max_iter", max_iter),
+    ):
         if value is not None and not value >= 0:
             raise ValueError(f"{name} = {value}: pass a number >= 0")
     held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device)

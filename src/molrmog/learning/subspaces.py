@@ -58,7 +58,7 @@ def principal_flat(x: Tensor, dim: int, *, centred: bool = True, start: Tensor |
     offset = x.mean(0) if centred else x.new_zeros(D)
     x = x - offset
     total = float(x.square().sum()) / N
-    if D <= 4 * dim:
+    if 4 * dim >= D:
         Q = torch.eye(D, dtype=x.dtype, device=x.device)
     else:
         steps = 6 if start is None else 1
