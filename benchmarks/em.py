@@ -1,8 +1,8 @@
 """One EM iteration against the two products it cannot avoid, in time and memory.
 
-MNIST, 60,000 x 784, K = 10 subspaces of dimension 32, 8 modes each, no labels. The floor is one product of all rows down
-to all latents and one up to the statistics of the bases, 60,000 x 784 x 320 each, timed in the same run. Rows that are
-routed to few subspaces skip most of the second, so that an iteration may come below it.
+MNIST, 60,000 x 784, K = 10 subspaces of dimension 32, 8 modes each, no labels. The floor is one product of all rows
+down to all latents and one up to the statistics of the bases, 60,000 x 784 x 320 each, timed in the same run. Rows that
+are routed to few subspaces skip most of the second, so that an iteration may come below it.
 
     MOLRMOG_DATA_DIR=... python benchmarks/em.py [--threads 2]
 """

@@ -1,8 +1,8 @@
 """The score of a batch against the two products it cannot avoid.
 
-A law fitted to MNIST (K = 10, d = 32, n = 8), 4096 noised rows. The floor is one product down to all latents and one up,
-4096 x 784 x 320 each. At low noise rows are routed to few subspaces, and those that float32 leaves undecided are weighed
-again in float64; at high noise every mode weighs every row.
+A law fitted to MNIST (K = 10, d = 32, n = 8), 4096 noised rows. The floor is one product down to all latents and one
+up, 4096 x 784 x 320 each. At low noise rows are routed to few subspaces, and those that float32 leaves undecided are
+weighed again in float64; at high noise every mode weighs every row.
 
     MOLRMOG_DATA_DIR=... python benchmarks/score.py [--threads 2]
 """

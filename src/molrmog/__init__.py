@@ -6,21 +6,48 @@ in its family, so density, score, denoiser, posterior and samples are exact at e
     law = molrmog.fit(x)                                    x: (N, D)
     law.score(x_t, s, gamma), law.denoise(x_t, s, gamma), law.log_prob(x), law.sample(64)
     molrmog.sample(law, molrmog.VPSchedule(), (64, law.dim))
+
+Names are imported when they are first used, so that the command line answers before torch is loaded.
 """
 
-from molrmog.data import Dataset
-from molrmog.data import load as load_data
-from molrmog.head_tail import HeadTail
-from molrmog.head_tail import load_law as load
-from molrmog.law import Law, Posterior, Samples
-from molrmog.learning.fit import fit
-from molrmog.mixture import MoLRMoG, Subspace
-from molrmog.sampling import sample
-from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from molrmog.data import Dataset
+    from molrmog.data import load as load_data
+    from molrmog.denoisers.base import Denoiser
+    from molrmog.head_tail import HeadTail
+    from molrmog.head_tail import load_law as load
+    from molrmog.law import Law, Posterior, Samples
+    from molrmog.learning.fit import fit
+    from molrmog.mixture import MoLRMoG, Subspace
+    from molrmog.sampling import sample
+    from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
+
+_HOMES = {
+    "CosineSchedule": "schedules",
+    "Dataset": "data",
+    "Denoiser": "denoisers.base",
+    "FlowSchedule": "schedules",
+    "HeadTail": "head_tail",
+    "Law": "law",
+    "MoLRMoG": "mixture",
+    "Posterior": "law",
+    "Samples": "law",
+    "Subspace": "mixture",
+    "VESchedule": "schedules",
+    "VPSchedule": "schedules",
+    "fit": "learning.fit",
+    "load": "head_tail:load_law",
+    "load_data": "data:load",
+    "sample": "sampling",
+}
 
 __all__ = [
     "CosineSchedule",
     "Dataset",
+    "Denoiser",
     "FlowSchedule",
     "HeadTail",
     "Law",
@@ -35,3 +62,16 @@ __all__ = [
     "load_data",
     "sample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module molrmog has no attribute {name}")
+    module, _, there = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(f"molrmog.{module}"), there or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,8 @@ class Frame:
             # Constant pixels leave entries that float32 holds as denormal numbers, which slow every product tenfold.
             return nn.functional.hardshrink(value, 1e-30).to(dtype)
 
-        *always, coupling = vars(self).values()
-        return Frame(*map(narrowed, always), None if coupling is None else narrowed(coupling))
+        narrow = {name: None if value is None else narrowed(value) for name, value in vars(self).items()}
+        return replace(self, **narrow)
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ class Evidence:
     rounding: float  # what rounding may have moved log_joint by, in nats
 
     @property
-    def log_prob(self) -> Tensor:  # (B,)
+    def log_prob(self) -> Tensor:
+        """Evidence log p_t(x), with shape (B,)."""
         joint = self.log_joint.flatten(1)
         # exp(-80) changes no digit of the sum, but denormal numbers slow the exponential tenfold.
         return joint.maximum(joint.amax(1, keepdim=True) - 80).logsumexp(1)
 
     @property
-    def gates(self) -> Tensor:  # (B, K, n)
+    def gates(self) -> Tensor:
+        """Responsibilities r_c(x), with shape (B, K, n)."""
         gates = self.log_joint.flatten(1).softmax(1).view_as(self.log_joint)
         # Gates this small change no digit of any result, but as denormal numbers they slow every product tenfold.
         return nn.functional.threshold(gates, 1e-20, 0.0)
@@ -123,7 +125,8 @@ def weigh(
     s1 = s.to(ambient)[:, None]
     down = torch.addmm((s1[..., None] * frame.bias).flatten(1), exact, frame.down.flatten(1))
     down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
-    (D, K, _), (_, n, d) = frame.down.shape, frame.mean.shape
+    D = len(frame.center)
+    _, n, d = frame.mean.shape
     h = down[..., :d]
     energy = norm2[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
     rho2 = (energy - squared_norm(h)).T.to(latent)  # (K, B)
@@ -172,7 +175,7 @@ def weigh(
 def _weigh_routed(
     down: Tensor, project: Tensor, root: Tensor, base: Tensor, shell: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | None:
-    """log_joint (B, K, n), and for each subspace its rows and their pull; None where most rows are many subspaces' affair.
+    """log_joint (B, K, n), and the rows of each subspace with their pull; None where most rows concern most subspaces.
 
     Args:
         down: with shape (B, K, d + 2).

@@ -2,8 +2,8 @@
 
 One pass over the rows gathers, for the gates r_c of the current law and row weights, statistics that are additive:
 
-    per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T              h = A_k^T (x - b_k)
-    per subspace  off_k = sum R_k rho2_k,   sum R_k x,   sum zeta_k x^T                  zeta_k = sum_l r_kl E[z | x, kl]
+    per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T       with h = A_k^T (x - b_k)
+    per subspace  off_k = sum R_k rho2_k,   sum R_k x,   sum zeta_k x^T           with zeta_k = sum_l r_kl E[z | x, kl]
 
 and two updates follow, each of which raises the expected log-likelihood of the modes' assignment:
 
@@ -19,9 +19,10 @@ Prior.  Modes with few rows lean on their siblings: S_c has an inverse-Wishart p
 Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). What EM raises is therefore the
 penalised log-likelihood
 
-    sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k,   S_c = U U^T + tau^2 I
+    sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
 
-and tau never falls below `noise_floor`, in data units. Where n_k = 1 there is nothing to lean on and no prior.
+with S_c = U_c U_c^T + tau_k^2 I, and tau never falls below `noise_floor`, in data units. Where n_k = 1 there is nothing
+to lean on and no prior.
 
 References:
     arXiv 2601.01475, section 3 (the family); Tipping & Bishop, "Mixtures of probabilistic principal component
@@ -229,7 +230,7 @@ def _maximise(
     noise_floor: float,
     zero_mean: bool,
 ) -> tuple[_Estimate, _Estimate | None]:
-    """The next estimate, and the one with the old bases to fall back on; modes below `one_row` of weight are dropped."""
+    """The next estimate, and the one with the old bases to fall back on, without modes lighter than `one_row`."""
     law = estimate.law
     old_bases: list[Subspace] = []
     new_bases: list[Subspace] = []
@@ -329,7 +330,7 @@ def _noise(ell: Tensor, held: Tensor, weight: Tensor, off: Tensor, freedom: Tens
 
 
 def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) -> Tensor:
-    """Regress the rows of subspace k on E[z | x, c], and return the orthonormal basis of the fit nearest to the old one."""
+    """Regress the rows of subspace k on E[z | x, c]; of the fit's orthonormal bases, the one nearest to the old."""
     d, n = law.latent_dims[k], law.modes[k]
     old = law.basis[:, k, :d].double()
     if d == law.dim:

@@ -65,7 +65,7 @@ def fit(
             "auto" for whichever of these has the best log-likelihood on a tenth of the rows.
         seed: of everything random.
         zero_mean: keep b = 0 and mu = 0; with modes=1 this is the low-rank Gaussian mixture of Wang et al. 2024.
-        prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given, 0 for none.
+        prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
         noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given.
         max_iter: passes over the data, at most.
         tol: stop when the penalised log-likelihood per row and dimension rises by less, in nats.
@@ -88,12 +88,8 @@ def fit(
     """
     rows = Rows(x, dtype=dtype, device=device)
     rows.check_finite()
-    for name, value in (
-        ("rank", rank),
-        ("prior_rows", prior_rows),
-        ("noise_floor", noise_floor),
-        ("max_iter", max_iter),
-    ):
+    at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
+    for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
             raise ValueError(f"{name} = {value}: pass a number >= 0")
     held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device)
@@ -154,7 +150,7 @@ def fit(
 def _best_head(
     fitted: Callable[..., Law], rows: Rows, labels: Tensor | None, weights: Tensor | None, smallest: int, seed: int
 ) -> int | None:
-    """The head, None for the pure law, whose fit to nine tenths of the rows gives the last tenth the highest density."""
+    """The head, None for the pure law, whose fit to nine tenths of the rows gives the last tenth most density."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     test, train = order[: len(rows) // 10], order[len(rows) // 10 :]
     if not len(test):
@@ -189,11 +185,13 @@ def _settle(
         if labels is None
         else _steps_by_class(law, rows, labels, weights, **options)
     )
+    from rich.console import Console
     from rich.progress import Progress, TextColumn
 
     best, best_value, since = law, -math.inf, 0
     before = -math.inf
-    bar = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[figure]}"), disable=not progress)
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figure]}"))
+    bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
     with bar:
         task = bar.add_task("EM", total=max_iter, figure="")
         for state in steps:

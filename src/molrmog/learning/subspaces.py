@@ -1,9 +1,9 @@
 """Where the fit starts: subspaces, then modes inside them.
 
 With labels, one subspace per class: the leading principal components of its rows. Without labels, k-means++ proposes
-clusters and K-subspaces refines them: assign every row to the flat b_k + span A_k that is nearest, |x - b - A A^T (x - b)|^2,
-refit every flat by principal components, repeat; the best of several starts wins. Inside a subspace, k-means on the
-latents A_k^T (x - b_k) proposes the modes.
+clusters and K-subspaces refines them: assign every row to the flat b + span A that is nearest, by the squared distance
+|x - b - A A^T (x - b)|^2, refit every flat by principal components, repeat; the best of several starts wins. Inside a
+subspace, k-means on the latents A^T (x - b) proposes the modes.
 
 References:
     Bradley & Mangasarian, "k-plane clustering", 2000; Wang et al., arXiv 2409.02426, section 4.
