@@ -82,6 +82,8 @@ class MoLRMoG(nn.Module):
 
     The shapes of the subspaces may differ; parameters are stored padded with zeros, which every method keeps out.
     A law that comes out of a fit or a file does not ask for gradients; call `law.requires_grad_()` to train it.
+    What depends on the parameters alone is cached: edit them in place under `torch.no_grad()`, by an optimiser or by
+    `load_state_dict`, not through `.data`, which hides the edit from the cache.
 
     Attributes:
         basis: A_k with orthonormal columns, side by side, with shape (D, K, d).
@@ -154,8 +156,6 @@ class MoLRMoG(nn.Module):
         self.register_buffer("_real_mode", real_mode.to(device), persistent=False)
         self._cache: dict[torch.dtype, tuple[object, Frame]] = {}
 
-    # --- what the law is
-
     @property
     def subspaces(self) -> int:
         """Number K of subspaces."""
@@ -218,8 +218,6 @@ class MoLRMoG(nn.Module):
     def extra_repr(self) -> str:
         """Shapes of the law, for `repr`."""
         return f"dim={self.dim}, latent_dims={self.latent_dims}, modes={self.modes}"
-
-    # --- ways to make one
 
     @classmethod
     def from_subspaces(cls, subspaces: Sequence[Subspace], *, dtype: torch.dtype | None = None) -> MoLRMoG:
@@ -342,8 +340,6 @@ class MoLRMoG(nn.Module):
             reason = str(error).splitlines()[0]
             raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
         return law.requires_grad_(False)
-
-    # --- what it computes
 
     def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """Log p_t(x) in nats, with shape (B,).
@@ -469,8 +465,6 @@ class MoLRMoG(nn.Module):
             factors=(variance[keep].clamp(min=0).sqrt().diag(),),
         )
         return MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
-
-    # --- how it computes it
 
     def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = NATS, route: bool = True) -> Evidence:
         """How every mode explains every row; x with shape (B, D), s and gamma with shape (B or 1,)."""

@@ -203,9 +203,9 @@ def _evaluate(estimate: _Estimate, rows: Rows, weights: Tensor | None, prior_row
         part = estimate.law.subspace(k)
         n = len(part.means)
         if n > 1 and prior_rows > 0:
-            S = _latent_covariances(part)
-            fit = torch.linalg.solve(S, scale.expand_as(S)).diagonal(dim1=1, dim2=2).sum() + torch.logdet(S).sum()
-            penalty += 0.5 * prior_rows * float(n * torch.logdet(scale) - fit)
+            L = torch.linalg.cholesky(_latent_covariances(part))
+            fit = torch.cholesky_solve(scale.expand_as(L), L).diagonal(dim1=1, dim2=2).sum() + _log_det(L)
+            penalty += 0.5 * prior_rows * float(n * _log_det(torch.linalg.cholesky(scale)) - fit)
     return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
 
 
@@ -215,10 +215,19 @@ def _latent_covariances(part: Subspace) -> Tensor:
     return torch.stack([U.double() @ U.double().T + noise for U in part.factors])
 
 
+def _log_det(L: Tensor) -> Tensor:
+    """Sum of log det L L^T over all Cholesky factors L (..., d, d)."""
+    return 2 * L.diagonal(dim1=-2, dim2=-1).log().sum()
+
+
+def _inverse(S: Tensor) -> Tensor:
+    """Inverse of symmetric positive definite matrices (by Cholesky: torch's batched LU breaks on some CPUs)."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(S))
+
+
 def _scale(part: Subspace) -> Tensor:
     """Psi, the harmonic mean of the modes' covariances: where the penalised log-likelihood is largest in Psi."""
-    inverse = torch.linalg.inv(_latent_covariances(part)).mean(0)
-    return torch.linalg.inv(0.5 * (inverse + inverse.T))
+    return _inverse(_inverse(_latent_covariances(part)).mean(0))
 
 
 @torch.no_grad()
@@ -342,7 +351,7 @@ def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) ->
     # h has covariance S = U U^T + tau^2 I, E[z | x, c] = mu + G (h - mu), Cov[z | x, c] = tau^2 G
     S = _latent_covariances(law.subspace(k))
     tau2 = frame.tau2[k]
-    G = torch.eye(d, dtype=S.dtype, device=S.device) - tau2 * torch.linalg.inv(S)  # (n, d, d)
+    G = torch.eye(d, dtype=S.dtype, device=S.device) - tau2 * _inverse(S)  # (n, d, d)
     pulled = ((H1 - N * mu)[:, None] @ G)[:, 0]  # (n, d)  sum of r_c (E z - mu)
     outer = H1[:, :, None] * mu[:, None]
     around = statistics.second[k, :n, :d, :d] - outer - outer.mT + N[..., None] * mu[:, :, None] * mu[:, None]
