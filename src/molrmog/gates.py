@@ -1,12 +1,13 @@
 """The gates: how every mode of a law explains every row, and the way back up to R^D.
 
-This is the engine under `molrmog.mixture`, whose formulas and symbols it keeps. A row is weighed densely, by all modes
-in one batched product, or routed: no mode of subspace k can reach more than the
+This is the engine under `molrmog.mixture`, whose formulas and symbols it keeps. With derivatives, every row is weighed
+by all modes in one batched product. Without, rows are routed: no mode of subspace k can reach more than the
 
     ceiling_k = max_l [ log w_k pi_kl - 1/2 sum_j log Lam_klj ] - 1/2 [ rho2_k / v_k + (D - d_k) log v_k + D log 2 pi ]
 
 so after the modes of the most promising subspace are weighed, a subspace whose ceiling lies 40 nats below what they
-reached (a share of 4e-18) need not see the row. At low noise nearly every row is the affair of one or two subspaces.
+reached (a share of 4e-18) need not see the row. At low noise nearly every row is the affair of one or two subspaces. At
+high noise every subspace sees every row, one subspace at a time, so that its numbers stay in the cache.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,9 @@ _AMBIENT, _LATENT = 5e-7, 1e-10
 NATS, DECIDED = 1e-3, 0.5  # what gates keep to; what does not matter where one subspace takes the whole row
 _OUT_OF_REACH = 40.0  # nats
 _LOG_2PI = math.log(2 * math.pi)
+
+
+Rows = Tensor | slice  # indices (b,), or all
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Evidence:
     lift: Tensor  # (K, n, d, d)
     white: Tensor | None  # (K, B, n, d)   where weighed densely
     pull: Tensor | None  # (K, B, n, d)
-    routed: list[tuple[Tensor, Tensor]] | None  # rows (b,) and their pull (b, n, d) for each subspace, where routed
+    routed: list[tuple[Rows, Tensor]] | None  # rows and their pull (b, n, d) for each subspace, where routed
     log_joint: Tensor  # (B, K, n)  log w + log pi + log N
     rounding: float  # what rounding may have moved log_joint by, in nats
 
@@ -150,11 +155,8 @@ def weigh(
     down = down.to(latent)
 
     routed = white = pull = None
-    found = None
     if route and not (torch.is_grad_enabled() or values_hidden(x, s, gamma)):
-        found = _weigh_routed(down, project, root, base, shell)
-    if found is not None:
-        log_joint, routed = found
+        log_joint, routed = _weigh_routed(down, project, root, base, shell)
     else:
         white = (down.transpose(0, 1) @ project).unflatten(2, (n, d))  # (K, B, n, d)
         white = white if shared else white * root
@@ -174,8 +176,8 @@ def weigh(
 
 def _weigh_routed(
     down: Tensor, project: Tensor, root: Tensor, base: Tensor, shell: Tensor
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | None:
-    """log_joint (B, K, n), and the rows of each subspace with their pull; None where most rows concern most subspaces.
+) -> tuple[Tensor, list[tuple[Rows, Tensor]]]:
+    """log_joint (B, K, n), and for each subspace the rows that need it with their pull.
 
     Args:
         down: with shape (B, K, d + 2).
@@ -184,20 +186,19 @@ def _weigh_routed(
         base: log_joint but for the distances, with shape (K, B or 1, n).
         shell: what all modes of a subspace share, with shape (K, B).
     """
-    K, shared_or_B, n, d = root.shape
-    shared = shared_or_B == 1
-    ceiling = base.amax(2) - 0.5 * shell  # (K, B)
-    if float((ceiling > ceiling.amax(0) - _OUT_OF_REACH).double().mean()) > 0.5:
-        return None
+    K, levels, n, d = root.shape
     log_joint = down.new_full((len(down), K, n), -torch.inf)
 
-    def explain(k: int, at: Tensor) -> tuple[Tensor, Tensor]:
+    def explain(k: int, at: Rows) -> tuple[Rows, Tensor]:
         white = (down[at, k] @ project[k]).unflatten(1, (n, d))  # (b, n, d)
-        here = slice(None) if shared else at
-        white = white if shared else white * root[k, here]
+        here = slice(None) if levels == 1 else at
+        white = white if levels == 1 else white * root[k, here]
         log_joint[at, k] = base[k, here] - 0.5 * (squared_norm(white) + shell[k, at, None])
-        return at, white if shared else white * root[k, here]
+        return at, white if levels == 1 else white * root[k, here]
 
+    ceiling = base.amax(2) - 0.5 * shell  # (K, B)
+    if float((ceiling > ceiling.amax(0) - _OUT_OF_REACH).double().mean()) > 0.5:
+        return log_joint, [explain(k, slice(None)) for k in range(K)]
     first = ceiling.argmax(0)
     for k in range(K):
         explain(k, (first == k).nonzero()[:, 0])
@@ -224,13 +225,19 @@ def lift_means(frame: Frame, e: Evidence, share: Tensor) -> Tensor:
 
     if e.routed is None:
         assert e.pull is not None
-        dense = weighted(e.pull, gates.transpose(0, 1), e.s[:, None], share, frame.mean, lift)  # (K, B, d + 1)
-        return dense.transpose(0, 1).flatten(1) @ up.flatten(0, 1)
-    out = torch.zeros_like(e.x)
-    for k, (at, pull) in enumerate(e.routed):
+        whole = weighted(e.pull, gates.transpose(0, 1), e.s[:, None], share, frame.mean, lift)  # (K, B, d + 1)
+        return whole.transpose(0, 1).flatten(1) @ up.flatten(0, 1)
+
+    def part(k: int, at: Rows, pull: Tensor) -> Tensor:
         s = e.s[:, None] if len(e.s) == 1 else e.s[at, None]
         shares = share[k] if share.shape[1] == 1 else share[k, at]
-        out[at] += weighted(pull, gates[at, k], s, shares, frame.mean[k], lift[k]) @ up[k]
+        return weighted(pull, gates[at, k], s, shares, frame.mean[k], lift[k])  # (b, d + 1)
+
+    if all(isinstance(at, slice) for at, _ in e.routed):
+        return torch.cat([part(k, at, pull) for k, (at, pull) in enumerate(e.routed)], 1) @ up.flatten(0, 1)
+    out = torch.zeros_like(e.x)
+    for k, (at, pull) in enumerate(e.routed):
+        out.index_add_(0, cast(Tensor, at), part(k, at, pull) @ up[k])
     return out
 
 

@@ -168,7 +168,7 @@ class Law(Protocol):
         ...
 
 
-_CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**26}  # numbers per temporary: a CPU's cache, a GPU's memory
+_CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**26}  # numbers held at once: 64 MiB in float32, 256 MiB on a GPU
 
 
 def rows_per_chunk(device: torch.device, width: int) -> int:

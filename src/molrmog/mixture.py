@@ -485,12 +485,14 @@ class MoLRMoG(nn.Module):
 
     def _score(self, e: Evidence) -> Tensor:
         pull = (e.gates.sum(2) / e.v.T).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
-        return torch.addcmul(lift_means(self._frame(e.x.dtype), e, e.s / e.v), pull, e.x, value=-1)
+        up = lift_means(self._frame(e.x.dtype), e, e.s / e.v)
+        return torch.addcmul(up, pull, e.x, value=-1, out=None if e.routed is None else up)
 
     def _denoise(self, e: Evidence) -> Tensor:
         frame = self._frame(e.x.dtype)
         keep = (e.gates.sum(2) * (e.s[:, None] * frame.tau2 / e.v.T)).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
-        return torch.addcmul(frame.center + lift_means(frame, e, e.gamma.square() / e.v), keep, e.x)
+        up = lift_means(frame, e, e.gamma.square() / e.v) + frame.center
+        return torch.addcmul(up, keep, e.x, out=None if e.routed is None else up)
 
     def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""

@@ -90,7 +90,7 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistic
     K, n, d, _ = law.factor.shape
     shapes = ((), (), (K, n), (K, n, d), (K, n, d, d), (K,), (K, d + 1, law.dim))
     total = Statistics(*(torch.zeros(shape, dtype=torch.float64, device=rows.device) for shape in shapes))
-    size = rows_per_chunk(law.basis.device, law.dim + K * n * d)
+    size = 2 * rows_per_chunk(law.basis.device, law.dim + K * n * d)  # most rows meet few subspaces: less is held
     for at, chunk in rows.chunks():
         for start in range(0, len(chunk), size):
             w = None if weights is None else weights[at][start : start + size].to(chunk)
