@@ -23,6 +23,7 @@ from molrmog.interfaces import package_version
 
 _SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
+_FEATURES = Literal["pca", "classifier", "squeezenet"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
 
 
@@ -96,9 +97,9 @@ def _evaluate() -> ArgumentParser:
     add("data", type=str | None, nargs="?", default=None, help=f"data; those of the run where not given. {_DATA}")
     add(
         "--features",
-        type=list[Literal["pca", "classifier", "squeezenet"]] | None,
+        type=_FEATURES | list[_FEATURES] | None,
         default=None,
-        help="feature spaces, as [pca,classifier]; these two where there are labels, else pca",
+        help="feature space, or several as [pca,classifier]; these two where there are labels, else pca",
     )
     add("--weights", type=str | None, default=None, metavar="FILE", help="safetensors weights of SqueezeNet 1.1")
     add("--num-samples", type=int, default=2000, help="samples, and held-out rows at most, to compare")

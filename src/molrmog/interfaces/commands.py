@@ -279,7 +279,7 @@ def evaluate(
     *,
     run: str,
     data: str | None = None,
-    features: Sequence[str] | None = None,
+    features: str | Sequence[str] | None = None,
     weights: str | None = None,
     num_samples: int = 2000,
     seed: int = 0,
@@ -322,6 +322,7 @@ def evaluate(
         raise ValueError(f"{source} has rows of {train.dim} values, the law of {run} has {law.dim}: pass its own data")
     if data is not None and train.name != layout.name:
         print(f"molrmog: warning: the run was fitted to {layout.name}, not to {train.name}", file=sys.stderr)
+    features = [features] if isinstance(features, str) else features
     names = features or (["pca", "classifier"] if train.labels is not None else ["pca"])
     # Outside the status line: the classifier draws a bar of its own.
     spaces = evaluation.feature_spaces(names, train, held, weights)
