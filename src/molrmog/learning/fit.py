@@ -27,6 +27,7 @@ from molrmog.mixture import MoLRMoG
 
 _SMALLEST_SPREAD = 1e-9
 _PATIENCE = 3  # passes without a better held-out log-likelihood
+_FLAT = 2  # passes running that hardly raise the log-likelihood: a single one may be a plateau
 
 
 def fit(
@@ -68,7 +69,7 @@ def fit(
         prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
         noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given.
         max_iter: passes over the data, at most.
-        tol: stop when the penalised log-likelihood per row and dimension rises by less, in nats.
+        tol: stop when the penalised log-likelihood per row and dimension rises by less in two passes running, in nats.
         weights: of the rows, with shape (N,).
         validation: held-out rows; stop when their log-likelihood no longer rises, and return the best law.
         start: a law to go on from; its shapes count, not `subspaces`, `latent_dim`, `modes` and `rank`.
@@ -189,7 +190,7 @@ def _settle(
     from rich.progress import Progress, TextColumn
 
     best, best_value, since = law, -math.inf, 0
-    before = -math.inf
+    before, flat = -math.inf, 0
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figure]}"))
     bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
     with bar:
@@ -205,8 +206,9 @@ def _settle(
             bar.update(task, completed=state.iteration, figure=f"{name} {figure:.2f} nats/row")
             if on_iteration is not None:
                 on_iteration(state)
-            rise, before = state.penalised - before, state.penalised
-            settled = since >= _PATIENCE if held_out is not None else rise < tol * rows.dim
+            flat = flat + 1 if state.penalised - before < tol * rows.dim else 0
+            before = state.penalised
+            settled = since >= _PATIENCE if held_out is not None else flat >= _FLAT
             if settled or state.iteration >= max_iter:
                 break
     return best
