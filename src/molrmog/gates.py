@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from molrmog.law import values_hidden
 
-# What rounding does to the log of a gate, in nats per |x|^2 / v: float32 rows at most, measured, and float32 latents.
-_AMBIENT, _LATENT = 5e-7, 1e-10
-NATS, DECIDED = 1e-3, 0.5  # what gates keep to; what does not matter where one subspace takes the whole row
+# What float32 does to the log of a gate, in nats per |x|^2 / v, at worst: between subspaces, and between modes of one.
+BETWEEN_SUBSPACES, BETWEEN_MODES = 5e-7, 1e-7
+NATS, DECIDED = 1e-3, 0.5  # what gates keep to; what does not matter where one expert takes the whole row
 _OUT_OF_REACH = 40.0  # nats
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -81,7 +81,7 @@ class Evidence:
     pull: Tensor | None  # (K, B, n, d)
     routed: list[tuple[Rows, Tensor]] | None  # rows and their pull (b, n, d) for each subspace, where routed
     log_joint: Tensor  # (B, K, n)  log w + log pi + log N
-    rounding: float  # what rounding may have moved log_joint by, in nats
+    ratio: Tensor  # (B,)          |x|^2 / v where rounding is in float32, else zero
 
     @property
     def log_prob(self) -> Tensor:
@@ -96,6 +96,17 @@ class Evidence:
         gates = self.log_joint.flatten(1).softmax(1).view_as(self.log_joint)
         # Gates this small change no digit of any result, but as denormal numbers they slow every product tenfold.
         return nn.functional.threshold(gates, 1e-20, 0.0)
+
+    @property
+    def undecided(self) -> Tensor:
+        """Rows (b,) that lie between subspaces or modes while float32 moves the gates by more than `NATS`."""
+        gates = self.gates
+        between_subspaces = gates.sum(2).amax(1) < 1 - 1e-5
+        between_modes = gates.flatten(1).amax(1) < 1 - 1e-5
+        return (
+            (between_subspaces & (self.ratio * BETWEEN_SUBSPACES > NATS))
+            | (between_modes & (self.ratio * BETWEEN_MODES > NATS))
+        ).nonzero()[:, 0]
 
 
 def weigh(
@@ -122,25 +133,26 @@ def weigh(
     frame = frame_in(x.dtype)
     centred = exact = x - s[:, None] * frame.center
     norm2 = squared_norm(centred)
-    ambient, latent, rounding = _precisions(frame, norm2, s, gamma, nats)
-    if ambient != x.dtype:
-        frame = frame_in(ambient)
-        exact = centred.to(ambient) if latent == x.dtype else x.to(ambient) - s.to(ambient)[:, None] * frame.center
+    ratio = _rounding_ratio(frame, norm2, s, gamma, nats)
+    if ratio is None:
+        frame = frame_in(torch.float64)
+        x64, s64, gamma = x.double(), s.double(), gamma.double()
+        exact = x64 - s64[:, None] * frame.center
         norm2 = squared_norm(exact)
-    s1 = s.to(ambient)[:, None]
-    down = torch.addmm((s1[..., None] * frame.bias).flatten(1), exact, frame.down.flatten(1))
+        ratio = torch.zeros_like(norm2)
+    weighed = exact.dtype
+    s1, s3 = s.to(weighed)[:, None], s.to(weighed)[:, None, None]
+    down = torch.addmm((s3 * frame.bias).flatten(1), exact, frame.down.flatten(1))
     down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
     D = len(frame.center)
     _, n, d = frame.mean.shape
     h = down[..., :d]
     energy = norm2[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
-    rho2 = (energy - squared_norm(h)).T.to(latent)  # (K, B)
+    rho2 = (energy - squared_norm(h)).T  # (K, B)
     if any(filled):
         rho2 = rho2 * torch.tensor([[float(not whole)] for whole in filled]).to(rho2)
 
-    frame = frame_in(latent)
-    s1, s3 = s.to(latent)[:, None], s.to(latent)[:, None, None]
-    v = s1.T.square() * frame.tau2[:, None] + gamma.to(latent).square()  # (K, B or 1)
+    v = s1.T.square() * frame.tau2[:, None] + gamma.square()  # (K, B or 1)
     Lam = s3.square() * frame.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)
     root = Lam.rsqrt()
     shared = Lam.shape[1] == 1  # one noise level for all rows: the whitening is folded into the products
@@ -152,7 +164,6 @@ def weigh(
         squares = _couple(root.square(), frame.coupling.square())
         logdet = logdet - 0.5 * s1**4 * (squares * root.square()).sum(-1)
     base = frame.log_weight[:, None] - 0.5 * logdet  # (K, B or 1, n)
-    down = down.to(latent)
 
     routed = white = pull = None
     if route and not (torch.is_grad_enabled() or values_hidden(x, s, gamma)):
@@ -171,7 +182,7 @@ def weigh(
             pull = frame.lam[:, None] * root * solved + _couple(root * solved, frame.coupling)
             lift = frame.lift
         log_joint = (base - 0.5 * (maha + shell[..., None])).transpose(0, 1).contiguous()
-    return Evidence(centred, s, gamma, v, h, rho2, Lam, lift, white, pull, routed, log_joint, rounding)
+    return Evidence(centred, s, gamma.to(s.dtype), v, h, rho2, Lam, lift, white, pull, routed, log_joint, ratio)
 
 
 def _weigh_routed(
@@ -241,18 +252,15 @@ def lift_means(frame: Frame, e: Evidence, share: Tensor) -> Tensor:
     return out
 
 
-def _precisions(
-    frame: Frame, norm2: Tensor, s: Tensor, gamma: Tensor, nats: float
-) -> tuple[torch.dtype, torch.dtype, float]:
-    """The dtypes in which rows of these squared norms go down and their latents are weighed, and what that loses."""
-    if norm2.dtype == torch.float64 or values_hidden(norm2, s, gamma, frame.tau2):
-        return torch.float64, torch.float64, 0.0
+def _rounding_ratio(frame: Frame, norm2: Tensor, s: Tensor, gamma: Tensor, nats: float) -> Tensor | None:
+    """|x|^2 / v of each row (B,), or None where these rows must be weighed in float64 to keep their gates to `nats`."""
+    if norm2.dtype == torch.float64:
+        return torch.zeros_like(norm2)
+    if values_hidden(norm2, s, gamma, frame.tau2):
+        return None
     with torch.no_grad():
-        v = s.square() * frame.tau2.min() + gamma.square()
-        ratio = float((norm2 / v).max()) if len(norm2) else 0.0
-    if ratio * _AMBIENT <= nats:
-        return torch.float32, torch.float32, ratio * _AMBIENT
-    return torch.float64, torch.float32 if ratio * _LATENT <= nats else torch.float64, 0.0
+        ratio = norm2 / (s.square() * frame.tau2.min() + gamma.square())
+        return ratio if not len(ratio) or float(ratio.max()) * BETWEEN_SUBSPACES <= nats else None
 
 
 def squared_norm(x: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molrmog.law import Noise, Posterior, Samples, by_rows, normal, rows_per_chunk
+from molrmog.gates import BETWEEN_MODES, NATS
+from molrmog.law import Noise, Posterior, Samples, by_rows, normal, rows_per_chunk, values_hidden
 from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.saving import load_model, save_model
 
@@ -163,7 +164,7 @@ class HeadTail(nn.Module):
 
         def score(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             z, y, rest, variance, v = self._split(x, s, gamma)
-            up = torch.cat([self.head.score(z, s, gamma), -y / variance], 1) @ self._cast(self.axes, x).T
+            up = torch.cat([self.head.score(z, s, gamma).to(y.dtype), -y / variance], 1) @ self._cast(self.axes, x).T
             return (up - rest / v if self._left else up,)
 
         return self._by_rows(score, x, s, gamma)[0]
@@ -282,6 +283,8 @@ class HeadTail(nn.Module):
         coordinates = centred @ axes
         rest = centred - coordinates @ axes.T if self._left else centred
         z, y = coordinates.tensor_split([self.head.dim], dim=1)
+        if self._rounds(centred, s, gamma):
+            z = (x.double() - s.double() * self.offset.double()) @ self.axes[:, : self.head.dim].double()
         return z, y, rest, s.square() * spread.square() + gamma.square(), s.square() * tau.square() + gamma.square()
 
     def _compose(
@@ -290,17 +293,27 @@ class HeadTail(nn.Module):
         """E[x_0 | x_t] from E[xi | x_t] (B, q) and what :meth:`_split` returned."""
         axes, offset, spread, tau = (self._cast(t, x) for t in (self.axes, self.offset, self.spread, self.tau))
         s = s[:, None]
-        up = offset + torch.cat([head, s * spread.square() / variance * y], 1) @ axes.T
+        up = offset + torch.cat([head.to(y.dtype), s * spread.square() / variance * y], 1) @ axes.T
         return up + s * tau.square() / v * rest if self._left else up
+
+    def _rounds(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:
+        """Whether the head's gates need its coordinates in float64; centred (B, D), s and gamma (B or 1, 1)."""
+        if centred.dtype == torch.float64 or not len(centred):
+            return False
+        if values_hidden(centred, s, gamma, self.head.tau):
+            return True
+        with torch.no_grad():
+            v = s.square() * self.head.tau.square().min() + gamma.square()
+            return float((centred.square().sum(1, keepdim=True) / v).max()) * BETWEEN_MODES > NATS
 
     def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
         def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, _, _, tail, v = self._split(x, s, gamma)
+            z, y, _, tail, v = self._split(x, s, gamma)
             axes = self._cast(self.axes, x)
             H, T = axes.tensor_split([self.head.dim], dim=1)
             gamma2 = gamma[:, None].square()
             along = self._cast(self.spread, x).square() * gamma2 / tail  # (B or 1, p)
-            total = self.head._posterior_variance(z, s, gamma, onto=H) + along @ T.square().T
+            total = self.head._posterior_variance(z, s, gamma, onto=H).to(y.dtype) + along @ T.square().T
             if self._left:
                 left = self._cast(self.tau, x).square() * gamma2 / v  # (B or 1, 1)
                 total = total + left * (1 - axes.square().sum(1))
@@ -317,7 +330,7 @@ class HeadTail(nn.Module):
             xi = self.head._posterior_sample(z, s, gamma, n, generator)  # (n, B, q)
             noise = normal((n, *y.shape), generator, like=y)
             eta = s1 * spread.square() / tail * y + spread * gamma1 / tail.sqrt() * noise
-            x0 = offset + torch.cat([xi, eta], 2) @ axes.T
+            x0 = offset + torch.cat([xi.to(y.dtype), eta], 2) @ axes.T
             if self._left:
                 noise = self._off_axes(normal((n, *x.shape), generator, like=x))
                 x0 = x0 + s1 * tau.square() / v * rest + tau * gamma1 / v.sqrt() * noise

@@ -24,8 +24,8 @@ With zeta_k = sum_l r_kl E[z | x, kl] and R_k = sum_l r_kl, everything goes up t
 
 so a row costs one product with all A_k down, d_k^2 numbers per mode, and one product up.
 
-Precision.  rho2 cancels when v is small against |x|^2, so float32 rows then go down in float64 (their latents are
-used in float32 again); when v is smaller still, the latents stay in float64 too. Gates keep to about 1e-3 nats.
+Precision.  rho2 cancels when v is small against |x|^2. Densities and posteriors of float32 rows are then weighed in
+float64; scores and denoisers only where a row lies between experts, where gates matter. Gates keep to 1e-3 nats.
 
 Gradients.  V_c is held constant: V^T U U^T V = diag(lam) + E stays differentiable with E zero in value but not in
 derivative, and E enters (s^2 U U^T + v)^-1 by its Neumann series. First and second derivatives are exact, equal
@@ -154,7 +154,7 @@ class MoLRMoG(nn.Module):
 
         real_mode = torch.arange(n) < torch.tensor(self.modes)[:, None]
         self.register_buffer("_real_mode", real_mode.to(device), persistent=False)
-        self._cache: dict[torch.dtype, tuple[object, Frame]] = {}
+        self._cache: dict[torch.dtype, tuple[object, Frame, Sequence[Tensor]]] = {}
 
     @property
     def subspaces(self) -> int:
@@ -245,7 +245,7 @@ class MoLRMoG(nn.Module):
             for k, part in enumerate(subspaces):
                 d, n = law.latent_dims[k], law.modes[k]
                 gram = part.basis.T @ part.basis
-                if not torch.allclose(gram, torch.eye(d, dtype=gram.dtype, device=gram.device), atol=1e-4):
+                if not torch.allclose(gram, torch.eye(d, dtype=gram.dtype, device=gram.device), atol=1e-2):
                     raise ValueError(f"basis {k} is not orthonormal: pass torch.linalg.qr(basis).Q")
                 law.basis[:, k, :d] = part.basis
                 law.offset[k] = part.offset
@@ -336,7 +336,7 @@ class MoLRMoG(nn.Module):
         try:
             law = cls(**{key: value for key, value in config.items() if key != "law"}, dtype=tensors["basis"].dtype)
             law.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
         return law.requires_grad_(False)
@@ -379,7 +379,8 @@ class MoLRMoG(nn.Module):
         """
 
         def divergence(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            e = self._evidence(x, s, gamma, route=False)
+            # In float64: far from the law the two squares are large, and their difference is not.
+            e = self._evidence(x.double(), s.double(), gamma.double(), route=False)
             assert e.white is not None
             norm2 = (e.white.square() / e.Lam).sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
             trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
@@ -472,15 +473,15 @@ class MoLRMoG(nn.Module):
         return weigh(self._frame, x, s, gamma, filled=filled, nats=nats, route=route)
 
     def _settled(self, result: Callable[[Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        """`result` of the evidence, where only rows that float32 leaves undecided between subspaces use float64."""
+        """`result` of the evidence, where only rows that float32 leaves undecided are weighed in float64."""
         if torch.is_grad_enabled() or values_hidden(x, s, gamma):
             return result(self._evidence(x, s, gamma))
         e = self._evidence(x, s, gamma, nats=DECIDED)
         out = result(e)
-        if e.rounding > NATS:
-            undecided = (e.gates.sum(2).amax(1) < 1 - 1e-5).nonzero()[:, 0]
+        undecided = e.undecided
+        if len(undecided):
             levels = [t if len(t) == 1 else t[undecided] for t in (s, gamma)]
-            out[undecided] = result(self._evidence(x[undecided], levels[0], levels[1]))
+            out[undecided] = result(self._evidence(x[undecided], levels[0], levels[1], nats=0.0))
         return out
 
     def _score(self, e: Evidence) -> Tensor:
@@ -582,12 +583,16 @@ class MoLRMoG(nn.Module):
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
         if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
             return self._build_frame(differentiable=True).to(dtype)
-        version = [(p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
+        version = [(id(p), p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
         cached = self._cache.get(dtype)
         if cached is None or cached[0] != version:
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[dtype] = (version, self._build_frame(differentiable=False).to(dtype))
-        return self._cache[dtype][1]
+                frame = self._build_frame(differentiable=False).to(dtype)
+            cached = self._cache[dtype] = (version, frame, parameters)  # held, so that no address is used again
+        return cached[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
 
     def _build_frame(self, differentiable: bool) -> Frame:
         A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
@@ -613,7 +618,9 @@ class MoLRMoG(nn.Module):
             project=torch.cat([V, torch.zeros_like(V[:, :, :1]), -mu[:, :, None] @ V], 2).transpose(1, 2).contiguous(),
             lift=V.mT.contiguous(),
             mean=mu,
-            lam=lam if differentiable else lam.clamp(min=0),
+            lam=lam
+            if differentiable
+            else torch.where(lam > 1e-14 * lam.amax(2, keepdim=True), lam, 0.0),  # no rounding
             offset2=b.square().sum(1),
             tau2=self.tau.double().square(),
             log_weight=log_weight,

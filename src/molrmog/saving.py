@@ -96,10 +96,10 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         source = folder / CONFIG_NAME
         if not source.is_file():
             raise FileNotFoundError(f"no model in {folder}: {CONFIG_NAME} is missing")
-        text = source.read_text()
+        text = source.read_bytes()
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"the configuration in {source} is not valid JSON ({error}): save the model again") from None
     if not isinstance(config, dict):
         raise ValueError(f"the configuration in {source} is not a JSON object: save the model again")

@@ -137,7 +137,7 @@ class EMState:
         iteration: passes over the data so far, from 0 for the law that EM started from.
         law: the law that the figures below belong to.
         log_likelihood: mean log p(x) over the rows, in nats.
-        penalised: the objective that never falls, mean over the rows, in nats.
+        penalised: the objective, mean over the rows, in nats; it never falls, but where a mode is dropped.
         rejected: whether this pass took a step back.
     """
 
@@ -174,8 +174,9 @@ def em_steps(
     start = _Estimate(law, [_scale(law.subspace(k)) for k in range(law.subspaces)])
     slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
     estimate, fallback, reached = start, None, -math.inf
-    # Weights may be counts, or add up to one.
+    # Weights are counts, or shares that add up to one: then a row's worth of prior shrinks with them.
     one_row = 1.0 if weights is None else min(1.0, float(weights.sum() / weights.count_nonzero()))
+    nu = nu * one_row
     iteration = 0
     while True:
         statistics, value = _evaluate(estimate, rows, weights, nu)

@@ -70,7 +70,8 @@ def fit(
         noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given.
         max_iter: passes over the data, at most.
         tol: stop when the penalised log-likelihood per row and dimension rises by less in two passes running, in nats.
-        weights: of the rows, with shape (N,).
+        weights: how many rows each row counts as, or shares that add up to one, with shape (N,). Where EM starts is
+            found without them, but for rows of weight 0, which are left out.
         validation: held-out rows; stop when their log-likelihood no longer rises, and return the best law.
         start: a law to go on from; its shapes count, not `subspaces`, `latent_dim`, `modes` and `rank`.
         dtype: float32 or float64, to compute in; that of the data where not given.
@@ -100,6 +101,9 @@ def fit(
         held_out.check_finite("validation")
     w = None if weights is None else _row_weights(weights, len(rows))
     y, subspaces = _classes(labels, len(rows), subspaces)
+    if w is not None and not bool(w.all()):
+        kept = w.nonzero()[:, 0]
+        rows, w, y = rows.subset(kept), w[kept], None if y is None else y[kept]
     if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
         raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
     if start is not None:
@@ -153,7 +157,10 @@ def _best_head(
 ) -> int | None:
     """The head, None for the pure law, whose fit to nine tenths of the rows gives the last tenth most density."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    test, train = order[: len(rows) // 10], order[len(rows) // 10 :]
+    groups = [order] if labels is None else [order[labels[order] == k] for k in labels.unique()]
+    test, train = (
+        torch.cat(parts) for parts in zip(*((g[: len(g) // 10], g[len(g) // 10 :]) for g in groups), strict=True)
+    )
     if not len(test):
         raise ValueError(f"head='auto' holds out a tenth of the rows, but there are {len(rows)}: pass a number or None")
     y, w = (None if t is None else t[train] for t in (labels, weights))

@@ -64,9 +64,11 @@ class Rows:
         if self._index is not None:
             at = self._index[at]
         if isinstance(self._source, Tensor):
-            return self._source[at].to(self.device, self.dtype)
+            return self._source[at].detach().to(self.device, self.dtype)
         part = self._source[at if isinstance(at, slice) else at.numpy()]
-        if not part.flags.writeable or not part.flags.aligned or min(part.strides, default=1) < 0:
+        if part.dtype.kind == "f" and (part.dtype.itemsize > 8 or not part.dtype.isnative):
+            part = part.astype(np.float64)
+        elif not part.flags.writeable or not part.flags.aligned or min(part.strides, default=1) < 0:
             part = np.array(part)
         return torch.from_numpy(part).to(self.device, self.dtype)
 

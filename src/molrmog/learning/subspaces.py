@@ -93,13 +93,20 @@ def principal_coordinates(
     first = torch.zeros(D, dtype=torch.float64, device=rows.device)
     second = torch.zeros(D, D, dtype=torch.float64, device=rows.device)
     total = 0.0
+    near = next(chunk for _, chunk in rows.chunks()).mean(
+        0
+    )  # about the mean, so that float32 products keep their digits
     for at, chunk in rows.chunks():
+        chunk = chunk - near
         w = chunk.new_ones(len(chunk)) if weights is None else weights[at].to(chunk)
         first += (w @ chunk).double()
         second += ((w[:, None] * chunk).T @ chunk).double()
         total += float(w.double().sum())
-    offset = first / total if centred else torch.zeros_like(first)
-    second = second / total - offset[:, None] * offset
+    mean = first / total
+    offset = mean + near if centred else torch.zeros_like(first)
+    second = second / total - mean[:, None] * mean
+    if not centred:
+        second += (mean + near)[:, None] * (mean + near)
     variance, axes = torch.linalg.eigh(second)
     variance, axes = variance.flip(0).clamp(min=0), axes.flip(1)
     left = variance[_WIDEST:].mean() if D > _WIDEST else variance.new_zeros(())
@@ -137,6 +144,8 @@ def cluster_flats(
     from sklearn.exceptions import ConvergenceWarning
 
     K = len(latent_dims)
+    # Flats of more than half the dimensions hold nearly every row: the clusters stay those of k-means.
+    steps = steps if 2 * max(latent_dims) <= x.shape[1] else 1
     best: tuple[float, list[Flat], Tensor] | None = None
     rows = x.cpu().numpy()
     for start in range(starts):
@@ -156,6 +165,9 @@ def cluster_flats(
                 flats.append(
                     principal_flat(own, d, centred=centred, start=flats_before[k].basis if flats_before else None)
                 )
+            if steps == 1:
+                energy = float(means.inertia_ or 0.0)
+                break
             off, assigned = distances2(x, flats).min(1)
             before, energy = energy, float(off.double().mean())
             if energy > before * (1 - 1e-4):
