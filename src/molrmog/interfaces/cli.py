@@ -188,7 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as finished:  # --help, --version and SIGTERM
         return int(finished.code or 0)
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        _fail(130, "interrupted")
+        if argv is None:
+            # An interrupt that passed through an import of compiled code would make Python end by the signal instead.
+            sys.stderr.flush()
+            os._exit(130)
+        return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more on closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
