@@ -269,7 +269,8 @@ def load(
     - `cifar10`: parquet files in the Hugging Face layout, or the authors' Python batches (folder or tar.gz).
     - a folder: any of the layouts above, or images, one subfolder per class or none (no labels), with the parts in
       `train/` and `val/` or `test/`. One channel where every picture is grey, else three (RGB).
-    - a `.npz` file: keys x_train and y_train (x_test, ...), x and y, data and labels, or arr_0; labels optional.
+    - a `.npz` file: keys x_train and y_train (x_test, ...), or rows as x, data or arr_0 and labels as y, labels, label
+      or arr_1; labels optional.
     - a `.npy` file: rows without labels, memory-mapped, so that it may be larger than memory.
     - a `.parquet` file: an image column, or numeric columns as rows; labels in a column named label, labels,
       fine_label, target, y or class.
@@ -308,6 +309,8 @@ def load(
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     name, read = _read(source, split, data_dir, image_size)
     values, labels, classes, levels = read
+    if values.ndim == 0:
+        raise ValueError(f"{name}: needs real numbers with shape (N, D), got a single one")
     if len(values) == 0:
         raise ValueError(f"{name}: the {split} part is empty")
     part = "train" if split == "train" else "test"
@@ -537,9 +540,13 @@ def _read_file(path: Path, split: str, image_size: int | None) -> _Raw:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 names: list[str] = list(archive)
-                for x, y in ((f"x_{split}", f"y_{split}"), ("x", "y"), ("data", "labels"), ("arr_0", "arr_1")):
-                    if x in names and (split == "train" or x == f"x_{split}"):
-                        return _as_raw(archive[x], archive[y] if y in names else None)
+                if f"x_{split}" in names:
+                    y = f"y_{split}"
+                    return _as_raw(archive[f"x_{split}"], archive[y] if y in names else None)
+                x = next((key for key in ("x", "data", "arr_0") if key in names), None)
+                if x is not None and split == "train":
+                    y = next((key for key in ("y", "labels", "label", "arr_1") if key in names), None)
+                    return _as_raw(archive[x], None if y is None else archive[y])
         except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
             raise ValueError(damaged) from None
         keys = f"x_{split}, x, data or arr_0" if split == "train" else f"x_{split}"

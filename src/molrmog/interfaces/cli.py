@@ -47,7 +47,12 @@ def _fit() -> ArgumentParser:
     add("--out", type=str, required=True, metavar="RUN", help="run folder to write")
     _yes_no(parser, "overwrite", False, "replace a run that is there")
     add("--subspaces", type=int, default=10, help="number of subspaces; with --labels the number of classes counts")
-    add("--latent-dim", type=int | list[int], default=32, help="dimension of each, one number or [a,b,...]")
+    add(
+        "--latent-dim",
+        type=int | list[int] | None,
+        default=None,
+        help="dimension of each, one number or [a,b,...]; 32 where not given, half the columns of a narrow table",
+    )
     add("--modes", type=int | list[int], default=8, help="Gaussians in each, one number or [a,b,...]")
     add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
     add(

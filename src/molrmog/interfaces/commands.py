@@ -87,6 +87,8 @@ def fit(
         OSError: the data are not there, or the run folder cannot be written.
     """
     folder = Path(out)
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: pass 0 or more")
     check_out(folder, overwrite=overwrite)
     try:
         torch.zeros((), device=device)
@@ -97,6 +99,8 @@ def fit(
         train, held = load_parts(data, held_out=held_out, seed=seed, **source)
     if labels and train.labels is None:
         raise ValueError(f"{train.name} has no labels: leave out --labels")
+    if shape.get("latent_dim") is None:
+        shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
     settings = {
         "data": data,
         "out": out,

@@ -88,6 +88,7 @@ def write_report(
         commands=commands,
         curve=_curve(records),
         labelled=bool(fit.get("labels")),
+        head=law.head.dim if isinstance(law, HeadTail) else None,
         sampled=_sample_pictures(columns[0] if columns else "", train, held_out, samples, others or {}),
         drawn=_drawn(law, train, gates),
         hidden=max(0, law.subspaces - _DRAWN),
