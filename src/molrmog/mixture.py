@@ -637,7 +637,9 @@ class MoLRMoG(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Check the arguments and apply `compute` to chunks of rows; `width` as the numbers it holds per row."""
         K, n, d, _ = self.factor.shape
-        size = rows_per_chunk(self.basis.device, width or self.dim + K * n * d)
+        own_levels = any(isinstance(level, Tensor) and level.numel() > 1 for level in (s, gamma))
+        # Rows with noise levels of their own hold eigenvalues, roots and logarithms of their own, too.
+        size = rows_per_chunk(self.basis.device, width or self.dim + (8 if own_levels else 1) * K * n * d)
         return by_rows(compute, x, s, gamma, dim=self.dim, noise=self.tau, parameters=self.parameters(), size=size)
 
 
