@@ -427,3 +427,32 @@ def test_inference_mode_and_gradients_mix(inference_first):
     law.requires_grad_(False)
     (score,) = torch.autograd.grad(law.log_prob(x, 1.0, 0.5).sum(), x)
     torch.testing.assert_close(score, law.score(x.detach(), 1.0, 0.5))
+
+
+def _ties(law, gamma):
+    """float32 rows at which two modes of a float64 law weigh the same, by bisection between samples of the two."""
+    generator = torch.Generator().manual_seed(1)
+    ends = [law.sample(200, generator, gamma=gamma) for _ in range(2)]
+    column = {(int(k), int(m)): c for c, (k, m) in enumerate(zip(law.component_of, law.mode_of, strict=True))}
+    modes = [torch.tensor([column[int(k), int(m)] for k, m in zip(e.subspace, e.mode, strict=True)]) for e in ends]
+    apart = modes[0] != modes[1]
+    (low, high), (first, second) = ([part[apart] for part in parts] for parts in ([e.x for e in ends], modes))
+    for _ in range(60):
+        middle = (low + high) / 2
+        log_gates = law.posterior(middle, 1.0, gamma).responsibilities.log()
+        nearer_first = log_gates.gather(1, first[:, None]) > log_gates.gather(1, second[:, None])
+        low, high = torch.where(nearer_first, middle, low), torch.where(nearer_first, high, middle)
+    return ((low + high) / 2).float()
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 1e-2, 1e-1])
+def test_float32_decides_ties_as_float64_does(gamma):
+    law = MoLRMoG.random(64, (6,) * 4, (3,) * 4, 2, 0.0, 0, separation=8.0).requires_grad_(False)
+    exact = copy.deepcopy(law).double()
+    x = _ties(exact, gamma)
+    given, wanted = law.posterior(x, 1.0, gamma), exact.posterior(x.double(), 1.0, gamma)
+    likely = wanted.responsibilities > 1e-3
+    assert (likely.sum(1) > 1).float().mean() > 0.5  # else the rows are no ties
+    error = (given.responsibilities.double().log() - wanted.responsibilities.log())[likely]
+    assert float(error.abs().max()) < 1e-3
+    torch.testing.assert_close(law.denoise(x, 1.0, gamma).double(), wanted.mean, rtol=0, atol=2e-3)
