@@ -151,11 +151,7 @@ class HeadTail(nn.Module):
 
         def log_prob(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             z, y, rest, variance, v = self._split(x, s, gamma)
-            head = self.head.log_prob(z, s, gamma)
-            two_pi_v = 2 * torch.pi * v
-            tail = (y.square() / variance + (2 * torch.pi * variance).log()).sum(1)
-            left = rest.square().sum(1, keepdim=True) / v + self._left * two_pi_v.log() if self._left else 0 * v
-            return (head - 0.5 * (tail + left[:, 0]),)
+            return (self.head.log_prob(z, s, gamma) + self._log_tail(y, rest, variance, v),)
 
         return self._by_rows(log_prob, x, s, gamma)[0]
 
@@ -191,13 +187,14 @@ class HeadTail(nn.Module):
     def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`MoLRMoG.log_prob`."""
 
-        def posterior(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        def posterior(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             z, y, rest, variance, v = self._split(x, s, gamma)
             head = self.head.posterior(z, s, gamma)
-            return self._compose(x, head.mean, s, y, rest, variance, v), head.responsibilities
+            mean = self._compose(x, head.mean, s, y, rest, variance, v)
+            return mean, head.responsibilities, head.log_prob + self._log_tail(y, rest, variance, v)
 
-        mean, responsibilities = self._by_rows(posterior, x, s, gamma)
-        return Posterior(mean, responsibilities, self.log_prob(x, s, gamma), self, (x, s, gamma))
+        mean, responsibilities, log_prob = self._by_rows(posterior, x, s, gamma)
+        return Posterior(mean, responsibilities, log_prob, self, (x, s, gamma))
 
     @torch.no_grad()
     def sample(
@@ -295,6 +292,13 @@ class HeadTail(nn.Module):
         s = s[:, None]
         up = offset + torch.cat([head.to(y.dtype), s * spread.square() / variance * y], 1) @ axes.T
         return up + s * tau.square() / v * rest if self._left else up
+
+    def _log_tail(self, y: Tensor, rest: Tensor, variance: Tensor, v: Tensor) -> Tensor:
+        """Log-density (B,) of what the head does not hold, from what :meth:`_split` returned."""
+        tail = (y.square() / variance + (2 * torch.pi * variance).log()).sum(1)
+        # Where nothing is left tau counts for nothing, but its gradient is zero rather than missing.
+        left = rest.square().sum(1, keepdim=True) / v + self._left * (2 * torch.pi * v).log() if self._left else 0 * v
+        return -0.5 * (tail + left[:, 0])
 
     def _rounds(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:
         """Whether the head's gates need its coordinates in float64; centred (B, D), s and gamma (B or 1, 1)."""

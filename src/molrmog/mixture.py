@@ -504,7 +504,6 @@ class MoLRMoG(nn.Module):
 
         def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma, route=False)
-            assert e.white is not None
             assert e.pull is not None
             frame = self._frame(e.x.dtype)
             gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
@@ -534,7 +533,6 @@ class MoLRMoG(nn.Module):
         def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma, route=False)
             assert e.white is not None
-            assert e.pull is not None
             frame = self._frame(x.dtype)
             B, modes = len(x), frame.lam.shape[1]
             component = draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together

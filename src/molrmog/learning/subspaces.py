@@ -93,9 +93,8 @@ def principal_coordinates(
     first = torch.zeros(D, dtype=torch.float64, device=rows.device)
     second = torch.zeros(D, D, dtype=torch.float64, device=rows.device)
     total = 0.0
-    near = next(chunk for _, chunk in rows.chunks()).mean(
-        0
-    )  # about the mean, so that float32 products keep their digits
+    # Products about a point near the mean keep their digits in float32.
+    near = next(chunk for _, chunk in rows.chunks()).mean(0)
     for at, chunk in rows.chunks():
         chunk = chunk - near
         w = chunk.new_ones(len(chunk)) if weights is None else weights[at].to(chunk)
