@@ -1,0 +1,1 @@
+"""Pairs of encode and decode, one for each expert."""

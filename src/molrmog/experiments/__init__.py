@@ -1,0 +1,1 @@
+"""What `molrmog reproduce` runs: the paper's claims, one experiment each."""
