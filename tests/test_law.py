@@ -361,3 +361,19 @@ class TestEdits:
     def test_replaced_parameters(self, law):
         law.offset = torch.nn.Parameter(law.offset.detach() + 1)
         self.check(law)
+
+
+def test_autocast_leaves_a_law_in_its_dtype():
+    law = head_tail_law(1, dtype=torch.float32)
+    x = law.sample(6, torch.Generator().manual_seed(0)).x
+    for each, rows in ((law, x), (law.head, x[:, : law.head.dim])):
+        for method in (each.log_prob, each.score, each.denoise, each.divergence):
+            expected = method(rows, 0.8, 0.1)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                close(method(rows, 0.8, 0.1), expected, rtol=0, atol=0)
+        rows = rows.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(each.log_prob(rows, 0.8, 0.1).sum(), rows)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            log_prob = each.log_prob(rows, 0.8, 0.1)
+        (under,) = torch.autograd.grad(log_prob.sum(), rows)
+        close(under, gradient, rtol=0, atol=0)

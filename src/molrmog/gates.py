@@ -69,6 +69,7 @@ class Frame:
 class Evidence:
     """How every mode explains every row. E[z | x, c] = mu_c + s pull_c lift_c."""
 
+    frame: Frame  # in the dtype of the rows
     x: Tensor  # (B, D)            centred rows x - s center
     s: Tensor  # (B or 1,)
     gamma: Tensor  # (B or 1,)
@@ -130,7 +131,7 @@ def weigh(
         nats: what rounding may move the log of a gate by.
         route: whether rows may be routed; they are only where no derivatives are wanted and it pays.
     """
-    frame = frame_in(x.dtype)
+    frame = frame_of_rows = frame_in(x.dtype)
     centred = exact = x - s[:, None] * frame.center
     norm2 = squared_norm(centred)
     ratio = _rounding_ratio(frame, norm2, s, gamma, nats)
@@ -182,7 +183,9 @@ def weigh(
             pull = frame.lam[:, None] * root * solved + _couple(root * solved, frame.coupling)
             lift = frame.lift
         log_joint = (base - 0.5 * (maha + shell[..., None])).transpose(0, 1).contiguous()
-    return Evidence(centred, s, gamma.to(s.dtype), v, h, rho2, Lam, lift, white, pull, routed, log_joint, ratio)
+    return Evidence(
+        frame_of_rows, centred, s, gamma.to(s.dtype), v, h, rho2, Lam, lift, white, pull, routed, log_joint, ratio
+    )
 
 
 def _weigh_routed(
@@ -217,15 +220,14 @@ def _weigh_routed(
     return log_joint, [explain(k, mine.nonzero()[:, 0]) for k, mine in enumerate(ceiling > reached - _OUT_OF_REACH)]
 
 
-def lift_means(frame: Frame, e: Evidence, share: Tensor) -> Tensor:
+def lift_means(e: Evidence, share: Tensor) -> Tensor:
     """sum_k share_k (R_k (b_k - center) + A_k zeta_k), with shape (B, D).
 
     Args:
-        frame: in the dtype of the rows.
-        e: their evidence.
+        e: the evidence of the rows.
         share: with shape (K, B or 1).
     """
-    dtype = e.x.dtype
+    frame, dtype = e.frame, e.x.dtype
     gates, share, lift = e.gates.to(dtype), share.to(dtype)[..., None], e.lift.to(dtype).flatten(1, 2)
     up = frame.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
 

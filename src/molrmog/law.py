@@ -229,7 +229,8 @@ def by_rows(
         return cast("tuple[Tensor, ...]", checkpoint(chunk, at, use_reentrant=False))
 
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, s, gamma, *parameters))
-    with torch.set_grad_enabled(wanted):
+    # Under torch.autocast products would be taken in bfloat16, too narrow for densities.
+    with torch.set_grad_enabled(wanted), torch.autocast(x.device.type, enabled=False):
         if len(x) <= size:
             return chunk(slice(None))
         # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.

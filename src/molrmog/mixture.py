@@ -40,6 +40,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -470,7 +471,7 @@ class MoLRMoG(nn.Module):
     def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = NATS, route: bool = True) -> Evidence:
         """How every mode explains every row; x with shape (B, D), s and gamma with shape (B or 1,)."""
         filled = [d == self.dim for d in self.latent_dims]
-        return weigh(self._frame, x, s, gamma, filled=filled, nats=nats, route=route)
+        return weigh(self._frames(), x, s, gamma, filled=filled, nats=nats, route=route)
 
     def _settled(self, result: Callable[[Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         """`result` of the evidence, where only rows that float32 leaves undecided are weighed in float64."""
@@ -486,13 +487,12 @@ class MoLRMoG(nn.Module):
 
     def _score(self, e: Evidence) -> Tensor:
         pull = (e.gates.sum(2) / e.v.T).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
-        up = lift_means(self._frame(e.x.dtype), e, e.s / e.v)
+        up = lift_means(e, e.s / e.v)
         return torch.addcmul(up, pull, e.x, value=-1, out=None if e.routed is None else up)
 
     def _denoise(self, e: Evidence) -> Tensor:
-        frame = self._frame(e.x.dtype)
-        keep = (e.gates.sum(2) * (e.s[:, None] * frame.tau2 / e.v.T)).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
-        up = lift_means(frame, e, e.gamma.square() / e.v) + frame.center
+        keep = (e.gates.sum(2) * (e.s[:, None] * e.frame.tau2 / e.v.T)).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
+        up = lift_means(e, e.gamma.square() / e.v) + e.frame.center
         return torch.addcmul(up, keep, e.x, out=None if e.routed is None else up)
 
     def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise, onto: Tensor | None = None) -> Tensor:
@@ -505,7 +505,7 @@ class MoLRMoG(nn.Module):
         def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma, route=False)
             assert e.pull is not None
-            frame = self._frame(e.x.dtype)
+            frame = e.frame
             gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
             mean = rotated(self._denoise(e))
             norm2 = 1.0 if onto is None else onto.to(x.dtype).square().sum(1)
@@ -533,7 +533,7 @@ class MoLRMoG(nn.Module):
         def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             e = self._evidence(x, s, gamma, route=False)
             assert e.white is not None
-            frame = self._frame(x.dtype)
+            frame = e.frame
             B, modes = len(x), frame.lam.shape[1]
             component = draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
             row = torch.arange(B, device=x.device).repeat_interleave(n)
@@ -577,17 +577,25 @@ class MoLRMoG(nn.Module):
 
     def _frame(self, dtype: torch.dtype) -> Frame:
         """The frame in `dtype`, from the cache unless derivatives with respect to the parameters are wanted."""
+        return self._frames()(dtype)
+
+    def _frames(self) -> Callable[[torch.dtype], Frame]:
+        """The frame in any dtype; with derivatives it is built once for all of them."""
         parameters = [self.basis, self.offset, self.mean, self.factor, self.tau, self.subspace_logits, self.mode_logits]
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
         if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
-            return self._build_frame(differentiable=True).to(dtype)
+            return functools.cache(self._build_frame(differentiable=True).to)
         version = [(id(p), p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
-        cached = self._cache.get(dtype)
-        if cached is None or cached[0] != version:
-            with torch.inference_mode(False), torch.no_grad():
-                frame = self._build_frame(differentiable=False).to(dtype)
-            cached = self._cache[dtype] = (version, frame, parameters)  # held, so that no address is used again
-        return cached[1]
+
+        def from_cache(dtype: torch.dtype) -> Frame:
+            cached = self._cache.get(dtype)
+            if cached is None or cached[0] != version:
+                with torch.inference_mode(False), torch.no_grad():
+                    frame = self._build_frame(differentiable=False).to(dtype)
+                cached = self._cache[dtype] = (version, frame, parameters)  # held, so that no address is used again
+            return cached[1]
+
+        return from_cache
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
