@@ -192,7 +192,7 @@ def levels(rows, layout, seed=0):
 
 
 def test_squeezenet_has_the_published_number_of_parameters(weights):
-    space = SqueezeNetFeatures(weights, GREY, size=32)
+    space = SqueezeNetFeatures(GREY, weights, size=32)
     assert sum(p.numel() for p in space.network.parameters()) == 722_496
     found = space(levels(3, GREY))
     assert found.shape == (3, 512)
@@ -202,7 +202,7 @@ def test_squeezenet_has_the_published_number_of_parameters(weights):
 
 def test_a_grey_picture_is_three_equal_channels(weights):
     x = levels(4, GREY)
-    grey, colour = (SqueezeNetFeatures(weights, layout, size=32) for layout in (GREY, COLOUR))
+    grey, colour = (SqueezeNetFeatures(layout, weights, size=32) for layout in (GREY, COLOUR))
     torch.testing.assert_close(colour(np.tile(x, 3)), grey(x))
 
 
@@ -213,7 +213,7 @@ def test_channels_are_in_the_order_red_green_blue(weights, tmp_path):
     tensors["0.weight"] = tensors["0.weight"].flip(1)
     save_file(tensors, tmp_path / "flipped.safetensors")
     x = levels(2, COLOUR).reshape(2, 3, -1)
-    space, flipped = (SqueezeNetFeatures(w, COLOUR, size=32) for w in (weights, tmp_path / "flipped.safetensors"))
+    space, flipped = (SqueezeNetFeatures(COLOUR, w, size=32) for w in (weights, tmp_path / "flipped.safetensors"))
     mean, deviation = space._mean, space._deviation
     # Reversed weights see the reversed picture alike once the constants, which differ by channel, are reversed too.
     flipped._mean, flipped._deviation = mean.flip(0), deviation.flip(0)
@@ -226,14 +226,14 @@ def test_a_constant_picture_of_the_imagenet_mean_gives_features_of_the_biases(we
 
     tensors = {key: torch.zeros_like(t) if key.endswith("bias") else t for key, t in load_file(weights).items()}
     save_file(tensors, tmp_path / "unbiased.safetensors")
-    space = SqueezeNetFeatures(tmp_path / "unbiased.safetensors", COLOUR, size=64)
+    space = SqueezeNetFeatures(COLOUR, tmp_path / "unbiased.safetensors", size=64)
     level = np.rint(np.array([0.485, 0.456, 0.406]) * 255) * COLOUR.scale + COLOUR.shift
     flat = space(np.repeat(level, 400)[None])  # within half a grey level of the mean
     assert float(flat.norm()) < 0.02 * float(space(levels(1, COLOUR)).norm())
 
 
 def test_rows_do_not_see_one_another_and_samples_are_judged_as_saved(weights):
-    space = SqueezeNetFeatures(weights, GREY, size=32)
+    space = SqueezeNetFeatures(GREY, weights, size=32)
     x = levels(5, GREY)
     order = np.array([3, 1, 4, 0, 2])
     torch.testing.assert_close(space(x)[order], space(x[order]))
@@ -245,7 +245,7 @@ def test_rows_do_not_see_one_another_and_samples_are_judged_as_saved(weights):
 def test_only_a_picture_whose_shorter_side_is_too_small_is_enlarged(side, size, scaled, weights):
     layout = Layout(name="wide", shape=(1, *side), scale=2 / 255, shift=-1.0, levels=256)
     x = levels(2, layout)
-    space = SqueezeNetFeatures(weights, layout, size=size)
+    space = SqueezeNetFeatures(layout, weights, size=size)
     pictures = torch.from_numpy((x - layout.shift) / layout.scale / 255).float().reshape(2, 1, *side)
     pictures = torch.nn.functional.interpolate(pictures, size=scaled, mode="bilinear").expand(-1, 3, -1, -1)
     stack = space.network((pictures - space._mean) / space._deviation)
@@ -253,17 +253,30 @@ def test_only_a_picture_whose_shorter_side_is_too_small_is_enlarged(side, size, 
 
 
 def test_bad_weights_files_are_refused(weights, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no SqueezeNet weights"):
-        SqueezeNetFeatures(tmp_path / "none.safetensors", GREY)
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        SqueezeNetFeatures(GREY, tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
     save_file({"0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     for name in ("cut", "other"):
-        with pytest.raises(ValueError, match="not the feature stack"):
-            SqueezeNetFeatures(tmp_path / f"{name}.safetensors", GREY)
+        with pytest.raises(ValueError, match="does not hold the feature stack"):
+            SqueezeNetFeatures(GREY, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="needs images"):
-        SqueezeNetFeatures(weights, Layout(name="rows", shape=(5,)))
+        SqueezeNetFeatures(Layout(name="rows", shape=(5,)), weights)
     with pytest.raises(ValueError, match="17 pixels"):
-        SqueezeNetFeatures(weights, GREY, size=16)
+        SqueezeNetFeatures(GREY, weights, size=16)
+
+
+def test_weights_are_found_in_their_folder_and_the_name_tells_what_was_enlarged(weights, tmp_path, monkeypatch):
+    (tmp_path / "lpips").mkdir()
+    (tmp_path / "lpips" / "squeezenet1_1_features.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.setenv("MOLRMOG_WEIGHTS_DIR", str(tmp_path))
+    x = levels(2, GREY)
+    torch.testing.assert_close(SqueezeNetFeatures(GREY)(x), SqueezeNetFeatures(GREY, weights)(x), rtol=0, atol=0)
+    assert SqueezeNetFeatures(GREY).name == "SqueezeNet 1.1 at 20 px enlarged to 64"
+    assert SqueezeNetFeatures(GREY, size=20).name == "SqueezeNet 1.1 at 20 px"
+    monkeypatch.delenv("MOLRMOG_WEIGHTS_DIR")
+    with pytest.raises(FileNotFoundError, match="set MOLRMOG_WEIGHTS_DIR"):
+        SqueezeNetFeatures(GREY)
 
 
 # The caller's own

@@ -65,14 +65,14 @@ def feature_spaces(
 
     Args:
         names: of "pca" (principal components of the training rows), "classifier" (trained on their labels, cached),
-            "squeezenet" (needs `weights`).
+            "squeezenet" (from its weights).
         train: training rows.
         held_out: held-out rows, on which the classifier's accuracy is measured.
-        weights: safetensors file of SqueezeNet 1.1's feature stack.
+        weights: safetensors file of SqueezeNet 1.1's feature stack; looked for in $MOLRMOG_WEIGHTS_DIR where None.
 
     Raises:
         ValueError: a name is unknown, or the data cannot have such a space.
-        FileNotFoundError: there are no weights at that path.
+        FileNotFoundError: there are no such weights.
     """
     spaces: list[FeatureSpace] = []
     for name in names:
@@ -81,9 +81,7 @@ def feature_spaces(
         elif name == "classifier":
             spaces.append(metrics.ClassifierFeatures(train, held_out))
         elif name == "squeezenet":
-            if weights is None:
-                raise ValueError("features 'squeezenet' need its weights: pass --weights FILE.safetensors")
-            spaces.append(metrics.SqueezeNetFeatures(weights, train))
+            spaces.append(metrics.SqueezeNetFeatures(train, weights))
         else:
             raise ValueError(f"unknown features {name!r}: choose from pca, classifier, squeezenet")
     return spaces

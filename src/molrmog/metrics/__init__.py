@@ -11,20 +11,24 @@ from molrmog.metrics.features import (
 )
 from molrmog.metrics.frechet import frechet_distance, frechet_from_moments
 from molrmog.metrics.likelihood import Likelihood, log_likelihood
+from molrmog.metrics.lpips import LPIPS, Diversity, PairDistance
 from molrmog.metrics.memorisation import Memorisation, memorisation
 from molrmog.metrics.neighbours import nearest
 from molrmog.metrics.precision_recall import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from molrmog.metrics.subspaces import SubspaceError, principal_angles, subspace_error
 
 __all__ = [
+    "LPIPS",
     "ClassifierFeatures",
     "Clustering",
     "DenoisingLoss",
     "DensityCoverage",
+    "Diversity",
     "FeatureSpace",
     "Likelihood",
     "Memorisation",
     "NamedFeatures",
+    "PairDistance",
     "PixelPCA",
     "PrecisionRecall",
     "RangeLoss",

@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from molrmog.data import Dataset, Layout
 from molrmog.metrics._rows import Rows, as_array, blocks
+from molrmog.metrics._squeezenet import SqueezeNet
 from molrmog.saving import MODEL_NAME, load_model, save_model
 
 
@@ -361,44 +362,7 @@ def _standardise(network: _Classifier, x: np.ndarray) -> None:
         buffer.copy_(torch.from_numpy(value).reshape(buffer.shape))
 
 
-class _Fire(nn.Module):
-    """Squeeze by 1 x 1, expand by 1 x 1 and 3 x 3 side by side."""
-
-    def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeezed, 1)
-        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
-        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.squeeze(x).relu()
-        return torch.cat([self.expand1x1(x).relu(), self.expand3x3(x).relu()], 1)
-
-
-def _squeezenet() -> nn.Sequential:
-    """The feature stack of SqueezeNet 1.1: (B, 3, H, W) to (B, 512, about H/16, about W/16)."""
-
-    def pool() -> nn.MaxPool2d:
-        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, stride=2),
-        nn.ReLU(),
-        pool(),
-        _Fire(64, 16, 64),
-        _Fire(128, 16, 64),
-        pool(),
-        _Fire(128, 32, 128),
-        _Fire(256, 32, 128),
-        pool(),
-        _Fire(256, 48, 192),
-        _Fire(384, 48, 192),
-        _Fire(384, 64, 256),
-        _Fire(512, 64, 256),
-    )
-
-
-class SqueezeNetFeatures:
+class SqueezeNetFeatures(SqueezeNet):
     """Globally averaged last features of SqueezeNet 1.1, 512 of them, from a weights file.
 
     Rows become 8-bit pictures as `Layout.to_images` draws them (so real-valued samples are judged as what they would
@@ -406,14 +370,15 @@ class SqueezeNetFeatures:
     to it (bilinear), and the ImageNet mean and deviation are taken out.
 
     Args:
-        weights: safetensors file with the keys of torchvision's `squeezenet1_1().features` ("0.weight",
-            "3.squeeze.weight", ..., "12.expand3x3.bias").
         layout: how rows become pictures: the dataset, or its layout.
-        size: shorter side of the pictures, in pixels, at least 17 (64 costs 1/12 of ImageNet's 224).
+        weights: safetensors file with the keys of torchvision's `squeezenet1_1().features` ("0.weight",
+            "3.squeeze.weight", ..., "12.expand3x3.bias"); `lpips/squeezenet1_1_features.safetensors` in
+            $MOLRMOG_WEIGHTS_DIR where None.
+        size: least shorter side of the pictures, in pixels, at least 17 (64 costs 1/12 of ImageNet's 224).
         device: where to evaluate.
 
     Attributes:
-        name: "SqueezeNet 1.1 at SIZE px".
+        name: "SqueezeNet 1.1 at SIDE px", and what smaller pictures were enlarged to.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -427,46 +392,20 @@ class SqueezeNetFeatures:
     name: str
 
     def __init__(
-        self, weights: str | Path, layout: Layout, *, size: int = 64, device: str | torch.device = "cpu"
+        self,
+        layout: Layout,
+        weights: str | Path | None = None,
+        *,
+        size: int = 64,
+        device: str | torch.device = "cpu",
     ) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        if not layout.is_image:
-            raise ValueError(f"{layout.name}: SqueezeNet needs images, got rows of shape {layout.shape}")
-        if size < 17:
-            raise ValueError(f"size must be at least 17 pixels, got {size}")
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"no SqueezeNet weights at {weights}: pass a safetensors file of its feature stack")
-        network = _squeezenet()
-        try:
-            network.load_state_dict(load_file(weights))
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{weights} is not the feature stack of SqueezeNet 1.1: {reason}") from None
-        self.name = f"SqueezeNet 1.1 at {max(size, *layout.shape[1:])} px"
-        self.layout = layout
-        self.size = size
-        self.device = torch.device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
-        self._mean = torch.tensor([0.485, 0.456, 0.406], device=self.device).reshape(3, 1, 1)
-        self._deviation = torch.tensor([0.229, 0.224, 0.225], device=self.device).reshape(3, 1, 1)
+        super().__init__(layout, weights, size, device)
+        self.name = f"SqueezeNet 1.1 at {self.sides}"
 
     def __call__(self, x: Rows) -> Tensor:
         """Features with shape (N, 512), float32, of rows with shape (N, D) scaled as in the layout."""
         array = as_array(x, dim=self.layout.dim)
-        parts: list[Tensor] = []
         with torch.no_grad():
-            for rows in blocks(len(array), 256):
-                pictures = torch.from_numpy(self.layout.to_images(array[rows])).to(self.device)
-                pictures = pictures.float() / 255.0  # (B, H, W) or (B, H, W, 3), in [0, 1]
-                pictures = (
-                    pictures[:, None].expand(-1, 3, -1, -1) if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2)
-                )
-                enlarge = self.size / min(pictures.shape[2:])
-                if enlarge > 1.0:
-                    sides = [round(side * enlarge) for side in pictures.shape[2:]]
-                    pictures = functional.interpolate(pictures, size=sides, mode="bilinear", align_corners=False)
-                features = self.network((pictures - self._mean) / self._deviation)  # (B, 512, h, w)
-                parts.append(features.mean((2, 3)).cpu())
-        return torch.cat(parts)
+            return torch.cat(
+                [self.network(self.inputs(array[rows])).mean((2, 3)).cpu() for rows in blocks(len(array), self.chunk)]
+            )
