@@ -1,0 +1,219 @@
+"""What an expert needs of an autoencoder: rows to standardised latents and back.
+
+    z = (E(x) - mean) / scale,      x ~ G(mean + scale z)
+
+E, G are the raw encoder and decoder of a subclass. After `standardise_` the latents of the data have mean zero, and
+(1/d) tr Cov[z] = 1. There is one mean per coordinate and ONE scale per autoencoder: noise that is isotropic in z is
+isotropic in the raw latents, too, and a coordinate that the encoder has left unused stays small instead of being blown
+up to unit variance. Both are buffers, saved with the model, since a denoiser of z means nothing without them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from molrmog.saving import load_model, save_model
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Autoencoder(nn.Module, ABC):
+    """A pair of encode and decode on rows.
+
+    A subclass writes :meth:`encode_raw` and :meth:`decode_raw`, and `config` with its constructor's arguments.
+
+    Attributes:
+        shape: event shape of the data, e.g. (C, H, W).
+        latent_shape: event shape of the latents, (d,) or (c, h, w).
+        latent_mean: mean of the raw latents, with shape (d,).
+        latent_scale: their scale, in raw latent units, with shape ().
+        linear: whether encode and decode are affine with orthonormal columns, so that noised pixels are noised latents.
+    """
+
+    linear: ClassVar[bool] = False
+    latent_mean: Tensor
+    latent_scale: Tensor
+
+    def __init__(self, shape: Sequence[int], latent_shape: Sequence[int]) -> None:
+        """Allocate the standardisation; it is the identity until :meth:`standardise_`.
+
+        Args:
+            shape: event shape of the data.
+            latent_shape: event shape of the latents.
+
+        Raises:
+            ValueError: a shape is empty or holds a size below 1.
+        """
+        super().__init__()
+        for name, sizes in (("shape", shape), ("latent_shape", latent_shape)):
+            if not sizes or min(sizes) < 1:
+                raise ValueError(f"{name} = {tuple(sizes)}: give positive sizes, e.g. (1, 28, 28) or (16,)")
+        self.shape = tuple(int(size) for size in shape)
+        self.latent_shape = tuple(int(size) for size in latent_shape)
+        self.register_buffer("latent_mean", torch.zeros(self.latent_dim))
+        self.register_buffer("latent_scale", torch.ones(()))
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What builds the autoencoder: its kind under "autoencoder", and the constructor's arguments."""
+
+    @abstractmethod
+    def encode_raw(self, x: Tensor) -> Tensor:
+        """Latents before standardisation, with shape (B, d), of rows with shape (B, D)."""
+
+    @abstractmethod
+    def decode_raw(self, z: Tensor) -> Tensor:
+        """Rows with shape (B, D) of latents before standardisation, with shape (B, d)."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the data."""
+        return math.prod(self.shape)
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension d of the latents."""
+        return math.prod(self.latent_shape)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in encoder and decoder, trained or not; the standardisation is left out."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Standardised latents with shape (B, d) of rows with shape (B, D)."""
+        return (self.encode_raw(x) - self.latent_mean) / self.latent_scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Rows with shape (B, D) of standardised latents with shape (B, d)."""
+        return self.decode_raw(self.latent_mean + self.latent_scale * z)
+
+    @torch.no_grad()
+    def encode_data(self, x: Tensor | np.ndarray, chunk: int = 512) -> Tensor:
+        """Standardised latents of a whole data set, without gradients, `chunk` rows at a time.
+
+        Args:
+            x: rows with shape (N, D); an array may be a memory map.
+            chunk: rows that are in memory together.
+
+        Returns:
+            Latents with shape (N, d), on the autoencoder's device.
+        """
+        return torch.cat([self.encode(rows) for rows in self._chunks(x, chunk)])
+
+    @torch.no_grad()
+    def standardise_(self, x: Tensor | np.ndarray, chunk: int = 512) -> Self:
+        """Set mean and scale so that the latents of `x` are centred and have unit mean variance.
+
+        Args:
+            x: rows with shape (N, D), N >= 2; an array may be a memory map.
+            chunk: rows that are in memory together.
+
+        Returns:
+            The autoencoder itself.
+
+        Raises:
+            ValueError: the latents are not finite, or are the same for all rows.
+        """
+        latents = (self.encode_raw(rows).double() for rows in self._chunks(x, chunk))
+        mean, scale = _moments(latents)
+        self.latent_mean.copy_(mean)
+        self.latent_scale.copy_(scale)
+        return self
+
+    def _chunks(self, x: Tensor | np.ndarray, chunk: int) -> Iterator[Tensor]:
+        if x.ndim != 2 or x.shape[1] != self.dim or not len(x):
+            raise ValueError(f"x has shape {tuple(x.shape)}: pass at least one row, (N, {self.dim})")
+        for start in range(0, len(x), chunk):
+            rows = x[start : start + chunk]
+            rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+            yield rows.to(self.latent_mean.device, self.latent_mean.dtype)
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
+
+        Raises:
+            OSError: the folder cannot be written; a model that was there is left whole.
+        """
+        return save_model(path, self.config, self.state_dict())
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the autoencoder that `config` describes, with fresh weights."""
+        return cls(**{key: value for key, value in config.items() if key != "autoencoder"})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read an autoencoder of this class from a folder, or from the Hugging Face hub, ready for use, frozen.
+
+        `load_autoencoder` reads any class.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: the model is corrupt or of another kind.
+        """
+        return restore(cls.__name__, cls.from_config, *load_model(path), where=str(path))
+
+    def extra_repr(self) -> str:
+        """Shapes, for `repr`."""
+        return f"shape={self.shape}, latent_shape={self.latent_shape}"
+
+
+def restore(
+    kind: str,
+    build: Callable[[dict[str, Any]], Model],
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    where: str,
+) -> Model:
+    """Build a saved model and fill in its tensors; frozen, in eval mode.
+
+    Args:
+        kind: what `config["autoencoder"]` must be.
+        build: makes the model from the configuration.
+        config: as saved.
+        tensors: as saved.
+        where: what to call the model in an error message.
+
+    Raises:
+        ValueError: the model is of another kind, or configuration and tensors do not fit.
+    """
+    if config.get("autoencoder") != kind:
+        other = config.get("autoencoder", "no autoencoder")
+        raise ValueError(f"{where} holds {other}, not {kind}: read it with load_autoencoder")
+    try:
+        model = build(config)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
+    return model.requires_grad_(False).eval()
+
+
+def _moments(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and root mean variance () of latents that come in chunks (B, d) of float64.
+
+    Sums are taken about the first row, so that a mean far from zero cancels nothing.
+    """
+    count, origin, total, squares = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for z in chunks:
+        if not count:
+            origin, total, squares = z[0], torch.zeros_like(z[0]), torch.zeros_like(z[0])
+        count += len(z)
+        total = total + (z - origin).sum(0)
+        squares = squares + (z - origin).square().sum(0)
+    variance = (squares / count - (total / count).square()).mean()
+    if not bool(variance.isfinite()):
+        raise ValueError("some latents are NaN or infinite: train the autoencoder, or drop such rows")
+    if not float(variance) > 0:
+        raise ValueError(f"all {count} rows have the same latents: train the autoencoder, or pass other rows")
+    return origin + total / count, variance.sqrt()
