@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from molrmog.data import Dataset
     from molrmog.data import load as load_data
     from molrmog.denoisers.base import Denoiser
+    from molrmog.denoisers.experts import PerExpert
+    from molrmog.denoisers.gaussian import GaussianDenoiser
+    from molrmog.denoisers.mlp import MLPDenoiser
+    from molrmog.denoisers.mog import MoGDenoiser
+    from molrmog.denoisers.saved import load
+    from molrmog.denoisers.unet import UNetDenoiser
     from molrmog.head_tail import HeadTail
-    from molrmog.head_tail import load_law as load
     from molrmog.law import Law, Posterior, Samples
     from molrmog.learning.fit import fit
     from molrmog.mixture import MoLRMoG, Subspace
@@ -30,16 +35,21 @@ _HOMES = {
     "Dataset": "data",
     "Denoiser": "denoisers.base",
     "FlowSchedule": "schedules",
+    "GaussianDenoiser": "denoisers.gaussian",
     "HeadTail": "head_tail",
     "Law": "law",
+    "MLPDenoiser": "denoisers.mlp",
+    "MoGDenoiser": "denoisers.mog",
     "MoLRMoG": "mixture",
+    "PerExpert": "denoisers.experts",
     "Posterior": "law",
     "Samples": "law",
     "Subspace": "mixture",
+    "UNetDenoiser": "denoisers.unet",
     "VESchedule": "schedules",
     "VPSchedule": "schedules",
     "fit": "learning.fit",
-    "load": "head_tail:load_law",
+    "load": "denoisers.saved",
     "load_data": "data:load",
     "sample": "sampling",
 }
@@ -49,12 +59,17 @@ __all__ = [
     "Dataset",
     "Denoiser",
     "FlowSchedule",
+    "GaussianDenoiser",
     "HeadTail",
     "Law",
+    "MLPDenoiser",
+    "MoGDenoiser",
     "MoLRMoG",
+    "PerExpert",
     "Posterior",
     "Samples",
     "Subspace",
+    "UNetDenoiser",
     "VESchedule",
     "VPSchedule",
     "fit",

@@ -1,0 +1,76 @@
+"""Preconditioning: what a network F is asked for, so that its input and target have unit variance at every noise level.
+
+For data with standard deviation sd in each coordinate, x_t = s x_0 + gamma eps has variance v = s^2 sd^2 + gamma^2, and
+
+    D(x_t) = c_skip x_t + c_out F(c_in x_t, c_noise)
+
+    c_in = 1 / sqrt(v),    c_skip = s sd^2 / v,    c_out = gamma sd / sqrt(v),    c_noise = log(gamma / s) / 4
+
+c_skip x_t is E[x_0 | x_t] for x_0 ~ N(0, sd^2 I), so F learns what such a Gaussian misses, in units
+of the standard deviation c_out of x_0 given x_t. With s = 1 this is EDM; s = 0 and gamma = 0 are finite, too.
+
+References:
+    Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, table 1 and
+    appendix B.6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.base import Expert, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.law import Noise
+
+_RATIO = 1e-4  # smallest gamma / s or s / gamma that c_noise tells from zero
+
+
+def noise_condition(s: Tensor, gamma: Tensor) -> Tensor:
+    """c_noise = log(gamma / s) / 4, kept within +-2.3; s and gamma with shape (B,)."""
+    least = _RATIO * torch.hypot(s, gamma)
+    return 0.25 * (gamma.maximum(least).log() - s.maximum(least).log())
+
+
+class Preconditioned(ScoreNetwork):
+    """Base class of the neural denoisers: owns the preconditioning, a subclass writes F as `forward`.
+
+    Attributes:
+        sigma_data: standard deviation sd of a coordinate of the data; 1 for standardised latents.
+        experts: how many experts the network is told apart by; 0 where it is told none.
+    """
+
+    def __init__(self, dim: int, experts: int, sigma_data: float) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
+        if experts < 0:
+            raise ValueError(f"experts = {experts}: pass 0 for a network that is told no expert")
+        self.dim = dim
+        self.experts = experts
+        self.sigma_data = sigma_data
+
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """Estimate E[x_0 | x_t] with shape (B, D).
+
+        Args:
+            x: the noised rows x_t, with shape (B, D).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation, a float or one per row with shape (B,).
+            expert: index of the expert, one for all rows or one per row with shape (B,).
+
+        Raises:
+            ValueError: wrong shapes, or an expert that the network does not know.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        if expert is not None and not self.experts:
+            raise ValueError(f"this {type(self).__name__} is told no expert: build it with experts=K, or pass none")
+        index = expert_of_rows(expert, x, self.experts) if self.experts else None
+        s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
+        c_noise = noise_condition(s, gamma)
+        s, gamma = s[:, None], gamma[:, None]
+        sd2 = self.sigma_data**2
+        c_in = (s.square() * sd2 + gamma.square()).rsqrt()  # (B, 1)
+        width = next(self.parameters()).dtype
+        F = self((c_in * x).to(width), c_noise.to(width), index)
+        return (s * sd2 * c_in.square()) * x + (gamma * self.sigma_data * c_in) * F.to(x.dtype)

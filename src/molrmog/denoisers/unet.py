@@ -1,0 +1,100 @@
+"""A U-Net for pictures and for latents shaped like pictures: diffusers' UNet2DModel under EDM preconditioning.
+
+Rows are (C, H, W) flattened. Sizes that the down-blocks cannot halve are padded with zeros inside, 7 x 7 to 8 x 8 for
+two levels, and cut off again. The last convolution starts at zero: the untrained network is c_skip x.
+
+References:
+    Ronneberger et al., U-Net, arXiv 1505.04597; Ho, Jain & Abbeel, arXiv 2006.11239, appendix B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from molrmog.denoisers.preconditioning import Preconditioned
+
+_NOISE_SCALE = 100.0  # c_noise within +-2.3 becomes what the time embedding of diffusers is spaced for
+
+
+class UNetDenoiser(Preconditioned):
+    """A U-Net with EDM preconditioning, told the expert of each row where `experts` > 0.
+
+    Attributes:
+        shape: (C, H, W) of a row.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        layers: int = 1,
+        attention: bool = True,
+        dropout: float = 0.0,
+        experts: int = 0,
+        sigma_data: float = 1.0,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            shape: (C, H, W) of a row; any size from 2 up to the level count of `channels` and above.
+            channels: of each level; height and width are halved from one level to the next.
+            layers: residual blocks per level.
+            attention: self-attention at the lowest level, whose channels must then be a multiple of 8.
+            dropout: probability, inside the residual blocks.
+            experts: number of experts it is told apart by; 0 for none.
+            sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents, about 0.5 for
+                pixels in [-1, 1].
+
+        Raises:
+            ValueError: the shape is not (C, H, W), or the channels do not fit.
+        """
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"shape = {tuple(shape)}: a U-Net takes (C, H, W); for flat rows use MLPDenoiser")
+        if not channels or min(channels) < 1 or layers < 1:
+            raise ValueError(f"channels = {tuple(channels)}, layers = {layers}: give at least one of each")
+        if attention and channels[-1] % 8:
+            raise ValueError(
+                f"channels = {tuple(channels)}: attention takes a multiple of 8 in the last, or turn it off"
+            )
+        super().__init__(math.prod(shape), experts, sigma_data)
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        self.shape = tuple(int(size) for size in shape)
+        self.channels = tuple(int(width) for width in channels)
+        self.layers, self.attention, self.dropout = layers, attention, dropout
+        multiple = 2 ** (len(channels) - 1)
+        self._padding = [-size % multiple for size in self.shape[1:]]
+        plain = len(channels) - 1
+        self.unet = UNet2DModel(
+            sample_size=tuple(size + more for size, more in zip(self.shape[1:], self._padding, strict=True)),
+            in_channels=self.shape[0],
+            out_channels=self.shape[0],
+            block_out_channels=self.channels,
+            layers_per_block=layers,
+            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D" if attention else "DownBlock2D",),
+            up_block_types=("AttnUpBlock2D" if attention else "UpBlock2D",) + ("UpBlock2D",) * plain,
+            add_attention=attention,
+            norm_num_groups=math.gcd(32, *self.channels),
+            dropout=dropout,
+            num_class_embeds=experts or None,
+        )
+        for parameter in self.unet.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the network."""
+        names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data")
+        return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}}
+
+    def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
+        """F, with shape (B, D); x with shape (B, D), c_noise and expert with shape (B,)."""
+        _, height, width = self.shape
+        more_height, more_width = self._padding
+        images = nn.functional.pad(x.unflatten(1, self.shape), (0, more_width, 0, more_height))
+        out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=expert, return_dict=False)[0]
+        return out[..., :height, :width].flatten(1)
