@@ -1,5 +1,6 @@
 """What a law is worth: likelihood, distances in feature spaces, memorisation, clustering, angles, denoising."""
 
+from molrmog.metrics.clip import CLIPScore
 from molrmog.metrics.clustering import Clustering, assign, clustering
 from molrmog.metrics.denoising import DenoisingLoss, RangeLoss, denoising_loss, edm_weight
 from molrmog.metrics.features import (
@@ -19,6 +20,7 @@ from molrmog.metrics.subspaces import SubspaceError, principal_angles, subspace_
 
 __all__ = [
     "LPIPS",
+    "CLIPScore",
     "ClassifierFeatures",
     "Clustering",
     "DenoisingLoss",
