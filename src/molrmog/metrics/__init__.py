@@ -1,7 +1,8 @@
-"""What a law is worth: likelihood, distances in feature spaces, memorisation, clustering, angles, denoising."""
+"""What a model is worth: likelihood, distances between pictures and sets, memorisation, clusters, denoising, cost."""
 
 from molrmog.metrics.clip import CLIPScore
 from molrmog.metrics.clustering import Clustering, assign, clustering
+from molrmog.metrics.cost import Cost, Stopwatch, cost, count_flops
 from molrmog.metrics.denoising import DenoisingLoss, RangeLoss, denoising_loss, edm_weight
 from molrmog.metrics.features import (
     ClassifierFeatures,
@@ -23,6 +24,7 @@ __all__ = [
     "CLIPScore",
     "ClassifierFeatures",
     "Clustering",
+    "Cost",
     "DenoisingLoss",
     "DensityCoverage",
     "Diversity",
@@ -35,9 +37,12 @@ __all__ = [
     "PrecisionRecall",
     "RangeLoss",
     "SqueezeNetFeatures",
+    "Stopwatch",
     "SubspaceError",
     "assign",
     "clustering",
+    "cost",
+    "count_flops",
     "denoising_loss",
     "density_coverage",
     "edm_weight",
