@@ -176,6 +176,17 @@ def test_posterior_samples_have_the_posterior_moments(law, generator, device, pe
         assert float(((products.mean(0) - cov[row]).abs() / products.std(0)).max()) * n**0.5 < 5
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_row_spoils_no_other_posterior_sample(law, broken):
+    clean = law.sample(4, torch.Generator().manual_seed(0), gamma=0.5).x
+    x = clean.clone()
+    x[2, 0] = broken
+    drawn, expected = (law.posterior(rows, 1.0, 0.5).sample(3, torch.Generator().manual_seed(1)) for rows in (x, clean))
+    assert bool(drawn[:, 2].isnan().all())
+    others = [0, 1, 3]
+    close(drawn[:, others], expected[:, others])
+
+
 def test_posterior_samples_without_noise_are_the_rows(law, generator):
     x = law.sample(4, generator).x
     close(law.posterior(x, 1.0, 1e-7).sample(2, generator), x.expand(2, -1, -1), rtol=0, atol=1e-5)

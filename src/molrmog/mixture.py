@@ -535,7 +535,9 @@ class MoLRMoG(nn.Module):
             assert e.white is not None
             frame = e.frame
             B, modes = len(x), frame.lam.shape[1]
-            component = draw(e.gates.flatten(1), n, generator).flatten()  # (B n,), a row's draws together
+            gates = e.gates.flatten(1)
+            lost = gates.isnan().any(1)  # rows that hold NaN or inf: nothing to draw, and no other row is to suffer
+            component = draw(gates.masked_fill(lost[:, None], 1.0), n, generator).flatten()  # (B n,), a row's together
             row = torch.arange(B, device=x.device).repeat_interleave(n)
             k, mode = component // modes, component % modes
             at = row if e.v.shape[1] > 1 else torch.zeros_like(row)
@@ -549,7 +551,7 @@ class MoLRMoG(nn.Module):
             noise = normal(tuple(clean.shape), generator, like=clean)
             tau2 = frame.tau2[k]
             drawn = clean + (s * tau2 / v)[:, None] * rest + (tau2 * gamma.square() / v).sqrt()[:, None] * noise
-            return (drawn.view(B, n, self.dim),)
+            return (drawn.view(B, n, self.dim).masked_fill(lost[:, None, None], torch.nan),)
 
         K, _, d, _ = self.factor.shape
         width = n * (d * d + K * (d + 1) + 3 * self.dim)
