@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from molrmog.saving import load_model, save_model
 
+# Numbers of x in a chunk: a network may hold a hundred times as many on the way.
+_CHUNK_NUMBERS = 2**21
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -98,12 +101,12 @@ class Autoencoder(nn.Module, ABC):
         return self.decode_raw(self.latent_mean + self.latent_scale * z)
 
     @torch.no_grad()
-    def encode_data(self, x: Tensor | np.ndarray, chunk: int = 512) -> Tensor:
-        """Standardised latents of a whole data set, without gradients, `chunk` rows at a time.
+    def encode_data(self, x: Tensor | np.ndarray, chunk: int | None = None) -> Tensor:
+        """Standardised latents of a whole data set, without gradients, chunk by chunk.
 
         Args:
             x: rows with shape (N, D); an array may be a memory map.
-            chunk: rows that are in memory together.
+            chunk: rows that are in memory together; by the size of a row where not given.
 
         Returns:
             Latents with shape (N, d), on the autoencoder's device.
@@ -111,12 +114,12 @@ class Autoencoder(nn.Module, ABC):
         return torch.cat([self.encode(rows) for rows in self._chunks(x, chunk)])
 
     @torch.no_grad()
-    def standardise_(self, x: Tensor | np.ndarray, chunk: int = 512) -> Self:
+    def standardise_(self, x: Tensor | np.ndarray, chunk: int | None = None) -> Self:
         """Set mean and scale so that the latents of `x` are centred and have unit mean variance.
 
         Args:
             x: rows with shape (N, D), N >= 2; an array may be a memory map.
-            chunk: rows that are in memory together.
+            chunk: rows that are in memory together; by the size of a row where not given.
 
         Returns:
             The autoencoder itself.
@@ -130,9 +133,10 @@ class Autoencoder(nn.Module, ABC):
         self.latent_scale.copy_(scale)
         return self
 
-    def _chunks(self, x: Tensor | np.ndarray, chunk: int) -> Iterator[Tensor]:
+    def _chunks(self, x: Tensor | np.ndarray, chunk: int | None) -> Iterator[Tensor]:
         if x.ndim != 2 or x.shape[1] != self.dim or not len(x):
             raise ValueError(f"x has shape {tuple(x.shape)}: pass at least one row, (N, {self.dim})")
+        chunk = chunk or max(1, _CHUNK_NUMBERS // self.dim)
         for start in range(0, len(x), chunk):
             rows = x[start : start + chunk]
             rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
@@ -192,7 +196,7 @@ def restore(
         raise ValueError(f"{where} holds {other}, not {kind}: read it with load_autoencoder")
     try:
         model = build(config)
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None

@@ -13,8 +13,9 @@ beta = 2 MSE is the likelihood's own choice, and a smaller beta buys sharper rec
 farther from N(0, I): for a diffusion model in the latent, which learns that law, the better bargain.
 
 Images lie in [-1, 1], so for them G ends in a tanh, which spares the network to hold the background at exactly -1: on
-the fives of MNIST (d = 16, 40 CPU-seconds of training each) it lowers the test error from 0.040 to 0.037, even when
-reconstructions of the unbounded decoder are clipped. Rows of real numbers have no such bounds, and no tanh.
+the fives of MNIST (d = 16, beta = 0.01, 40 CPU-seconds of training each) the test error falls from 0.040 to 0.037 with
+an MLPVAE and from 0.044 to 0.038 with a ConvVAE, reconstructions of the unbounded decoders being clipped. Rows of real
+numbers have no such bounds, and no tanh.
 
 References:
     Kingma, Welling, "Auto-encoding variational Bayes", ICLR 2014, arXiv 1312.6114.
@@ -29,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,23 @@ class ConvVAE(VAE):
         }
 
 
+class Variational(Protocol):
+    """What `VAELoss` asks of an autoencoder: a VAE, or one of the experts of `LoRAExperts`."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension d of the latents."""
+        ...
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x) before standardisation, each with shape (B, d)."""
+        ...
+
+    def decode_raw(self, z: Tensor) -> Tensor:
+        """Rows with shape (B, D) of latents before standardisation."""
+        ...
+
+
 class VAELoss(nn.Module):
     """The loss of a VAE, one number a row: loss = (1/D) |x - x'|^2 + (beta/D) KL.
 
@@ -224,7 +242,9 @@ class VAELoss(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, autoencoder: VAE, beta: float = 0.01, reconstruction: Literal["mse", "l1"] = "mse") -> None:
+    def __init__(
+        self, autoencoder: Variational, beta: float = 0.01, reconstruction: Literal["mse", "l1"] = "mse"
+    ) -> None:
         """Wrap a VAE for training.
 
         Args:
@@ -266,15 +286,16 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.expm1() - log_variance).sum(1)
 
 
-class _Down(nn.Conv2d):
+class _Down(nn.Module):
     """Half the side, rounded up."""
 
     def __init__(self, above: int, below: int) -> None:
-        super().__init__(above, below, 4, stride=2, padding=1)
+        super().__init__()
+        self.convolution = nn.Conv2d(above, below, 4, stride=2, padding=1)
 
-    def forward(self, input: Tensor) -> Tensor:
-        height, width = input.shape[2:]
-        return super().forward(functional.pad(input, (0, width % 2, 0, height % 2)))
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        return self.convolution(functional.pad(x, (0, width % 2, 0, height % 2)))
 
 
 class _Up(nn.Module):
