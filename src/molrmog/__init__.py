@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from molrmog.head_tail import HeadTail
     from molrmog.law import Law, Posterior, Samples
     from molrmog.learning.fit import fit
+    from molrmog.learning.trainer import train
     from molrmog.mixture import MoLRMoG, Subspace
     from molrmog.sampling import sample
     from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
@@ -52,6 +53,7 @@ _HOMES = {
     "load": "denoisers.saved",
     "load_data": "data:load",
     "sample": "sampling",
+    "train": "learning.trainer",
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "load",
     "load_data",
     "sample",
+    "train",
 ]
 
 

@@ -1,0 +1,181 @@
+"""Checkpoints of a training run: whole or not there at all, and nothing pickled.
+
+    out/checkpoints/step-00001000/
+        model.safetensors       the network as the last step left it
+        average.safetensors     its moving average
+        optimizer.safetensors   the moments of Adam
+        state.json              step, samples, settings, ..., and the SHA-256 of each of the files above
+
+A checkpoint is written into a folder of another name and renamed, so a run that is killed leaves no half of one. What a
+disk loses later is found by the digests: such a checkpoint is passed over with a warning, and the one before is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_STATE = "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training run stood.
+
+    Attributes:
+        step: optimiser steps taken.
+        state: what JSON can hold.
+        tensors: name to tensor on the CPU, by file.
+    """
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> bool:
+    """Write a checkpoint into `folder` and delete all but the newest.
+
+    A disk that cannot be written to is a warning: what was saved before stays, and the run can go on.
+
+    Args:
+        folder: of all checkpoints of the run.
+        checkpoint: what is written; one of the same step is replaced.
+        keep: how many to keep. Those of later steps belong to a course that was given up, and are deleted.
+
+    Returns:
+        Whether it was written.
+    """
+    from safetensors.torch import save_file
+
+    place = folder / f"step-{checkpoint.step:08d}"
+    part = folder / f".{place.name}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, tensors in checkpoint.tensors.items():
+            # Clones, because safetensors takes no two names for one piece of memory, as tied weights have.
+            save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, _file(part, name))
+        files = {name: _digest(_file(part, name)) for name in checkpoint.tensors}
+        state = {"step": checkpoint.step, **checkpoint.state, "sha256": files}
+        (part / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(part, place)
+    except Exception as error:  # safetensors has its own error for a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        warnings.warn(
+            f"no checkpoint of step {checkpoint.step}: {folder} cannot be written ({_one_line(error)}); the run goes "
+            "on, and earlier checkpoints are as they were: make room",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    steps = _steps(folder)
+    for step, path in steps.items():
+        if step > checkpoint.step or step in sorted(s for s in steps if s <= checkpoint.step)[:-keep]:
+            shutil.rmtree(path, ignore_errors=True)
+    return True
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole; None where there is none.
+
+    Each one that is not whole is a warning.
+    """
+    for step, path in sorted(_steps(folder).items(), reverse=True):
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"the checkpoint of step {step} in {path} is damaged ({_one_line(error)}): the one before is used",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return None
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON object to a file of such lines, the whole line or nothing of it.
+
+    A disk that cannot be written to is a warning.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            line = (json.dumps(record) + "\n").encode()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError("no space left on the device")
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written ({_one_line(error)}): make room", RuntimeWarning, stacklevel=2)
+
+
+def forget_records(path: Path, after: int, kinds: tuple[str, ...]) -> None:
+    """Drop the lines of `kinds` with a step beyond `after`, and what is left of a line that was being written.
+
+    Args:
+        path: a file of JSON lines; nothing happens where there is none.
+        after: the last step that is kept.
+        kinds: whose lines are dropped; other lines stay.
+    """
+    if not path.is_file():
+        return
+    kept: list[str] = []
+    lines = path.read_text().splitlines()
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not (record.get("kind") in kinds and record.get("step", 0) > after):
+            kept.append(line)
+    if kept != lines:
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(part, path)
+
+
+def _read(path: Path) -> Checkpoint:
+    from safetensors.torch import load
+
+    state = json.loads((path / _STATE).read_text())
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, digest in state.pop("sha256").items():
+        if _digest(_file(path, name)) != digest:
+            raise ValueError(f"{_file(path, name).name} is not what was written")
+        tensors[name] = load(_file(path, name).read_bytes())
+    return Checkpoint(int(state.pop("step")), state, tensors)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return {int(match[1]): path for match, path in found if match}
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,218 @@
+"""Denoising score matching: the loss by which any denoiser is learned, under any schedule.
+
+    x_t = s x_0 + gamma eps,      L = E_{t, x_0, eps}  lambda(s, gamma) ||D_theta(x_t, s, gamma) - y||^2 / D
+
+With the target y = x_0 the minimiser is E[x_0 | x_t], and the loss there is the floor E lambda tr Cov[x_0 | x_t] / D.
+
+| weighting | lambda                   | the error it counts                  | reference            |
+| --------- | ------------------------ | ------------------------------------ | -------------------- |
+| x0        | 1                        | of the clean point                   |                      |
+| eps       | s^2 / gamma^2            | of the noise                         | arXiv 2006.11239     |
+| edm       | s^2 / gamma^2 + 1 / c^2  | of the network F inside EDM          | arXiv 2206.00364     |
+| min-snr   | min(s^2 / gamma^2, 5)    | of the noise, but less at low noise  | arXiv 2303.09556     |
+
+With sigma = gamma / s the third is (sigma^2 + c^2) / (sigma c)^2, c = sigma_data. A white Gaussian of deviation c then
+has the floor 1 at every noise level.
+
+| levels     | distribution of log sigma                                                                              |
+| ---------- | ------------------------------------------------------------------------------------------------------ |
+| log-normal | N(level_mean, level_std^2), clamped to the schedule's range; EDM's -1.2 and 1.2 are made for c = 0.5   |
+| log-snr    | uniform over the schedule's range: the same share for every octave of noise                            |
+
+An end where sigma is infinite or zero, as at t = 1 of the flow schedule, counts as sigma = 100 (or 1/1000).
+
+| targets    | y                                                                                                      |
+| ---------- | ------------------------------------------------------------------------------------------------------ |
+| sample     | x_0                                                                                                    |
+| batch      | mean of the rows x_j of the batch (of the same expert), weighed by N(x_t; s x_j, gamma^2 I)            |
+| a denoiser | what it says; if it is the law of the data, the loss is the excess over the floor                      |
+
+The last two trade the variance of the gradient for a bias (small in large batches) or for a law that is known. The
+batch is what one process handles at once, so with "batch" the loss depends on how rows are split.
+
+References:
+    Vincent, A Connection Between Score Matching and Denoising Autoencoders, Neural Computation 23(7), 2011.
+    Ho et al., Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 14.
+    Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, table 1.
+    Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv 2303.09556, section 3.4.
+    Xu, Tong, Jaakkola, Stable Target Field for Reduced Variance Score Estimation, arXiv 2302.00670, eq. 5.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from molrmog.denoisers.base import Denoiser, ExpertDenoiser
+from molrmog.schedules import _SIGMA_CAP, _SIGMA_FLOOR, Schedule
+
+WEIGHTINGS = ("edm", "x0", "eps", "min-snr")
+LEVELS = ("log-normal", "log-snr")
+
+Weighting = Literal["edm", "x0", "eps", "min-snr"]
+Levels = Literal["log-normal", "log-snr"]
+Targets = Literal["sample", "batch"] | Denoiser | ExpertDenoiser
+
+_MAX_SNR = 5.0  # the gamma of min-SNR-gamma
+
+
+class ScoreMatching(nn.Module):
+    """The denoising loss of rows, as an objective that `training` can minimise.
+
+    Attributes:
+        denoiser: what is trained.
+        schedule: from which (s, gamma) are drawn.
+
+    Example:
+        >>> from molrmog.mixture import MoLRMoG
+        >>> from molrmog.schedules import VPSchedule
+        >>> law = MoLRMoG.random(dim=8, latent_dims=(3,), modes=(2,), noise=0.1, seed=0)
+        >>> loss = ScoreMatching(law, VPSchedule())
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> loss(law.sample(5, generator).x, *loss.draw(5, generator)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | ExpertDenoiser,
+        schedule: Schedule,
+        *,
+        weighting: Weighting = "edm",
+        levels: Levels = "log-normal",
+        targets: Targets = "sample",
+        sigma_data: float = 0.5,
+        level_mean: float = -1.2,
+        level_std: float = 1.2,
+    ) -> None:
+        """Set up the loss.
+
+        Args:
+            denoiser: a torch module over R^D with `dim` and `denoise(x, s, gamma)`; rows with experts need one that
+                takes `expert`, too.
+            schedule: the noise schedule.
+            weighting: "edm", "x0", "eps" or "min-snr".
+            levels: "log-normal" or "log-snr".
+            targets: "sample", "batch", or a denoiser that is copied and kept as it is, such as the law of the data.
+            sigma_data: the standard deviation c in the weight of EDM, in data units.
+            level_mean: mean of log sigma, for "log-normal".
+            level_std: standard deviation of log sigma, for "log-normal".
+
+        Raises:
+            ValueError: an unknown name, or a number that is not positive.
+        """
+        super().__init__()
+        for name, value, known in (("weighting", weighting, WEIGHTINGS), ("levels", levels, LEVELS)):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+        if isinstance(targets, str) and targets not in ("sample", "batch"):
+            raise ValueError(f"unknown targets {targets!r}: choose sample or batch, or pass a law")
+        if not (sigma_data > 0 and level_std > 0 and math.isfinite(level_mean)):
+            raise ValueError(
+                f"sigma_data = {sigma_data}, level_mean = {level_mean}, level_std = {level_std}: pass "
+                "deviations > 0 and a finite mean"
+            )
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.weighting, self.levels = weighting, levels
+        self.sigma_data, self.level_mean, self.level_std = sigma_data, level_mean, level_std
+        if isinstance(targets, nn.Module):
+            targets = copy.deepcopy(targets).requires_grad_(False).eval()
+        self.targets = targets
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the loss is, but for the denoiser."""
+        return {
+            "schedule": self.schedule.config,
+            "weighting": self.weighting,
+            "levels": self.levels,
+            "targets": self.targets if isinstance(self.targets, str) else type(self.targets).__name__,
+            "sigma_data": self.sigma_data,
+            "level_mean": self.level_mean,
+            "level_std": self.level_std,
+        }
+
+    @property
+    def log_sigma_range(self) -> tuple[float, float]:
+        """Least and greatest log(gamma / s) that is drawn."""
+        low, high = (-0.5 * self.schedule.log_snr(t) for t in (self.schedule.t_min, self.schedule.t_max))
+        return (low if math.isfinite(low) else math.log(_SIGMA_FLOOR)), (
+            high if math.isfinite(high) else math.log(_SIGMA_CAP)
+        )
+
+    def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise levels s and gamma, with shape (rows,), and noise eps, with shape (rows, D), on the CPU.
+
+        Args:
+            rows: how many.
+            generator: source of randomness, on the CPU.
+        """
+        low, high = self.log_sigma_range
+        if self.levels == "log-normal":
+            normal = torch.randn(rows, generator=generator).double()
+            log_sigma = (self.level_mean + self.level_std * normal).clamp(low, high)
+        else:
+            log_sigma = low + (high - low) * torch.rand(rows, generator=generator).double()
+        t = self.schedule.time(-2 * log_sigma).clamp(self.schedule.t_min, self.schedule.t_max)
+        s, gamma = self.schedule(t)
+        eps = torch.randn(rows, self.denoiser.dim, generator=generator)  # pyright: ignore[reportAttributeAccessIssue]
+        return s.float(), gamma.float(), eps
+
+    def forward(self, x0: Tensor, *rest: Tensor) -> Tensor:
+        """Loss of each row, with shape (B,).
+
+        Args:
+            x0: clean rows, with shape (B, D).
+            rest: the expert of each row with shape (B,), if rows have one; then s, gamma and eps as :meth:`draw`
+                gives them.
+        """
+        *expert, s, gamma, eps = rest
+        given = {"expert": expert[0]} if expert else {}
+        s, gamma, eps = s.to(x0.dtype), gamma.to(x0.dtype), eps.to(x0.dtype)
+        xt = s[:, None] * x0 + gamma[:, None] * eps  # (B, D)
+        estimate = self.denoiser.denoise(xt, s, gamma, **given)
+        with torch.no_grad():
+            if isinstance(self.targets, str):
+                target = x0 if self.targets == "sample" else batch_mean(x0, s, gamma, eps, *expert)
+            else:
+                target = self.targets.denoise(xt, s, gamma, **given)
+        return self.weight(s, gamma) * (estimate.to(x0.dtype) - target).square().mean(1)
+
+    def weight(self, s: Tensor, gamma: Tensor) -> Tensor:
+        """lambda(s, gamma) with the shape of s and gamma (> 0)."""
+        snr = (s / gamma).square()
+        if self.weighting == "edm":
+            return snr + self.sigma_data**-2
+        if self.weighting == "min-snr":
+            return snr.clamp(max=_MAX_SNR)
+        return snr if self.weighting == "eps" else torch.ones_like(snr)
+
+
+def batch_mean(x0: Tensor, s: Tensor, gamma: Tensor, eps: Tensor, expert: Tensor | None = None) -> Tensor:
+    """E[x_0 | x_t] where x_0 is any row of the batch alike, with shape (B, D).
+
+        log w_ij = -||s_i (x_i - x_j) + gamma_i eps_i||^2 / (2 gamma_i^2) + const_i
+                 = -(s_i / gamma_i) eps_i . (x_i - x_j) - (s_i / gamma_i)^2 ||x_i - x_j||^2 / 2
+
+    Args:
+        x0: clean rows, with shape (B, D).
+        s: signal scale of each row, with shape (B,).
+        gamma: noise standard deviation of each row, with shape (B,).
+        eps: noise of each row, with shape (B, D).
+        expert: of each row, with shape (B,): only rows of the same expert count.
+
+    References:
+        Xu, Tong, Jaakkola, arXiv 2302.00670, eq. 5.
+    """
+    ratio = (s / gamma)[:, None]
+    distance2 = torch.cdist(x0, x0, compute_mode="donot_use_mm_for_euclid_dist").square()  # (B, B)
+    along = (eps * x0).sum(1, keepdim=True) - eps @ x0.T  # eps_i . (x_i - x_j)
+    log_weight = -ratio * along - 0.5 * ratio.square() * distance2
+    if expert is not None:
+        log_weight = log_weight.masked_fill(expert[:, None] != expert, -torch.inf)
+    return log_weight.softmax(1) @ x0

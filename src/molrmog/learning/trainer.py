@@ -1,0 +1,772 @@
+"""Training by stochastic gradients: a generator that the caller watches, and `train`, which runs it to its end.
+
+Everything in step i is a function of the seed and of i alone:
+
+    rows        positions i B, ..., (i + 1) B - 1 of one epoch's permutation of the data after another's; permutation of
+                epoch e from (seed, e)
+    numbers     noise levels and noise of all B rows from (seed, i), drawn at once on the CPU
+    rate        learning_rate * min(1, (i + 1) / warmup) * (1 or (1 + cos(pi i / steps)) / 2)
+    average     a_1 = theta_1,   a_(n+1) = d a_n + (1 - d) theta_(n+1),   d = min(ema_decay, (1 + n) / (10 + n))
+
+so a run that is killed goes on from its newest checkpoint as if nothing had been, to the last bit on one CPU process.
+Processes and micro-batches take slices of the B rows and of their numbers, and gradients are sums over rows divided by
+B: how many there are changes only the order of summation (and which numbers a dropout inside the model sees).
+
+The loop knows nothing of what is learned. An :class:`Objective` draws the random numbers of a batch and gives one loss
+per row; :class:`~molrmog.learning.score_matching.ScoreMatching` is one, the loss of a VAE another. A submodule with a
+method `retract_` has it called after every step, which is how bases stay orthonormal.
+
+A run folder holds `metrics.jsonl` (one JSON object a line: kinds "train" and "validation"), `checkpoints/` (see
+`learning.checkpoints`), `tensorboard/` where asked for, and in the end the model.
+
+References:
+    Kingma & Ba, Adam, arXiv 1412.6980; Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
+    Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696 (averages).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from molrmog.denoisers.base import Denoiser, ExpertDenoiser
+from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.learning.checkpoints import Checkpoint, append_record, forget_records, newest_checkpoint, save_checkpoint
+from molrmog.learning.rows import Rows
+from molrmog.learning.score_matching import Levels, ScoreMatching, Targets, Weighting
+from molrmog.mixture import MoLRMoG
+from molrmog.schedules import Schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+METRICS_NAME, CHECKPOINTS_NAME, TENSORBOARD_NAME = "metrics.jsonl", "checkpoints", "tensorboard"
+
+Table = Rows | Tensor
+"""Something with N rows: rows of data, or one number per row."""
+
+Network = TypeVar("Network", bound=Denoiser | ExpertDenoiser)
+
+_KINDS = ("train", "validation")
+_ORDER, _NUMBERS, _MODEL, _VALIDATION = range(4)  # streams of random numbers
+# Options that do not change the course of a run, so that it may go on with others.
+_FREE = (
+    *("steps", "micro_batch_size", "device", "out", "log_every", "checkpoint_every", "keep"),
+    *("validate_every", "grid_every", "tensorboard"),
+)
+
+
+class Objective(Protocol):
+    """What is minimised: a torch module that gives one loss per row."""
+
+    def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Every random number that `rows` rows need, with `rows` rows in each tensor, on the CPU.
+
+        Args:
+            rows: how many rows.
+            generator: source of randomness, on the CPU.
+        """
+        ...
+
+    def __call__(self, *rows_and_numbers: Tensor) -> Tensor:
+        """Loss of each row, with shape (B,), from the rows of each table of data and then from their numbers."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps, of the whole run.
+        batch_size: rows of a step, over all processes.
+        micro_batch_size: rows that a process handles at once, to bound memory; all that are its own where None.
+        optimizer: "adamw" or "adam".
+        learning_rate: the greatest.
+        annealing: "cosine" (to zero at the last step) or "constant".
+        warmup: steps over which the learning rate rises to its greatest.
+        weight_decay: of the optimiser.
+        betas: of the optimiser.
+        grad_clip: greatest norm of the gradient; None not to clip.
+        ema_decay: d of the moving average, in [0, 1); 0 for the weights of the last step.
+        mixed_precision: "no", "fp16" (GPU only) or "bf16".
+        seed: of everything random, 0 or more.
+        device: "cpu", "cuda", "cuda:1", ...; the best there is where None.
+        out: the run folder; None keeps nothing.
+        log_every: steps between two lines of metrics.jsonl, and between two states of `training`.
+        checkpoint_every: steps between two checkpoints.
+        keep: how many checkpoints are kept.
+        validate_every: steps between two validation losses.
+        grid_every: steps between two calls of `on_grid`.
+        tensorboard: also write TensorBoard files.
+
+    Raises:
+        ValueError: an option is out of its range, or needs another that is missing.
+    """
+
+    steps: int
+    batch_size: int = 256
+    micro_batch_size: int | None = None
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 1e-3
+    annealing: Literal["cosine", "constant"] = "cosine"
+    warmup: int = 100
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float | None = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    seed: int = 0
+    device: str | None = None
+    out: str | Path | None = None
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 2
+    validate_every: int = 500
+    grid_every: int = 1000
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "validate_every", "grid_every")
+        for name in (*counts, *(() if self.micro_batch_size is None else ("micro_batch_size",))):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: pass 1 or more")
+        for name in ("warmup", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: pass 0 or more")
+        if not 0 < self.learning_rate < math.inf or not (self.grad_clip is None or self.grad_clip > 0):
+            raise ValueError(f"learning_rate = {self.learning_rate}, grad_clip = {self.grad_clip}: pass numbers > 0")
+        if not (0 <= self.ema_decay < 1 and all(0 <= beta < 1 for beta in self.betas)):
+            raise ValueError(f"ema_decay = {self.ema_decay}, betas = {self.betas}: pass numbers in [0, 1)")
+        known = {
+            "optimizer": ("adamw", "adam"),
+            "annealing": ("cosine", "constant"),
+            "mixed_precision": ("no", "fp16", "bf16"),
+        }
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.tensorboard and self.out is None:
+            raise ValueError("tensorboard needs a run folder: pass out")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..., steps - 1."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup))
+        return rate * 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.annealing == "cosine" else rate
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands.
+
+    Attributes:
+        step: steps taken.
+        samples: rows seen.
+        loss: mean over the steps since the state before.
+        learning_rate: of the last step.
+        grad_norm: norm of the gradient before clipping, mean over the steps since the state before.
+        validation_loss: the newest, of the average; None where there is none.
+        seconds: wall time of the steps taken, validation, grids, checkpoints and the caller's time left out.
+        cpu_seconds: the same in processor time of this process.
+        objective: the objective with the weights of the last step.
+        average: the objective with the moving average of the weights, in eval mode.
+    """
+
+    step: int
+    samples: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    validation_loss: float | None
+    seconds: float
+    cpu_seconds: float
+    objective: nn.Module
+    average: nn.Module
+
+
+def training(
+    objective: Objective,
+    data: Sequence[Any],
+    options: TrainingOptions,
+    *,
+    validation: Sequence[Any] | None = None,
+    on_grid: Callable[[Any, int], object] | None = None,
+) -> Iterator[TrainingState]:
+    """Minimise an objective, yielding the state every `log_every` steps; a stopped run goes on where it stood.
+
+    When the generator ends, the objective holds the averaged weights and is in eval mode. A run that was finished
+    before yields nothing and ends at once.
+
+    Args:
+        objective: what is minimised; those of its parameters that ask for gradients are trained, in place.
+        data: tables with N rows each, which the objective gets slices of: (N, D) rows (tensor, array, memory map or
+            Dataset), or (N,) integers.
+        options: how to train.
+        validation: tables like those of `data`; the loss of the average on them, with noise that is always the same, is
+            taken at the start and every `validate_every` steps.
+        on_grid: called with the averaged objective and the step every `grid_every` steps, e.g. to draw samples.
+
+    Yields:
+        TrainingState: where the run stands.
+
+    Raises:
+        ValueError: the tables do not fit together, nothing is to be trained, or the folder holds a run with other
+            settings, which the message names.
+        RuntimeError: the loss or the gradient is not finite; the message says at which step and what to do.
+    """
+    run = _Run(objective, data, options, validation)
+    try:
+        run.resume()
+        while run.step < options.steps:
+            run.take_step()
+            run.validate_if_due()
+            done = run.step == options.steps
+            state = run.log() if done or run.step % options.log_every == 0 else None
+            if done or run.step % options.checkpoint_every == 0:
+                run.save()
+            if on_grid is not None and run.step % options.grid_every == 0 and run.accelerator.is_main_process:
+                on_grid(run.average.module, run.step)
+            if state is not None:
+                yield state
+    finally:
+        run.close()
+    run.keep_average()
+
+
+def train_objective(
+    objective: Objective,
+    data: Sequence[Any],
+    options: TrainingOptions,
+    *,
+    validation: Sequence[Any] | None = None,
+    on_grid: Callable[[Any, int], object] | None = None,
+    progress: bool = False,
+) -> None:
+    """Run `training` to its end; `progress` shows a bar with the loss. Arguments and errors as there."""
+    with _progress_bar(options.steps) if progress else nullcontext() as advance:
+        for state in training(objective, data, options, validation=validation, on_grid=on_grid):
+            if advance is not None:
+                advance(state)
+
+
+def train(
+    denoiser: Network,
+    data: Any,
+    schedule: Schedule,
+    *,
+    steps: int,
+    out: str | Path | None = None,
+    experts: Any = None,
+    validation: Any = None,
+    validation_experts: Any = None,
+    weighting: Weighting = "edm",
+    levels: Levels = "log-normal",
+    targets: Targets = "sample",
+    sigma_data: float | None = None,
+    level_mean: float = -1.2,
+    level_std: float = 1.2,
+    batch_size: int = 256,
+    micro_batch_size: int | None = None,
+    optimizer: Literal["adamw", "adam"] = "adamw",
+    learning_rate: float = 1e-3,
+    annealing: Literal["cosine", "constant"] = "cosine",
+    warmup: int = 100,
+    weight_decay: float = 0.0,
+    grad_clip: float | None = 1.0,
+    ema_decay: float = 0.999,
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no",
+    seed: int = 0,
+    device: str | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    keep: int = 2,
+    validate_every: int = 500,
+    grid_every: int = 1000,
+    on_grid: Callable[[Network, int], object] | None = None,
+    tensorboard: bool = False,
+    progress: bool = False,
+) -> Network:
+    """Train a score network by denoising score matching; the same call again goes on with a run that was stopped.
+
+    `accelerate launch` runs it in several processes, with the result of one.
+
+    Args:
+        denoiser: a score network, or a `MoLRMoG`, all of whose parameters are then learned; it is trained in place.
+        data: rows with shape (N, D): tensor, array, memory map or Dataset (whose labels are not used).
+        schedule: the noise schedule.
+        steps: optimiser steps.
+        out: the run folder, with checkpoints, metrics.jsonl and in the end the model; None keeps nothing.
+        experts: the expert of each row, with shape (N,), for denoisers that are told.
+        validation: rows on which the loss of the averaged weights is taken.
+        validation_experts: their experts.
+        weighting: "edm", "x0", "eps" or "min-snr"; see `learning.score_matching`, also for the next five.
+        levels: "log-normal" or "log-snr".
+        targets: "sample", "batch", or the law of the data.
+        sigma_data: standard deviation in the weight of EDM; that of the data where None.
+        level_mean: mean of log sigma; EDM's is made for data of deviation 0.5.
+        level_std: standard deviation of log sigma.
+        batch_size: see `TrainingOptions`, also for all that follow but the last two.
+        micro_batch_size: rows that a process handles at once.
+        optimizer: "adamw" or "adam".
+        learning_rate: the greatest.
+        annealing: "cosine" or "constant".
+        warmup: steps over which the learning rate rises.
+        weight_decay: of the optimiser.
+        grad_clip: greatest norm of the gradient.
+        ema_decay: of the moving average.
+        mixed_precision: "no", "fp16" or "bf16".
+        seed: of everything random.
+        device: where to train.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints.
+        keep: how many checkpoints are kept.
+        validate_every: steps between two validation losses.
+        grid_every: steps between two calls of `on_grid`.
+        on_grid: called with the averaged denoiser and the step, e.g. to draw samples.
+        tensorboard: also write TensorBoard files.
+        progress: show a progress bar with the loss on stderr.
+
+    Returns:
+        The denoiser itself, with the averaged weights, in eval mode, on the device where it was trained.
+
+    Raises:
+        ValueError: data, options and denoiser do not fit together, or `out` holds a run with other settings.
+        RuntimeError: the loss is not finite; the message says what to do.
+
+    Example:
+        >>> from molrmog.denoisers.mlp import MLPDenoiser
+        >>> from molrmog.schedules import VPSchedule
+        >>> x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+        >>> network = train(MLPDenoiser(4, width=16, depth=1), x, VPSchedule(), steps=2, device="cpu")
+        >>> network.denoise(x, s=0.8, gamma=0.6).shape
+        torch.Size([100, 4])
+
+    References:
+        arXiv 2601.01475, section 5, for the networks that are compared; `molrmog.learning.score_matching` for the loss.
+    """
+    network = cast("nn.Module", MoGDenoiser(denoiser) if isinstance(denoiser, MoLRMoG) else denoiser)
+    tables = _rows_and_experts(network, data, experts)
+    held_out = None if validation is None else _rows_and_experts(network, validation, validation_experts)
+    if held_out is not None and len(held_out) != len(tables):
+        raise ValueError("experts and validation_experts belong together: pass both or none")
+    objective = ScoreMatching(
+        cast(Denoiser, network),
+        schedule,
+        weighting=weighting,
+        levels=levels,
+        targets=targets,
+        sigma_data=_deviation(tables[0]) if sigma_data is None else sigma_data,
+        level_mean=level_mean,
+        level_std=level_std,
+    )
+    options = TrainingOptions(
+        steps=steps,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        annealing=annealing,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        grad_clip=grad_clip,
+        ema_decay=ema_decay,
+        mixed_precision=mixed_precision,
+        seed=seed,
+        device=device,
+        out=out,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        validate_every=validate_every,
+        grid_every=grid_every,
+        tensorboard=tensorboard,
+    )
+
+    def grid(average: ScoreMatching, step: int) -> None:
+        trained = cast(MoGDenoiser, average.denoiser).law if isinstance(denoiser, MoLRMoG) else average.denoiser
+        assert on_grid is not None
+        on_grid(cast(Network, trained), step)
+
+    on_average = None if on_grid is None else grid
+    train_objective(objective, tables, options, validation=held_out, on_grid=on_average, progress=progress)
+    if isinstance(denoiser, MoLRMoG):
+        device_of = next(network.parameters()).device
+        denoiser.to(device_of).load_state_dict(cast(MoGDenoiser, network).law.state_dict())
+        denoiser.requires_grad_(False).eval()
+    if out is not None and hasattr(denoiser, "save_pretrained") and _is_main_process():
+        cast(Any, denoiser).save_pretrained(out)
+    return denoiser
+
+
+class _Run:
+    """A run between two steps: weights, average, optimiser, clock, and what is not yet logged."""
+
+    def __init__(
+        self, objective: Objective, data: Sequence[Any], options: TrainingOptions, validation: Sequence[Any] | None
+    ) -> None:
+        self.objective = cast(nn.Module, objective)
+        self.draw = objective.draw
+        self.options = options
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("no parameter asks for gradients: call requires_grad_() on what is to be trained")
+        self.parameters = parameters
+        self.data = _tables(data, parameters[0].dtype)
+        self.validation = None if validation is None else _tables(validation, parameters[0].dtype)
+        if self.validation is not None and len(self.validation) != len(self.data):
+            raise ValueError(f"{len(self.data)} tables to train on, {len(self.validation)} to validate: pass as many")
+
+        self.accelerator = _accelerator(options, find_unused_parameters=len(self.data) > 1)
+        if options.batch_size < self.accelerator.num_processes:
+            raise ValueError(f"batch_size = {options.batch_size}: pass at least one row for each of the processes")
+        self.objective.to(self.accelerator.device).train()
+        self.average = AveragedModel(self.objective, avg_fn=_averaging(options.ema_decay)).eval()
+        retractable = [*self.objective.modules(), *self.average.modules()]
+        self.retractions = [cast(Any, module).retract_ for module in retractable if hasattr(module, "retract_")]
+        family = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer]
+        optimizer = family(parameters, options.learning_rate, options.betas, weight_decay=options.weight_decay)
+        self.settings = _settings(self.objective, self.data, options)
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+
+        self.out = None if options.out is None else Path(options.out)
+        self.step = 0
+        self.window: list[tuple[float, float]] = []  # loss and gradient norm of the steps since the last line
+        self.validation_loss: float | None = None
+        self.seconds = self.cpu_seconds = 0.0
+        self.permutation = -1, torch.empty(0)
+
+    def resume(self) -> None:
+        """Go to the newest checkpoint, or to the start."""
+        checkpoint = None if self.out is None else newest_checkpoint(self.out / CHECKPOINTS_NAME)
+        if checkpoint is not None:
+            self._check_settings(checkpoint)
+            state, tensors = checkpoint.state, checkpoint.tensors
+            self.step = checkpoint.step
+            self.window = [(loss, norm) for loss, norm in state["window"]]
+            self.validation_loss = state["validation_loss"]
+            self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
+            self.objective.load_state_dict(tensors["model"])
+            self.average.load_state_dict(tensors["average"])
+            self.optimizer.load_state_dict(_nested(tensors["optimizer"], self.optimizer.state_dict()))
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.out is not None and self.accelerator.is_main_process:
+            forget_records(self.out / METRICS_NAME, self.step if checkpoint else -1, _KINDS)
+        if self.options.tensorboard:
+            purge = {"tensorboard": {"purge_step": self.step + 1}}
+            self.accelerator.init_trackers(TENSORBOARD_NAME, init_kwargs=purge)
+        if checkpoint is None:
+            self.validate_if_due()
+
+    def take_step(self) -> None:
+        """One step of the optimiser."""
+        started = time.perf_counter(), time.process_time()
+        self.objective.train()
+        options, accelerator = self.options, self.accelerator
+        rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        B = options.batch_size
+        rows = self._rows_of_step()
+        numbers = self.draw(B, _generator(options.seed, _NUMBERS, self.step))
+        rate = options.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+
+        total = torch.zeros((), device=device)
+        own = slice(B * rank // processes, B * (rank + 1) // processes)
+        micro = options.micro_batch_size or B
+        for i, start in enumerate(range(own.start, own.stop, micro)):
+            at = slice(start, min(start + micro, own.stop))
+            batch = [*(table[rows[at]] for table in self.data), *(number[at] for number in numbers)]
+            numbers_inside = _seeded(options.seed, _MODEL, self.step, rank, i, device=device)
+            synchronised = nullcontext() if at.stop == own.stop else accelerator.no_sync(self.model)
+            with numbers_inside, synchronised:
+                loss = self.model(*(part.to(device) for part in batch)).sum() / B
+                accelerator.backward(loss * processes)  # processes are averaged, and rows are to be
+            total += loss.detach()
+        loss = self._over_processes(total)
+        limit = math.inf if options.grad_clip is None else options.grad_clip
+        norm = float(cast(Tensor, accelerator.clip_grad_norm_(self.parameters, limit)))
+        # With a scaler a gradient may overflow: such a step is left out, and the scale is lowered.
+        if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
+            what = f"loss is {loss}" if not math.isfinite(loss) else f"norm of the gradient is {norm}"
+            raise RuntimeError(
+                f"the {what} at step {self.step + 1}: lower learning_rate ({options.learning_rate:g}) or grad_clip "
+                f"({options.grad_clip}), or lengthen warmup ({options.warmup})"
+            )
+        self.optimizer.step()
+        self.average.update_parameters(self.objective)
+        for retract in self.retractions:
+            retract()
+        self.step += 1
+        self.window.append((loss, norm))
+        self.seconds += time.perf_counter() - started[0]
+        self.cpu_seconds += time.process_time() - started[1]
+
+    @torch.no_grad()
+    def validate_if_due(self) -> None:
+        """Loss of the average on the validation rows; blocks of rows are dealt out to the processes."""
+        if self.validation is None or self.step % self.options.validate_every:
+            return
+        B, device = self.options.batch_size, self.accelerator.device
+        starts = range(0, len(self.validation[0]), B)
+        total = torch.zeros((), device=device)
+        for block in range(self.accelerator.process_index, len(starts), self.accelerator.num_processes):
+            at = torch.arange(starts[block], min(starts[block] + B, len(self.validation[0])))
+            numbers = self.draw(len(at), _generator(self.options.seed, _VALIDATION, block))
+            batch = [*(table[at] for table in self.validation), *numbers]
+            with self.accelerator.autocast():
+                total += self.average(*(part.to(device) for part in batch)).sum()
+        self.validation_loss = self._over_processes(total) / len(self.validation[0])
+        self._record({"kind": "validation", "step": self.step, "loss": self.validation_loss})
+
+    def log(self) -> TrainingState:
+        """Write a line about the steps since the last one."""
+        norms = [norm for _, norm in self.window if math.isfinite(norm)]
+        state = TrainingState(
+            step=self.step,
+            samples=self.step * self.options.batch_size,
+            loss=math.fsum(loss for loss, _ in self.window) / len(self.window),
+            learning_rate=self.options.learning_rate_at(self.step - 1),
+            grad_norm=math.fsum(norms) / len(norms) if norms else math.inf,
+            validation_loss=self.validation_loss,
+            seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds,
+            objective=self.objective,
+            average=self.average.module,
+        )
+        self.window = []
+        names = ("step", "samples", "loss", "learning_rate", "grad_norm", "seconds", "cpu_seconds")
+        self._record({"kind": "train", **{name: getattr(state, name) for name in names}})
+        return state
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.out is None or not self.accelerator.is_main_process:
+            return
+        moments = self.optimizer.state_dict()["state"]
+        scaler = self.accelerator.scaler
+        state = {
+            "samples": self.step * self.options.batch_size,
+            "settings": self.settings,
+            "learning_rate": self.options.learning_rate_at(self.step),
+            "window": self.window,
+            "validation_loss": self.validation_loss,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        tensors = {
+            "model": self.objective.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": {f"{i}.{name}": t for i, own in moments.items() for name, t in own.items()},
+        }
+        save_checkpoint(self.out / CHECKPOINTS_NAME, Checkpoint(self.step, state, tensors), self.options.keep)
+
+    def keep_average(self) -> None:
+        """Copy the average into the objective."""
+        self.objective.load_state_dict(self.average.module.state_dict())
+        self.objective.eval()
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the objective as it was given, and close the files."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _rows_of_step(self) -> Tensor:
+        """Which rows of the data the step sees, with shape (B,)."""
+        count, B = len(self.data[0]), self.options.batch_size
+        parts: list[Tensor] = []
+        seen, end = self.step * B, (self.step + 1) * B
+        while seen < end:
+            epoch, at = divmod(seen, count)
+            if self.permutation[0] != epoch:
+                self.permutation = epoch, torch.randperm(count, generator=_generator(self.options.seed, _ORDER, epoch))
+            parts.append(self.permutation[1][at : at + end - seen])
+            seen += len(parts[-1])
+        return torch.cat(parts)
+
+    def _over_processes(self, number: Tensor) -> float:
+        return float(cast(Tensor, self.accelerator.reduce(number)))
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.out is not None and self.accelerator.is_main_process:
+            append_record(self.out / METRICS_NAME, record)
+        if self.options.tensorboard:
+            kind, step = record["kind"], record["step"]
+            self.accelerator.log({f"{kind}/{key}": v for key, v in record.items() if key not in ("kind", "step")}, step)
+
+    def _check_settings(self, checkpoint: Checkpoint) -> None:
+        then, now = checkpoint.state["settings"], self.settings
+        changed = [
+            f"{name} was {then.get(name)}, now {now.get(name)}"
+            for name in sorted({*then, *now})
+            if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.out} holds a run with other settings ({'; '.join(changed)}): name another folder, or pass "
+                "the settings of that run"
+            )
+        if checkpoint.step > self.options.steps:
+            raise ValueError(
+                f"the run in {self.out} has taken {checkpoint.step} steps: pass steps >= {checkpoint.step}, or name "
+                "another folder"
+            )
+
+
+def _accelerator(options: TrainingOptions, find_unused_parameters: bool) -> Accelerator:
+    """An accelerator for this run, whatever the runs before it in this process used."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
+
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    # Rows of an expert may all be in other processes' slices, and then its parameters have no gradient here.
+    distributed = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+    place = {} if options.device in (None, "cuda") else {"ACCELERATE_TORCH_DEVICE": str(options.device)}
+    with patch_environment(**place):
+        return Accelerator(
+            cpu=options.device == "cpu",
+            mixed_precision=options.mixed_precision,
+            kwargs_handlers=[distributed],
+            log_with="tensorboard" if options.tensorboard else None,
+            project_dir=None if options.out is None else str(options.out),
+        )
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        d = min(decay, (1 + int(count)) / (10 + int(count)))
+        # Frozen entries stay as they are, logits of -inf among them.
+        return torch.where(averaged == current, averaged, averaged.lerp(current, 1 - d))
+
+    return average
+
+
+def _settings(objective: nn.Module, data: Sequence[Table], options: TrainingOptions) -> dict[str, Any]:
+    """All that the course of a run depends on, as JSON gives it back."""
+    chosen = {name: value for name, value in asdict(options).items() if name not in _FREE}
+    chosen["betas"] = list(options.betas)
+    if options.annealing == "cosine":
+        chosen["steps"] = options.steps  # the learning rate depends on it
+    trained = [f"{name} {tuple(p.shape)} {p.requires_grad}" for name, p in objective.named_parameters()]
+    return {
+        **chosen,
+        "objective": type(objective).__name__,
+        **getattr(objective, "config", {}),
+        "parameters": f"{sum(p.numel() for p in objective.parameters())} numbers ({_digest(*trained)})",
+        "data": f"{len(data[0])} rows ({_digest(*(_ends(table) for table in data))})",
+    }
+
+
+def _ends(table: Table) -> bytes:
+    """The first and last rows of a table; enough to tell one data set from another."""
+    if isinstance(table, Tensor):
+        return table.cpu().numpy().tobytes()
+    count = len(table)
+    return b"".join(table[at].cpu().numpy().tobytes() for at in (slice(0, 64), slice(max(0, count - 64), count)))
+
+
+def _digest(*parts: str | bytes) -> str:
+    joined = b"\n".join(part.encode() if isinstance(part, str) else part for part in parts)
+    return hashlib.sha256(joined).hexdigest()[:12]
+
+
+def _nested(flat: dict[str, Tensor], like: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimiser from tensors named "index.moment"; hyperparameters as in `like`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    return {**like, "state": state}
+
+
+def _tables(data: Sequence[Any], dtype: torch.dtype) -> list[Table]:
+    """The tables as what rows can be picked from, checked once."""
+    if not data:
+        raise ValueError("there is no data: pass at least one table of rows")
+    tables: list[Table] = []
+    for table in data:
+        if not isinstance(table, Rows):
+            given = table if isinstance(table, Tensor) else np.asanyarray(getattr(table, "x", table))
+            table = torch.as_tensor(given) if given.ndim == 1 else Rows(given, dtype=dtype)
+        if isinstance(table, Rows):
+            table.check_finite()
+        tables.append(table)
+    if len({len(table) for table in tables}) > 1:
+        raise ValueError(f"the tables have {', '.join(str(len(table)) for table in tables)} rows: pass as many in each")
+    return tables
+
+
+def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, ...]:
+    """Rows in the dtype of the network, and the expert of each where given."""
+    rows = Rows(x, dtype=next(network.parameters()).dtype)
+    dim = getattr(network, "dim", rows.dim)
+    if dim != rows.dim:
+        raise ValueError(f"the data have {rows.dim} columns, but the denoiser has D = {dim}: pass rows it was made for")
+    if experts is None:
+        return (rows,)
+    index = torch.as_tensor(np.asarray(experts) if not isinstance(experts, Tensor) else experts).cpu()
+    whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
+    if index.shape != (len(rows),) or not whole or bool((index < 0).any()):
+        raise ValueError(f"experts must be {len(rows)} integers >= 0, one per row: pass e.g. the labels of the data")
+    return rows, index.long()
+
+
+def _deviation(table: Table) -> float:
+    """Root mean variance of the columns of a table, from at most 10 000 of its rows."""
+    x = table[torch.linspace(0, len(table) - 1, min(len(table), 10_000), dtype=torch.float64).long()].double()
+    return max(float(x.var(0, correction=0).mean().sqrt()), 1e-6)
+
+
+def _generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(*key))
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def _seeded(*key: int, device: torch.device) -> Generator[None]:
+    """Torch's global generators seeded for what happens inside, and put back afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_seed(*key))
+        yield
+
+
+@contextmanager
+def _progress_bar(steps: int) -> Generator[Callable[[TrainingState], None] | None]:
+    if not _is_main_process():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=steps)
+
+        def advance(state: TrainingState) -> None:
+            bar.update(task, completed=state.step, description=f"loss {state.loss:.4g}")
+
+        yield advance
