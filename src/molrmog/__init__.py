@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from molrmog.data import Dataset
     from molrmog.data import load as load_data
     from molrmog.denoisers.base import Denoiser
-    from molrmog.denoisers.experts import PerExpert
+    from molrmog.denoisers.experts import Experts, PerExpert
     from molrmog.denoisers.gaussian import GaussianDenoiser
     from molrmog.denoisers.mlp import MLPDenoiser
     from molrmog.denoisers.mog import MoGDenoiser
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from molrmog.learning.fit import fit
     from molrmog.learning.trainer import train
     from molrmog.mixture import MoLRMoG, Subspace
-    from molrmog.sampling import sample
+    from molrmog.sampling import sample, sample_experts
     from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
 
 _HOMES = {
     "CosineSchedule": "schedules",
     "Dataset": "data",
     "Denoiser": "denoisers.base",
+    "Experts": "denoisers.experts",
     "FlowSchedule": "schedules",
     "GaussianDenoiser": "denoisers.gaussian",
     "HeadTail": "head_tail",
@@ -53,6 +54,7 @@ _HOMES = {
     "load": "denoisers.saved",
     "load_data": "data:load",
     "sample": "sampling",
+    "sample_experts": "sampling",
     "train": "learning.trainer",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "CosineSchedule",
     "Dataset",
     "Denoiser",
+    "Experts",
     "FlowSchedule",
     "GaussianDenoiser",
     "HeadTail",
@@ -78,6 +81,7 @@ __all__ = [
     "load",
     "load_data",
     "sample",
+    "sample_experts",
     "train",
 ]
 

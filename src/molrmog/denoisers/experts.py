@@ -1,16 +1,71 @@
-"""Experts side by side."""
+"""Experts side by side, and the whole generative model: K autoencoders, a denoiser of their latents, and weights.
+
+    k ~ Cat(w),      z_0 ~ the latents of expert k,      x_0 = decode_k(z_0)
+
+Sampling draws k, walks in the latents of expert k, and decodes. Where autoencoders are linear, on standardised latents
+
+    decode_k(z) = b_k + A_k (m_k + c_k z),      A_k^T A_k = I_d,
+
+noised rows are noised latents, and the model is a denoiser of rows, too, exactly:
+
+    z_t = [ A_k^T (x_t - s b_k) - s m_k ] / c_k = s z_0 + (gamma / c_k) e
+    E[x_0 | x_t, k] = decode_k( D_k(z_t, s, gamma / c_k) ),      E[x_0 | x_t] = sum_k r_k(x_t) E[x_0 | x_t, k]
+
+The gate weighs what lies off a subspace as well, since latent densities alone choose wrong experts:
+
+    log r_k = log w_k + log p_k(z_t; s, gamma / c_k) - d log c_k - (1/2) [ rho2_k / gamma^2 + (D - d) log gamma^2 ] + C
+    rho2_k  = | x_t - s b_k - A_k A_k^T (x_t - s b_k) |^2
+
+References:
+    arXiv 2601.01475, section 5: the MoE-latent networks. The gate is this library's; there, experts know their rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import Denoiser, Expert, ScoreNetwork, expert_of_rows
-from molrmog.denoisers.saved import build_denoiser
-from molrmog.law import Noise
+from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.denoisers.saved import build_autoencoders, build_denoiser, build_law
+from molrmog.head_tail import HeadTail
+from molrmog.law import Noise, routes
+from molrmog.mixture import MoLRMoG
+
+
+class Autoencoder(Protocol):
+    """What an expert asks of its autoencoder."""
+
+    linear: bool
+    """Whether decode is affine with orthonormal columns times `latent_scale`."""
+    latent_scale: Tensor
+    """c, with shape ()."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the rows."""
+        ...
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension d of the latents."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the autoencoder."""
+        ...
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Standardised latents with shape (B, d) of rows with shape (B, D)."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Rows with shape (B, D) of standardised latents with shape (B, d)."""
+        ...
 
 
 class PerExpert(ScoreNetwork):
@@ -51,6 +106,11 @@ class PerExpert(ScoreNetwork):
         return {"denoiser": "PerExpert", "denoisers": [denoiser.config for denoiser in self.networks]}
 
     @property
+    def experts(self) -> int:
+        """Number K of experts."""
+        return len(self.denoisers)
+
+    @property
     def networks(self) -> list[ScoreNetwork]:
         """The K denoisers, as a list."""
         return [cast(ScoreNetwork, denoiser) for denoiser in self.denoisers]
@@ -81,7 +141,227 @@ class PerExpert(ScoreNetwork):
         def by(k: int, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
             return cast(Denoiser, self.denoisers[k]).denoise(x, s, gamma)
 
-        return by_expert(by, expert, len(self.denoisers), x, s, gamma)
+        return by_expert(by, expert, self.experts, x, s, gamma)
+
+
+class Experts(ScoreNetwork):
+    """K autoencoders, or one for all, a denoiser of their latents, and the weights of the experts.
+
+    Attributes:
+        autoencoders: one per expert, or a single one that all share.
+        denoiser: of the latents, told the expert of each row: a `PerExpert`, or one network with `experts` = K.
+        weights: probabilities w_k, with shape (K,).
+        gate: a law of the rows with K subspaces whose responsibilities route them; None routes by the latent laws.
+        latent_dim: dimension d of the latents.
+
+    References:
+        arXiv 2601.01475, section 5.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        autoencoders: Sequence[Autoencoder] | Autoencoder,
+        denoiser: ExpertDenoiser,
+        weights: Sequence[float] | Tensor,
+        gate: MoLRMoG | HeadTail | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            autoencoders: one per expert, as a list or as one module with `len` and indexing; or one for all.
+            denoiser: of their latents, with `denoise(z, s, gamma, expert)`.
+            weights: one per expert, not all zero; need not be normalised.
+            gate: a law over R^D whose subspaces are the experts.
+
+        Raises:
+            ValueError: the parts do not fit together.
+        """
+        super().__init__()
+        w = torch.as_tensor(weights, dtype=torch.get_default_dtype()).detach().clone()
+        if w.ndim != 1 or not len(w) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
+            raise ValueError("weights: pass one per expert, none negative, not all zero")
+        if not hasattr(autoencoders, "__len__"):
+            autoencoders = [cast(Autoencoder, autoencoders)]
+        together = isinstance(autoencoders, nn.Module)  # K autoencoders that share weights are one module
+        self.autoencoders = autoencoders if together else nn.ModuleList(cast("Sequence[nn.Module]", autoencoders))
+        self.denoiser = denoiser
+        self.gate = gate
+        self.register_buffer("weights", w / w.sum())
+        self._check_parts()
+        self.dim = self._autoencoder(0).dim
+        self.latent_dim = self._autoencoder(0).latent_dim
+
+    @property
+    def experts(self) -> int:
+        """Number K of experts."""
+        return len(self.weights)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the model: the configurations of its parts."""
+        gate = None if self.gate is None else {"law": type(self.gate).__name__, **self.gate.config}
+        each = [self._autoencoder(k).config for k in range(self._autoencoder_count)]
+        return {
+            "denoiser": "Experts",
+            "experts": self.experts,
+            "autoencoders": getattr(self.autoencoders, "config", each),
+            "latent": cast(ScoreNetwork, self.denoiser).config,
+            "gate": gate,
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained in the score network; see `autoencoder_parameters` for the others."""
+        return cast(ScoreNetwork, self.denoiser).num_parameters
+
+    @property
+    def autoencoder_parameters(self) -> int:
+        """Numbers in all autoencoders together; what experts share counts once."""
+        return sum(parameter.numel() for parameter in self.autoencoders.parameters())
+
+    @property
+    def latent_laws(self) -> list[MoLRMoG] | None:
+        """The law of each expert's latents, where the denoiser is made of laws."""
+        networks = self.denoiser.networks if isinstance(self.denoiser, PerExpert) else []
+        laws = [network.law for network in networks if isinstance(network, MoGDenoiser)]
+        return laws if len(laws) == self.experts else None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the model that `config` describes, untrained; its autoencoders and gate are frozen."""
+        gate = None if config["gate"] is None else build_law(config["gate"]).requires_grad_(False)
+        autoencoders = build_autoencoders(config["autoencoders"]).requires_grad_(False)
+        denoiser = cast(ExpertDenoiser, build_denoiser(config["latent"]))
+        return cls(cast("Sequence[Autoencoder]", autoencoders), denoiser, torch.ones(config["experts"]), gate)
+
+    def encode(self, x: Tensor, expert: Expert | None = None) -> Tensor:
+        """Standardised latents with shape (B, d) of rows with shape (B, D), each by its expert's autoencoder.
+
+        Args:
+            x: rows, with shape (B, D).
+            expert: index, one for all rows or one per row with shape (B,); None where one autoencoder serves all.
+
+        Raises:
+            ValueError: an expert that does not exist, or none where there are several autoencoders.
+        """
+        return self._by_autoencoder(lambda k, x: self._autoencoder(k).encode(x), x, expert)
+
+    def decode(self, z: Tensor, expert: Expert | None = None) -> Tensor:
+        """Rows with shape (B, D) of standardised latents with shape (B, d); arguments as in :meth:`encode`."""
+        return self._by_autoencoder(lambda k, z: self._autoencoder(k).decode(z), z, expert)
+
+    def latent_denoise(self, z: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """Estimate E[z_0 | z_t, k] with shape (B, d).
+
+        Args:
+            z: noised standardised latents, with shape (B, d).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation in latent units, a float or one per row with shape (B,).
+            expert: index k, one for all rows or one per row with shape (B,).
+        """
+        return self.denoiser.denoise(z, s, gamma, expert)
+
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """E[x_0 | x_t] with shape (B, D) through linear autoencoders, routed by responsibilities or by a given expert.
+
+        Args:
+            x: the noised rows x_t, with shape (B, D).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation, a float or one per row with shape (B,), > 0.
+            expert: index k, one for all rows or one per row with shape (B,), where it is known.
+
+        Raises:
+            ValueError: an autoencoder is not linear, or there is nothing to route by.
+        """
+        self._check_linear()
+        s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
+        if expert is not None:
+            return by_expert(self._denoise_by, expert, self.experts, x, s, gamma)
+        r = self.responsibilities(x, s, gamma)
+        out = torch.zeros_like(x)
+        for k, at in enumerate(routes(r.detach())):
+            rows = torch.arange(len(x), device=x.device)[at]
+            if len(rows):
+                clean = self._denoise_by(k, x[rows], s[rows], gamma[rows])
+                out = out.index_add(0, rows, r[rows, k, None] * clean)
+        return out
+
+    def responsibilities(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
+        """Probabilities r_k(x_t) of the experts, with shape (B, K); arguments and errors as in :meth:`denoise`."""
+        if self.gate is not None:
+            r = self.gate.posterior(x, s, gamma).responsibilities
+            return r.new_zeros(len(x), self.experts).index_add(1, self.gate.component_of, r)
+        self._check_linear()
+        if self.latent_laws is None:
+            raise ValueError(
+                "these latent denoisers have no density to route rows by: pass expert=k, or build Experts with gate=law"
+            )
+        s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
+        log_density = [self._log_density(k, law, x, s, gamma) for k, law in enumerate(self.latent_laws)]
+        return (self.weights.double().log() + torch.stack(log_density, 1)).softmax(1).to(x.dtype)
+
+    def _autoencoder(self, k: int) -> Autoencoder:
+        return cast("Sequence[Autoencoder]", self.autoencoders)[k if self._autoencoder_count > 1 else 0]
+
+    @property
+    def _autoencoder_count(self) -> int:
+        return len(cast("Sequence[Autoencoder]", self.autoencoders))
+
+    def _by_autoencoder(self, apply: Callable[..., Tensor], rows: Tensor, expert: Expert | None) -> Tensor:
+        if self._autoencoder_count > 1:
+            return by_expert(apply, expert, self.experts, rows)
+        if expert is not None:
+            expert_of_rows(expert, rows, self.experts)
+        return apply(0, rows)
+
+    def _noised_latents(self, k: int, x: Tensor, s: Tensor) -> Tensor:
+        """z_t with shape (b, d): encode is affine, and its constant belongs to x_0 alone."""
+        encode = self._autoencoder(k).encode
+        return encode(x) + (s[:, None] - 1) * encode(torch.zeros_like(x[:1]))
+
+    def _denoise_by(self, k: int, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        autoencoder = self._autoencoder(k)
+        z = self._noised_latents(k, x, s)
+        return autoencoder.decode(self.latent_denoise(z, s, gamma / autoencoder.latent_scale, k))
+
+    def _log_density(self, k: int, law: MoLRMoG, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Log p_t(x | k) up to a constant, with shape (B,), float64."""
+        autoencoder, scale, d = self._autoencoder(k), self._autoencoder(k).latent_scale, self.latent_dim
+        z = self._noised_latents(k, x, s)
+        constant = autoencoder.decode(torch.zeros_like(z[:1]))
+        rest = x - autoencoder.decode(z) - (s[:, None] - 1) * constant
+        rho2, log_variance = rest.double().square().sum(1), 2 * gamma.double().log()
+        within = law.log_prob(z, s, gamma / scale).double() - d * scale.double().log()
+        return within - 0.5 * (rho2 / gamma.double().square() + (self.dim - d) * log_variance)
+
+    def _check_linear(self) -> None:
+        if not all(self._autoencoder(k).linear for k in range(self._autoencoder_count)):
+            raise ValueError(
+                "noised rows are not noised latents through a learned autoencoder: "
+                "denoise latents with latent_denoise(z, s, gamma, expert), or build Experts with linear autoencoders"
+            )
+
+    def _check_parts(self) -> None:
+        K, many = self.experts, self._autoencoder_count
+        told, width = (getattr(self.denoiser, name, None) for name in ("experts", "dim"))
+        if many not in (1, K) or told != K:
+            raise ValueError(
+                f"{K} weights, {many} autoencoders and a denoiser of {told} experts: pass K autoencoders, or one for "
+                f"all, and a denoiser of K experts, a PerExpert or one built with experts={K}"
+            )
+        sizes = {(self._autoencoder(k).dim, self._autoencoder(k).latent_dim) for k in range(many)}
+        D, d = sizes.pop()
+        if sizes or width != d:
+            raise ValueError(
+                f"autoencoders with (D, d) of {[(D, d), *sizes]} and a denoiser with D = {width}: "
+                "pass autoencoders of one D and d, and a denoiser of R^d"
+            )
+        if self.gate is not None and (self.gate.dim, self.gate.subspaces) != (D, K):
+            raise ValueError(
+                f"a gate with {self.gate.subspaces} subspaces over R^{self.gate.dim}: pass a law with {K} over R^{D}"
+            )
 
 
 def by_expert(apply: Callable[..., Tensor], expert: Expert | None, experts: int, x: Tensor, *levels: Noise) -> Tensor:

@@ -9,6 +9,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from molrmog.denoisers.base import ScoreNetwork
 from molrmog.head_tail import HeadTail
 from molrmog.mixture import MoLRMoG
@@ -20,6 +23,7 @@ _HOMES = {
     "UNetDenoiser": "denoisers.unet",
     "MLPDenoiser": "denoisers.mlp",
     "PerExpert": "denoisers.experts",
+    "Experts": "denoisers.experts",
 }
 
 
@@ -38,6 +42,28 @@ def denoiser_class(config: dict[str, Any]) -> type[ScoreNetwork]:
 def build_denoiser(config: dict[str, Any]) -> ScoreNetwork:
     """Build the network that `config` describes, untrained."""
     return denoiser_class(config).from_config(config)
+
+
+def build_law(config: dict[str, Any]) -> MoLRMoG | HeadTail:
+    """Build the law that `config` describes, with its name under "law", before its parameters are read.
+
+    Raises:
+        ValueError: there is no such law.
+    """
+    if config.get("law") == "MoLRMoG":
+        return MoLRMoG(**{key: value for key, value in config.items() if key != "law"})
+    if config.get("law") != "HeadTail":
+        raise ValueError(f"the configuration names the law {config.get('law')!r}: there are MoLRMoG, HeadTail")
+    head, dim, tail = MoLRMoG(**config["head"]), config["dim"], config["tail"]
+    return HeadTail(head, torch.eye(dim, head.dim + tail), torch.zeros(dim), torch.zeros(tail), torch.zeros(()))
+
+
+def build_autoencoders(config: dict[str, Any] | list[dict[str, Any]]) -> nn.Module:
+    """Build the autoencoders of several experts, untrained: a module with `len` and indexing by expert.
+
+    The rooms of denoisers and autoencoders do not know each other; only a saved model needs both.
+    """
+    return importlib.import_module("molrmog.autoencoders.loading").build_autoencoders(config)
 
 
 def load_denoiser(path: str | Path) -> ScoreNetwork:

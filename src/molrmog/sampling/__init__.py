@@ -2,6 +2,7 @@
 
 from molrmog.sampling.base import Sampler, Trajectory
 from molrmog.sampling.exact import Exact
+from molrmog.sampling.experts import ExpertSamples, sample_experts
 from molrmog.sampling.front_door import JUMPS, SAMPLERS, sample
 from molrmog.sampling.jumps import gaussian_flow
 from molrmog.sampling.ode import DPMSolver, Euler, Heun
@@ -15,9 +16,11 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "Exact",
+    "ExpertSamples",
     "Heun",
     "Sampler",
     "Trajectory",
     "gaussian_flow",
     "sample",
+    "sample_experts",
 ]

@@ -1,0 +1,91 @@
+"""Sampling from experts: draw an expert, walk in its latents, decode.
+
+    k ~ Cat(w),      z_0 by any sampler with the latent denoiser of expert k,      x_0 = decode_k(z_0)
+
+All rows walk together, each told its own expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.base import expert_of_rows, given
+from molrmog.denoisers.experts import Experts
+from molrmog.law import draw
+from molrmog.sampling.front_door import sample
+from molrmog.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class ExpertSamples:
+    """Samples and the experts they come from.
+
+    Attributes:
+        x: the samples, with shape (n, D).
+        expert: the expert of each, with shape (n,).
+        latent: the standardised latents they were decoded from, with shape (n, d).
+    """
+
+    x: Tensor
+    expert: Tensor
+    latent: Tensor
+
+
+@torch.no_grad()
+def sample_experts(
+    model: Experts,
+    schedule: Schedule,
+    n: int,
+    *,
+    expert: int | Tensor | None = None,
+    sampler: str = "heun",
+    steps: int = 32,
+    generator: torch.Generator | None = None,
+    batch_size: int = 1024,
+) -> ExpertSamples:
+    """Draw from the whole model.
+
+    Args:
+        model: autoencoders, the denoiser of their latents, and weights.
+        schedule: the noise schedule, in latent units.
+        n: number of samples.
+        expert: draw from this expert only, or from one per sample with shape (n,); by the weights where None.
+        sampler: a name in `SAMPLERS`; "exact" draws from the laws of the latents, where the latent denoisers are laws.
+        steps: steps from the first time to t_min.
+        generator: the source of every random number; torch's global one where None.
+        batch_size: rows that walk and are decoded together.
+
+    Raises:
+        ValueError: n < 1, an unknown sampler or expert, or "exact" with latent denoisers that are no laws.
+    """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n = {n}, batch_size = {batch_size}: ask for at least 1")
+    if expert is None:
+        chosen = draw(model.weights[None], n, generator)[0]
+    else:
+        chosen = expert_of_rows(expert, model.weights.new_empty(n, 0), model.experts)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for k in chosen.split(batch_size):
+        if sampler == "exact":
+            z = _exact(model, k, generator)
+        else:
+            walker = given(model.denoiser, k)
+            z = sample(walker, schedule, (len(k), model.latent_dim), sampler, steps, generator)
+        parts.append((model.decode(z, k), z))
+    x, latent = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ExpertSamples(x, chosen, latent)
+
+
+def _exact(model: Experts, expert: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Exact latents with shape (n, d), each from the law of its expert."""
+    laws = model.latent_laws
+    if laws is None:
+        raise ValueError("sampler 'exact' draws from laws, and these latent denoisers are none: try 'heun'")
+    z = laws[0].mean.new_empty(len(expert), model.latent_dim)
+    for k, law in enumerate(laws):
+        mine = (expert == k).nonzero()[:, 0]
+        z[mine] = law.sample(len(mine), generator).x.to(z.dtype)
+    return z
