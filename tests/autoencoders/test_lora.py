@@ -1,5 +1,6 @@
 """Experts that share a backbone: what is shared stays as it was, what is an expert's own stays its own."""
 
+import copy
 import sys
 
 import pytest
@@ -149,6 +150,22 @@ def test_they_cost_one_backbone(shared):
     own = sum(p.numel() for p in experts.adapter(0))
     assert experts.num_parameters == shared.num_parameters + 3 * own
     assert experts[2].num_parameters == shared.num_parameters + own
+
+
+def test_eleven_experts_are_told_apart():
+    experts = LoRAExperts(MLPVAE((4,), 2, (8,)), 11, rank=1)
+    adapters = [id(p) for k in range(11) for p in experts.adapter(k)]
+    assert len(adapters) == len(set(adapters)) == sum(p.requires_grad for p in experts.parameters())
+
+
+def test_a_copy_is_independent(shared, rows):
+    """As an average of weights is kept: the copy has the same experts, and adapters of its own."""
+    experts = scrambled(LoRAExperts(shared, 3, rank=2))
+    again = copy.deepcopy(experts)
+    assert torch.equal(again.encode(*rows), experts.encode(*rows))
+    z = again[1].encode(rows[0])
+    scrambled(experts, 1)
+    assert torch.equal(again[1].encode(rows[0]), z)
 
 
 def test_saved_and_loaded_are_the_same(shared, rows, tmp_path):
