@@ -100,7 +100,7 @@ class TrainingOptions:
         betas: of the optimiser.
         grad_clip: greatest norm of the gradient; None not to clip.
         ema_decay: d of the moving average, in [0, 1); 0 for the weights of the last step.
-        mixed_precision: "no", "fp16" (GPU only) or "bf16".
+        mixed_precision: "no", "fp16" (on a GPU) or "bf16".
         seed: of everything random, 0 or more.
         device: "cpu", "cuda", "cuda:1", ...; the best there is where None.
         out: the run folder; None keeps nothing.
@@ -211,7 +211,7 @@ def training(
     Args:
         objective: what is minimised; those of its parameters that ask for gradients are trained, in place.
         data: tables with N rows each, which the objective gets slices of: (N, D) rows (tensor, array, memory map or
-            Dataset), or (N,) integers.
+            Dataset), or (N,) integers; `Rows` are taken as finite.
         options: how to train.
         validation: tables like those of `data`; the loss of the average on them, with noise that is always the same, is
             taken at the start and every `validate_every` steps.
@@ -428,6 +428,8 @@ class _Run:
             raise ValueError(f"{len(self.data)} tables to train on, {len(self.validation)} to validate: pass as many")
 
         self.accelerator = _accelerator(options, find_unused_parameters=len(self.data) > 1)
+        if options.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU: pass mixed_precision='bf16' or 'no'")
         if options.batch_size < self.accelerator.num_processes:
             raise ValueError(f"batch_size = {options.batch_size}: pass at least one row for each of the processes")
         self.objective.to(self.accelerator.device).train()
@@ -483,7 +485,7 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad()
 
-        total = torch.zeros((), device=device)
+        losses: list[Tensor] = []
         own = slice(B * rank // processes, B * (rank + 1) // processes)
         micro = options.micro_batch_size or B
         for i, start in enumerate(range(own.start, own.stop, micro)):
@@ -494,8 +496,8 @@ class _Run:
             with numbers_inside, synchronised:
                 loss = self.model(*(part.to(device) for part in batch)).sum() / B
                 accelerator.backward(loss * processes)  # processes are averaged, and rows are to be
-            total += loss.detach()
-        loss = self._over_processes(total)
+            losses.append(loss.detach())
+        loss = self._over_processes(torch.stack(losses).sum())
         limit = math.inf if options.grad_clip is None else options.grad_clip
         norm = float(cast(Tensor, accelerator.clip_grad_norm_(self.parameters, limit)))
         # With a scaler a gradient may overflow: such a step is left out, and the scale is lowered.
@@ -521,7 +523,7 @@ class _Run:
             return
         B, device = self.options.batch_size, self.accelerator.device
         starts = range(0, len(self.validation[0]), B)
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), dtype=self.parameters[0].dtype, device=device)
         for block in range(self.accelerator.process_index, len(starts), self.accelerator.num_processes):
             at = torch.arange(starts[block], min(starts[block] + B, len(self.validation[0])))
             numbers = self.draw(len(at), _generator(self.options.seed, _VALIDATION, block))
@@ -710,8 +712,8 @@ def _tables(data: Sequence[Any], dtype: torch.dtype) -> list[Table]:
         if not isinstance(table, Rows):
             given = table if isinstance(table, Tensor) else np.asanyarray(getattr(table, "x", table))
             table = torch.as_tensor(given) if given.ndim == 1 else Rows(given, dtype=dtype)
-        if isinstance(table, Rows):
-            table.check_finite()
+            if isinstance(table, Rows):
+                table.check_finite()
         tables.append(table)
     if len({len(table) for table in tables}) > 1:
         raise ValueError(f"the tables have {', '.join(str(len(table)) for table in tables)} rows: pass as many in each")
@@ -724,12 +726,16 @@ def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, 
     dim = getattr(network, "dim", rows.dim)
     if dim != rows.dim:
         raise ValueError(f"the data have {rows.dim} columns, but the denoiser has D = {dim}: pass rows it was made for")
+    rows.check_finite()
     if experts is None:
         return (rows,)
     index = torch.as_tensor(np.asarray(experts) if not isinstance(experts, Tensor) else experts).cpu()
     whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
     if index.shape != (len(rows),) or not whole or bool((index < 0).any()):
         raise ValueError(f"experts must be {len(rows)} integers >= 0, one per row: pass e.g. the labels of the data")
+    known = getattr(network, "experts", 0)
+    if isinstance(known, int) and 0 < known <= int(index.max()):
+        raise ValueError(f"expert {int(index.max())} of a row is unknown: the denoiser has experts 0 to {known - 1}")
     return rows, index.long()
 
 
