@@ -87,6 +87,21 @@ def test_training_stays_on_the_manifold(orthonormal, dtype):
             assert all(orthonormality_error(U) < rounding for U in part.factors)
 
 
+@torch.no_grad()
+def test_retraction_clears_padding_and_keeps_what_is_on_the_manifold():
+    law = ragged_law(3)
+    network = MoGDenoiser(law)
+    network.retract_()
+    for name, tensor in network.law.state_dict().items():
+        torch.testing.assert_close(tensor, law.state_dict()[name], rtol=0, atol=1e-12)
+    for parameter in network.law.parameters():
+        parameter.add_(0.1)
+    network.retract_()
+    parts = MoLRMoG.from_subspaces([network.law.subspace(k) for k in range(3)]).state_dict()
+    for name in ("basis", "mean", "factor"):
+        assert torch.equal(network.law.state_dict()[name], parts[name]), name
+
+
 def test_gradients_are_tangent():
     law = ragged_law(5, taus=(0.3, 0.1, 0.2))
     network = MoGDenoiser(law, orthonormal_factors=True)

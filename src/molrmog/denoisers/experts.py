@@ -13,7 +13,7 @@ noised rows are noised latents, and the model is a denoiser of rows, too, exactl
 
 The gate weighs what lies off a subspace as well, since latent densities alone choose wrong experts:
 
-    log r_k = log w_k + log p_k(z_t; s, gamma / c_k) - d log c_k - (1/2) [ rho2_k / gamma^2 + (D - d) log gamma^2 ] + C
+    log r_k = log w_k + log p_k(z_t; s, gamma / c_k) - d log c_k - rho2_k / (2 gamma^2) + what all experts share
     rho2_k  = | x_t - s b_k - A_k A_k^T (x_t - s b_k) |^2
 
 References:
@@ -37,12 +37,15 @@ from molrmog.mixture import MoLRMoG
 
 
 class Autoencoder(Protocol):
-    """What an expert asks of its autoencoder."""
+    """What an expert asks of its autoencoder.
 
-    linear: bool
-    """Whether decode is affine with orthonormal columns times `latent_scale`."""
-    latent_scale: Tensor
-    """c, with shape ()."""
+    One with a true attribute `linear` is affine, and the columns of decode are orthonormal but for `latent_scale`.
+    """
+
+    @property
+    def latent_scale(self) -> Tensor:
+        """The factor c, with shape ()."""
+        ...
 
     @property
     def dim(self) -> int:
@@ -66,6 +69,14 @@ class Autoencoder(Protocol):
     def decode(self, z: Tensor) -> Tensor:
         """Rows with shape (B, D) of standardised latents with shape (B, d)."""
         ...
+
+
+class Autoencoders(Protocol):
+    """Several of them: a list, or one module where they share weights."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, k: int, /) -> Autoencoder: ...
 
 
 class PerExpert(ScoreNetwork):
@@ -162,7 +173,7 @@ class Experts(ScoreNetwork):
 
     def __init__(
         self,
-        autoencoders: Sequence[Autoencoder] | Autoencoder,
+        autoencoders: Autoencoders | Autoencoder,
         denoiser: ExpertDenoiser,
         weights: Sequence[float] | Tensor,
         gate: MoLRMoG | HeadTail | None = None,
@@ -182,10 +193,10 @@ class Experts(ScoreNetwork):
         w = torch.as_tensor(weights, dtype=torch.get_default_dtype()).detach().clone()
         if w.ndim != 1 or not len(w) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
             raise ValueError("weights: pass one per expert, none negative, not all zero")
-        if not hasattr(autoencoders, "__len__"):
-            autoencoders = [cast(Autoencoder, autoencoders)]
-        together = isinstance(autoencoders, nn.Module)  # K autoencoders that share weights are one module
-        self.autoencoders = autoencoders if together else nn.ModuleList(cast("Sequence[nn.Module]", autoencoders))
+        several = autoencoders if hasattr(autoencoders, "__len__") else [autoencoders]
+        self.autoencoders = (
+            several if isinstance(several, nn.Module) else nn.ModuleList(cast("list[nn.Module]", several))
+        )
         self.denoiser = denoiser
         self.gate = gate
         self.register_buffer("weights", w / w.sum())
@@ -234,7 +245,7 @@ class Experts(ScoreNetwork):
         gate = None if config["gate"] is None else build_law(config["gate"]).requires_grad_(False)
         autoencoders = build_autoencoders(config["autoencoders"]).requires_grad_(False)
         denoiser = cast(ExpertDenoiser, build_denoiser(config["latent"]))
-        return cls(cast("Sequence[Autoencoder]", autoencoders), denoiser, torch.ones(config["experts"]), gate)
+        return cls(cast(Autoencoders, autoencoders), denoiser, torch.ones(config["experts"]), gate)
 
     def encode(self, x: Tensor, expert: Expert | None = None) -> Tensor:
         """Standardised latents with shape (B, d) of rows with shape (B, D), each by its expert's autoencoder.
@@ -303,11 +314,11 @@ class Experts(ScoreNetwork):
         return (self.weights.double().log() + torch.stack(log_density, 1)).softmax(1).to(x.dtype)
 
     def _autoencoder(self, k: int) -> Autoencoder:
-        return cast("Sequence[Autoencoder]", self.autoencoders)[k if self._autoencoder_count > 1 else 0]
+        return cast(Autoencoders, self.autoencoders)[k if self._autoencoder_count > 1 else 0]
 
     @property
     def _autoencoder_count(self) -> int:
-        return len(cast("Sequence[Autoencoder]", self.autoencoders))
+        return len(cast(Autoencoders, self.autoencoders))
 
     def _by_autoencoder(self, apply: Callable[..., Tensor], rows: Tensor, expert: Expert | None) -> Tensor:
         if self._autoencoder_count > 1:
@@ -327,17 +338,17 @@ class Experts(ScoreNetwork):
         return autoencoder.decode(self.latent_denoise(z, s, gamma / autoencoder.latent_scale, k))
 
     def _log_density(self, k: int, law: MoLRMoG, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        """Log p_t(x | k) up to a constant, with shape (B,), float64."""
+        """Log p_t(x | k) up to what all experts share, with shape (B,), float64."""
         autoencoder, scale, d = self._autoencoder(k), self._autoencoder(k).latent_scale, self.latent_dim
         z = self._noised_latents(k, x, s)
         constant = autoencoder.decode(torch.zeros_like(z[:1]))
         rest = x - autoencoder.decode(z) - (s[:, None] - 1) * constant
-        rho2, log_variance = rest.double().square().sum(1), 2 * gamma.double().log()
+        rho2 = rest.double().square().sum(1)
         within = law.log_prob(z, s, gamma / scale).double() - d * scale.double().log()
-        return within - 0.5 * (rho2 / gamma.double().square() + (self.dim - d) * log_variance)
+        return within - 0.5 * rho2 / gamma.double().square()
 
     def _check_linear(self) -> None:
-        if not all(self._autoencoder(k).linear for k in range(self._autoencoder_count)):
+        if not all(getattr(self._autoencoder(k), "linear", False) for k in range(self._autoencoder_count)):
             raise ValueError(
                 "noised rows are not noised latents through a learned autoencoder: "
                 "denoise latents with latent_denoise(z, s, gamma, expert), or build Experts with linear autoencoders"
