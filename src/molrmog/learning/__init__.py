@@ -1,1 +1,16 @@
-"""How a law is learned from rows of data."""
+"""How laws and networks are learned from rows of data."""
+
+from molrmog.learning.score_matching import ScoreMatching
+from molrmog.learning.starts import mog_start
+from molrmog.learning.trainer import Objective, TrainingOptions, TrainingState, train, train_objective, training
+
+__all__ = [
+    "Objective",
+    "ScoreMatching",
+    "TrainingOptions",
+    "TrainingState",
+    "mog_start",
+    "train",
+    "train_objective",
+    "training",
+]
