@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image as PILImage
 
-__all__ = ["Dataset", "Layout", "load"]
+__all__ = ["Dataset", "Layout", "load", "load_parts"]
 
 Array = np.ndarray[Any, Any]
 Values = TypeVar("Values", Array, "torch.Tensor")
@@ -61,6 +61,9 @@ _CELLS = 2**12
 _CHUNK_VALUES = 2**24
 # Bytes below which a picture decodes faster than threads can pass the interpreter lock around.
 _SMALL_PICTURE = 2**12
+# Bytes of a memory map up to which picking single rows into memory is harmless.
+_IN_MEMORY = 2**30
+_NO_SECOND_PART = re.compile(r"has no 'test'|no test rows|, not 'test'|nknown split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +348,51 @@ def load(
         part=part,
         dequantised=dequantise,
     )
+
+
+def load_parts(
+    data: str,
+    *,
+    data_dir: str | None = None,
+    dequantise: bool = False,
+    image_size: int | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset]:
+    """Load the rows to fit and the rows to hold out.
+
+    The data's own test part is held out where there is one, else a random share of the rows, stratified by label. Of a
+    memory map above 1 GiB it is the last rows in file order, so that neither part is read into memory.
+
+    Args:
+        data: name or path, see `load`.
+        data_dir: folder to look in first.
+        dequantise: add uniform noise on [0, 1) to integer levels.
+        image_size: crop and resize images to this many pixels a side.
+        held_out: share of the rows to hold out where there is no test part.
+        seed: of the split and of the dequantisation noise.
+
+    Returns:
+        The training rows and the held-out rows.
+
+    Raises:
+        ValueError: the data are unknown or damaged, or the share leaves a part empty.
+        FileNotFoundError: they are not there.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
+    options: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size, "seed": seed}
+    train = load(data, **options)
+    try:
+        return train, load(data, "test", **options)
+    except ValueError as error:
+        if not _NO_SECOND_PART.search(str(error)):
+            raise
+    if isinstance(train.x, np.memmap) and train.x.nbytes > _IN_MEMORY:
+        cut = len(train) - max(1, round(held_out * len(train)))
+        return train.subset(slice(0, cut)), train.subset(slice(cut, None))
+    rest, held = train.split(1 - held_out, seed)
+    return rest, held
 
 
 class _Raw(NamedTuple):

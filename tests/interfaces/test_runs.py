@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from molrmog import MoLRMoG, load_data
-from molrmog.interfaces.runs import Run, append_records, check_out, load_parts, staged
+from molrmog.data import load_parts
+from molrmog.interfaces.runs import Run, append_records, check_out, staged
 
 
 def law():

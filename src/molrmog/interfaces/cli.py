@@ -24,6 +24,7 @@ from molrmog.interfaces import package_version
 _SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
 _FEATURES = Literal["pca", "classifier", "squeezenet"]
+_NETWORKS = Literal["mog", "gaussian", "unet", "mlp"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
 
 
@@ -77,20 +78,89 @@ def _fit() -> ArgumentParser:
     return parser
 
 
+def _train() -> ArgumentParser:
+    parser = _command(
+        "Train a score network by denoising score matching, in pixels or in the latents of autoencoders, and write a "
+        "run folder with a report. The same command again goes on with a run that was stopped."
+    )
+    add = parser.add_argument
+    add("data", type=str, help=_DATA)
+    add("--out", type=str, required=True, metavar="RUN", help="run folder to write, or to go on with")
+    add("--network", type=_NETWORKS, default="mog", help="mog and gaussian are laws, unet and mlp are neural")
+    add(
+        "--autoencoder",
+        type=str,
+        default="linear",
+        help="none (the network sees the rows themselves), linear (PCA), vae, shared-vae, lora (a shared one with an "
+        "adapter per expert), taef2, or the folder of a saved autoencoder",
+    )
+    add(
+        "--experts",
+        type=int | Literal["labels"] | None,
+        default=None,
+        help="one per class (labels), or so many by clustering; labels where the data have them, else 1",
+    )
+    add("--latent-dim", type=int | None, default=None, help="of every expert; 16, or half the columns of a narrow table")
+    add("--modes", type=int, default=8, help="Gaussians of every expert (mog)")
+    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
+    add("--start", type=Literal["random", "k-means", "em"], default="em", help="where a mog starts")
+    add("--learn", type=str, default="all", help="all, or parts of a law with commas between, e.g. mean,factor")
+    _yes_no(parser, "zero-mean", False, "keep the means of a gaussian at zero (MoLRG)")
+    add("--channels", type=list[int], default=[32, 64], help="of each level of a unet, as [32,64]")
+    add("--width", type=int, default=256, help="of the hidden layers of an mlp")
+    add("--depth", type=int, default=3, help="blocks of an mlp, residual blocks per level of a unet")
+    add("--autoencoder-steps", type=int, default=2000, help="optimiser steps of each autoencoder that is trained")
+    add("--beta", type=float, default=0.01, help="weight of the KL divergence of a vae, in squared data units")
+    add("--steps", type=int, default=2000, help="optimiser steps of the network")
+    add("--batch-size", type=int, default=256, help="rows of a step")
+    add("--micro-batch-size", type=int | None, default=None, help="rows in memory at once; all where not given")
+    add("--learning-rate", type=float, default=1e-3, help="the greatest; it rises, then falls like a cosine")
+    add("--warmup", type=int, default=100, help="steps over which the learning rate rises")
+    add("--weighting", type=Literal["edm", "x0", "eps", "min-snr"], default="edm", help="of the loss")
+    add("--levels", type=Literal["log-normal", "log-snr"], default="log-normal", help="how noise levels are drawn")
+    add("--targets", type=Literal["sample", "batch"], default="sample", help="batch: less variance, a small bias")
+    add("--schedule", type=_SCHEDULES, default="vp", help="noise schedule")
+    add("--ema", type=float, default=0.999, help="decay of the moving average of the weights, in [0, 1)")
+    add("--mixed-precision", type=Literal["no", "fp16", "bf16"], default="no", help="of the training")
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--device", type=str | None, default=None, help="cpu, cuda, cuda:1, ...; the best there is where not given")
+    add("--log-every", type=int, default=50, help="steps between two lines of metrics.jsonl")
+    add("--validate-every", type=int, default=500, help="steps between two losses on held-out rows")
+    add("--grid-every", type=int, default=1000, help="steps between two pictures of samples, RUN/grids")
+    add("--checkpoint-every", type=int, default=500, help="steps between two checkpoints, RUN/checkpoints")
+    _yes_no(parser, "tensorboard", False, "also write TensorBoard files, RUN/tensorboard")
+    _yes_no(parser, "dequantise", False, "add uniform noise of one level to integer data")
+    add("--image-size", type=int | None, default=None, help="crop and resize images to so many pixels a side")
+    add("--held-out", type=float, default=0.1, help="share of rows to hold out where the data have no test part")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    _yes_no(parser, "evaluate", True, "measure samples and reconstructions, too")
+    return parser
+
+
 def _sample() -> ArgumentParser:
-    parser = _command("Draw samples of a fitted law as a picture, as rows, or both.")
+    parser = _command("Draw samples of a run as a picture, as rows, or both.")
     add = parser.add_argument
     add("run", type=str, help="run folder")
     add("--num", type=int, default=64, help="how many")
     add("--out", type=str | None, default=None, metavar="PNG", help="picture to write; RUN/samples.png where not given")
-    add("--npz", type=str | None, default=None, metavar="NPZ", help="also write x, subspace and mode of exact samples")
+    add(
+        "--npz",
+        type=str | None,
+        default=None,
+        metavar="NPZ",
+        help="also write x; with it subspace and mode of exact samples, or the expert of those of a network",
+    )
     _yes_no(parser, "overwrite", False, "replace files that are there")
     add(
-        "--sampler", type=_SAMPLERS, default="exact", help="exact draws from the law itself, the others walk down noise"
+        "--sampler",
+        type=_SAMPLERS | None,
+        default=None,
+        help="exact draws from the law itself, the others walk down noise; exact for a fitted law, else heun",
     )
     add("--steps", type=int, default=32, help="steps of the walk")
-    add("--schedule", type=_SCHEDULES, default="vp", help="noise schedule of the walk")
-    add("--subspace", type=int | None, default=None, help="draw from this subspace only (exact)")
+    add("--schedule", type=_SCHEDULES | None, default=None, help="noise schedule of the walk; that of the run, else vp")
+    add("--subspace", type=int | None, default=None, help="draw from this subspace of a law only (exact)")
+    add("--expert", type=int | None, default=None, help="draw from this expert of a network only")
     add("--seed", type=int, default=0, help="of the samples")
     return parser
 
@@ -106,7 +176,16 @@ def _evaluate() -> ArgumentParser:
         default=None,
         help="feature space, or several as [pca,classifier]; these two where there are labels, else pca",
     )
-    add("--weights", type=str | None, default=None, metavar="FILE", help="safetensors weights of SqueezeNet 1.1")
+    add(
+        "--weights",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="weights of SqueezeNet 1.1; $MOLRMOG_WEIGHTS_DIR/lpips/squeezenet1_1_features.safetensors where not given",
+    )
+    add("--clip", type=str | None, default=None, metavar="FOLDER", help="a CLIP model of transformers, for --prompt")
+    add("--prompt", type=str | None, default=None, help="text that samples are compared with, e.g. 'a photo of a cat'")
+    add("--steps", type=int, default=32, help="steps of the sampler (heun) of a network")
     add("--num-samples", type=int, default=2000, help="samples, and held-out rows at most, to compare")
     add("--seed", type=int, default=0, help="of the samples and of the rows picked")
     add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
@@ -137,10 +216,11 @@ def _bench() -> ArgumentParser:
 
 _COMMANDS = {
     "fit": (_fit, "fit a law to data and write a run folder"),
+    "train": (_train, "train a score network and write a run folder"),
     "sample": (_sample, "draw samples of a run"),
     "evaluate": (_evaluate, "measure a run on held-out rows"),
     "info": (_info, "say what a run or a data set is"),
-    "demo": (_demo, "fit the handwritten digits and write a report"),
+    "demo": (_demo, "laws and score networks on the handwritten digits"),
     "bench": (_bench, "run the benchmarks of a source tree"),
 }
 
@@ -150,7 +230,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="molrmog",
         exit_on_error=False,
-        description="Diffusion models whose score is known in closed form: fit, sample, measure.",
+        description="Diffusion models whose score is known in closed form: fit, train, sample, measure.",
         version=package_version(),
     )
     commands = parser.add_subcommands(required=True, title="commands", metavar="COMMAND", dest="command")

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 import molrmog
-from molrmog.data import Dataset
+from molrmog import pictures
+from molrmog.data import Dataset, load_parts
 from molrmog.head_tail import HeadTail
-from molrmog.interfaces import evaluation, pictures
+from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.report import machine, number, write_report
 from molrmog.interfaces.runs import (
@@ -28,7 +29,6 @@ from molrmog.interfaces.runs import (
     Run,
     append_records,
     check_out,
-    load_parts,
     staged,
 )
 from molrmog.learning.em import EMState

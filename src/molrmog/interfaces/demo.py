@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from molrmog.interfaces import commands, evaluation, pictures
+from molrmog import pictures
+from molrmog.data import load_parts
+from molrmog.interfaces import commands, evaluation
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import SAMPLES_NAME, Run, load_parts, staged
+from molrmog.interfaces.runs import SAMPLES_NAME, Run, staged
 from molrmog.saving import write_atomically
 
 LAWS: dict[str, dict[str, Any]] = {

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from molrmog import metrics
+from molrmog import metrics, pictures
 from molrmog.data import Dataset
 from molrmog.head_tail import HeadTail
-from molrmog.interfaces import package_version, pictures
+from molrmog.interfaces import package_version
 from molrmog.interfaces.runs import REPORT_NAME, Run
 from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.saving import write_atomically

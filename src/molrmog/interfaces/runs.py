@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Generator, Sequence
@@ -25,10 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from molrmog import load_data
-from molrmog.data import Dataset, Layout
+from molrmog.data import Layout
 from molrmog.head_tail import HeadTail, load_law
 from molrmog.mixture import MoLRMoG
 from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
@@ -36,9 +32,6 @@ from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
 SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
 SAMPLES_NAME, REPORT_NAME = "samples.png", "report.html"
 RUN_FILES = (SETTINGS_NAME, CONFIG_NAME, MODEL_NAME, DATA_NAME, METRICS_NAME, SAMPLES_NAME, REPORT_NAME)
-
-_IN_MEMORY = 2**30  # bytes of a memory map up to which picking single rows into memory is harmless
-_NO_SECOND_PART = re.compile(r"has no 'test'|no test rows|, not 'test'|nknown split")
 
 
 @dataclass(frozen=True)
@@ -176,48 +169,3 @@ def staged(out: Path, *, overwrite: bool = False) -> Generator[Path]:
                 (out / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def load_parts(
-    data: str,
-    *,
-    data_dir: str | None = None,
-    dequantise: bool = False,
-    image_size: int | None = None,
-    held_out: float = 0.1,
-    seed: int = 0,
-) -> tuple[Dataset, Dataset]:
-    """Load the rows to fit and the rows to hold out.
-
-    The data's own test part is held out where there is one, else a random share of the rows, stratified by label. Of a
-    memory map above 1 GiB it is the last rows in file order, so that neither part is read into memory.
-
-    Args:
-        data: name or path, see `molrmog.load_data`.
-        data_dir: folder to look in first.
-        dequantise: add uniform noise on [0, 1) to integer levels.
-        image_size: crop and resize images to this many pixels a side.
-        held_out: share of the rows to hold out where there is no test part.
-        seed: of the split and of the dequantisation noise.
-
-    Returns:
-        The training rows and the held-out rows.
-
-    Raises:
-        ValueError: the data are unknown or damaged, or the share leaves a part empty.
-        FileNotFoundError: they are not there.
-    """
-    if not 0 < held_out < 1:
-        raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
-    options: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size, "seed": seed}
-    train = load_data(data, **options)
-    try:
-        return train, load_data(data, "test", **options)
-    except ValueError as error:
-        if not _NO_SECOND_PART.search(str(error)):
-            raise
-    if isinstance(train.x, np.memmap) and train.x.nbytes > _IN_MEMORY:
-        cut = len(train) - max(1, round(held_out * len(train)))
-        return train.subset(slice(0, cut)), train.subset(slice(cut, None))
-    rest, held = train.split(1 - held_out, seed)
-    return rest, held

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from molrmog import MoLRMoG
+from molrmog import MoLRMoG, pictures
 from molrmog.data import Layout
-from molrmog.interfaces import pictures
 from molrmog.interfaces.report import number
 
 GREY = Layout(name="grey", shape=(1, 2, 3), scale=2 / 255, shift=-1.0, levels=256)
