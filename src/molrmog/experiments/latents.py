@@ -1,0 +1,296 @@
+"""From rows to the latents of K experts: who owns a row, and the pair of encode and decode that it goes through.
+
+    x  --assign-->  k  --autoencoder k-->  z, standardised latents with shape (N, d)
+
+| kind     | autoencoders                                                               |
+| -------- | -------------------------------------------------------------------------- |
+| linear   | the principal components of each expert's rows: exact, no training         |
+| vae      | one VAE per expert, trained on its rows alone                              |
+| shared   | one VAE for all experts                                                    |
+| lora     | one VAE for all, then a low-rank adapter on it per expert                  |
+| PATH     | a folder of diffusers, or one that an autoencoder of this library wrote    |
+| taef2    | the tiny autoencoder of FLUX.2, for pictures of 128 pixels and more        |
+
+Learned autoencoders are kept in a folder, one stage after the other, so that the same call again goes on where the last
+one stopped.
+
+References:
+    arXiv 2601.01475, section 5 and its ablation of one shared VAE; Brown et al., arXiv 2207.02862 (a union of
+    manifolds).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from molrmog import autoencoders as ae
+from molrmog.law import Law
+from molrmog.learning.fit import fit
+from molrmog.learning.trainer import TrainingOptions, training
+from molrmog.metrics import assign
+
+KINDS = ("linear", "vae", "shared", "lora", "taef2")
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """How autoencoders are made.
+
+    Attributes:
+        kind: see the table of the module.
+        latent_dim: dimension d of the latents; fixed where the autoencoder is pretrained.
+        steps: training steps of each VAE; as many passes over its rows as `passes` says where None.
+        passes: over the rows of an expert, where `steps` is None.
+        batch_size: rows of a step.
+        learning_rate: the greatest.
+        beta: weight of the KL divergence, see `VAELoss`.
+        reconstruction: "l1" (sharp) or "mse".
+        channels: of the stages of a ConvVAE.
+        rank: of the adapters of "lora".
+        seed: of everything random.
+    """
+
+    kind: str = "vae"
+    latent_dim: int = 32
+    steps: int | None = None
+    passes: float = 20.0
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    beta: float = 0.01
+    reconstruction: str = "l1"
+    channels: tuple[int, ...] = (32, 64)
+    rank: int = 8
+    seed: int = 0
+
+    def steps_for(self, rows: int) -> int:
+        """Training steps on so many rows."""
+        return self.steps or max(1, round(self.passes * rows / self.batch_size))
+
+
+def assign_experts(
+    x: np.ndarray,
+    labels: np.ndarray | None,
+    experts: int,
+    *,
+    others: tuple[np.ndarray, np.ndarray | None] | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """The expert of every row, by its label or by clustering.
+
+    With labels, fewer experts than classes own neighbouring classes together; more split every class by clustering, so
+    their number must be a multiple of the classes'. Clusters are the subspaces of a law fitted by EM.
+
+    Args:
+        x: rows with shape (N, D).
+        labels: classes 0 to C - 1 with shape (N,), or None to cluster.
+        experts: number K of experts.
+        others: further rows, such as held-out ones, with their labels.
+        seed: of the clustering.
+
+    Returns:
+        Experts 0 to K - 1 with shape (N,) and those of the other rows, or None.
+
+    Raises:
+        ValueError: K does not fit the number of classes, or the rows.
+    """
+    parts = [(x, labels)] if others is None else [(x, labels), others]
+    if labels is None:
+        law = _clusters(x, experts, seed) if experts > 1 else None
+        found = [np.zeros(len(rows), np.int64) if law is None else assign(law, rows)[0] for rows, _ in parts]
+    else:
+        classes = int(labels.max()) + 1
+        if experts > classes and experts % classes:
+            raise ValueError(f"{experts} experts for {classes} classes: pass a multiple of {classes}, or fewer")
+        split = max(1, experts // classes)
+        found = [np.asarray(y, np.int64) * min(experts, classes) // classes for _, y in parts]
+        for c in range(classes if split > 1 else 0):
+            law = _clusters(x[labels == c], split, seed)
+            for expert, (rows, y) in zip(found, parts, strict=True):
+                mine = np.asarray(y) == c
+                if mine.any():
+                    expert[mine] = c * split + assign(law, rows[mine])[0]
+    own, *rest = (torch.from_numpy(expert.astype(np.int64)) for expert in found)
+    counts = torch.bincount(own, minlength=experts)
+    if int(counts.min()) < 2:
+        raise ValueError(
+            f"expert {int(counts.argmin())} owns {int(counts.min())} rows: pass fewer experts, or another seed"
+        )
+    return own, rest[0] if rest else None
+
+
+def _clusters(x: np.ndarray, experts: int, seed: int) -> Law:
+    latent_dim = min(16, x.shape[1] // 2 or 1)
+    return fit(x, subspaces=experts, latent_dim=latent_dim, modes=4, max_iter=20, seed=seed)
+
+
+def build_autoencoders(
+    x: Any,
+    expert: Tensor,
+    shape: tuple[int, ...],
+    settings: AutoencoderSettings,
+    out: Path | None = None,
+    *,
+    on_step: Callable[[str, int, int, float], object] | None = None,
+) -> nn.Module:
+    """The autoencoders of all experts, standardised on their rows, frozen, in eval mode.
+
+    Args:
+        x: rows with shape (N, D), in [-1, 1] where they are images.
+        expert: of each row, with shape (N,).
+        shape: event shape of a row.
+        settings: what to build.
+        out: folder that keeps what is trained; None keeps nothing.
+        on_step: called now and then with a name, the step, the number of steps, and the loss.
+
+    Returns:
+        A module with `len` and indexing: one autoencoder per expert, or a single one that all share.
+
+    Raises:
+        ValueError: settings do not fit the data, or the folder holds autoencoders of other settings.
+    """
+    x = torch.as_tensor(np.asarray(x))
+    rows = [(expert == k).nonzero()[:, 0] for k in range(int(expert.max()) + 1)]
+    if settings.kind == "linear":
+        flats = [ae.LinearAutoencoder.from_pca(x[mine], settings.latent_dim, shape) for mine in rows]
+        return nn.ModuleList(flats).requires_grad_(False).eval()
+    if settings.kind == "vae":
+        several = [
+            build_autoencoder(
+                x[mine], shape, settings, _within(out, f"expert-{k:02d}"), name=f"VAE {k}", on_step=on_step
+            )
+            for k, mine in enumerate(rows)
+        ]
+        return nn.ModuleList(several)
+    if settings.kind in ("shared", "lora"):
+        shared = build_autoencoder(x, shape, settings, _within(out, "shared"), name="shared VAE", on_step=on_step)
+        if settings.kind == "shared":
+            return nn.ModuleList([shared])
+        return _lora(x, expert, shared, len(rows), settings, _within(out, "lora"), on_step)
+    return nn.ModuleList([_pretrained(settings.kind, shape).standardise_(x)]).requires_grad_(False).eval()
+
+
+def build_autoencoder(
+    x: Tensor,
+    shape: tuple[int, ...],
+    settings: AutoencoderSettings,
+    out: Path | None = None,
+    *,
+    name: str = "VAE",
+    on_step: Callable[[str, int, int, float], object] | None = None,
+) -> ae.Autoencoder:
+    """Train one VAE on its rows: convolutional for images, fully connected for other rows; arguments as above."""
+    if _is_kept(out, settings):
+        return ae.load_autoencoder(cast(Path, out))
+    torch.manual_seed(settings.seed)
+    vae = (
+        ae.ConvVAE(shape, settings.latent_dim, channels=settings.channels)
+        if len(shape) == 3
+        else ae.MLPVAE(shape, settings.latent_dim)
+    )
+    loss = ae.VAELoss(vae, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
+    _minimise(loss, [x], settings, len(x), out, name, on_step)
+    vae.standardise_(x).requires_grad_(False)
+    return cast(ae.Autoencoder, _kept(vae, out, settings))
+
+
+def _lora(
+    x: Tensor,
+    expert: Tensor,
+    shared: ae.Autoencoder,
+    experts: int,
+    settings: AutoencoderSettings,
+    out: Path | None,
+    on_step: Callable[[str, int, int, float], object] | None,
+) -> nn.Module:
+    if _is_kept(out, settings):
+        return ae.LoRAExperts.from_pretrained(cast(Path, out))
+    torch.manual_seed(settings.seed)
+    adapters = ae.LoRAExperts(cast(ae.VAE, shared), experts, rank=settings.rank)
+    loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
+    _minimise(loss, [x, expert], settings, len(x), out, "adapters", on_step)
+    adapters.standardise_(x, expert)
+    return _kept(adapters, out, settings).requires_grad_(False)
+
+
+def _minimise(
+    loss: Any,
+    data: list[Tensor],
+    settings: AutoencoderSettings,
+    rows: int,
+    out: Path | None,
+    name: str,
+    on_step: Callable[[str, int, int, float], object] | None,
+) -> None:
+    steps = settings.steps_for(rows)
+    options = TrainingOptions(
+        steps=steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        ema_decay=0.99,
+        seed=settings.seed,
+        out=out,
+        log_every=min(50, steps),
+        keep=1,
+    )
+    for state in training(loss, data, options):
+        if on_step is not None:
+            on_step(name, state.step, steps, state.loss)
+
+
+def _pretrained(kind: str, shape: tuple[int, ...]) -> ae.Autoencoder:
+    if kind == "taef2":
+        return ae.TAEF2.from_weights(shape)
+    folder = Path(kind)
+    if not folder.is_dir():
+        raise ValueError(f"autoencoder {kind!r} is neither a folder nor one of {', '.join(KINDS)}")
+    try:
+        return ae.load_autoencoder(folder)
+    except (FileNotFoundError, ValueError, KeyError):
+        return ae.PretrainedAutoencoder.from_diffusers(folder, shape)
+
+
+def encode_all(autoencoders: nn.Module, x: Any, expert: Tensor) -> Tensor:
+    """Standardised latents with shape (N, d) of all rows, each by its expert's autoencoder."""
+    several = cast("Any", autoencoders)
+    x = torch.as_tensor(np.asarray(x))
+    if len(several) == 1:
+        return several[0].encode_data(x)
+    z = torch.empty(len(x), several[0].latent_dim)
+    for k in range(len(several)):
+        mine = (expert == k).nonzero()[:, 0]
+        if len(mine):
+            z[mine] = several[k].encode_data(x[mine])
+    return z
+
+
+_SETTINGS = "settings.json"
+
+
+def _within(out: Path | None, name: str) -> Path | None:
+    return None if out is None else out / name
+
+
+def _is_kept(out: Path | None, settings: AutoencoderSettings) -> bool:
+    if out is None or not (out / _SETTINGS).is_file():
+        return False
+    before, now = json.loads((out / _SETTINGS).read_text()), json.loads(json.dumps(asdict(settings)))
+    different = sorted(key for key in now if before.get(key) != now[key])
+    if different:
+        raise ValueError(f"{out} holds an autoencoder of other settings ({', '.join(different)}): name another folder")
+    return True
+
+
+def _kept(model: Any, out: Path | None, settings: AutoencoderSettings) -> nn.Module:
+    """The finished model; its settings are written last, as the mark that it is finished."""
+    if out is not None:
+        model.save_pretrained(out)
+        (out / _SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    return model.eval()

@@ -1,0 +1,106 @@
+"""The score networks of the comparison, each made for the same latents.
+
+| name     | network                                                   | starts at                        |
+| -------- | --------------------------------------------------------- | -------------------------------- |
+| mog      | a MoG network per expert, the closed form with n_k modes  | random, k-means, or EM           |
+| gaussian | one Gaussian per expert (MoLRG), zero mean or learned     | the moments of its latents       |
+| unet     | one U-Net for all experts, told which                     | zero output                      |
+| mlp      | one residual MLP for all experts, told which              | zero output                      |
+
+References:
+    arXiv 2601.01475, section 5 (MoE-latent MoG, Gaussian, U-Net); Wang et al., arXiv 2409.02426 (MoLRG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.base import ScoreNetwork
+from molrmog.denoisers.experts import PerExpert
+from molrmog.denoisers.gaussian import GaussianDenoiser
+from molrmog.denoisers.mlp import MLPDenoiser
+from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.denoisers.unet import UNetDenoiser
+from molrmog.learning.starts import mog_start
+
+NETWORKS = ("mog", "gaussian", "unet", "mlp")
+
+
+def latent_network(
+    name: str,
+    z: Tensor,
+    expert: Tensor,
+    latent_shape: Sequence[int],
+    *,
+    experts: int | None = None,
+    modes: int = 8,
+    rank: int | None = None,
+    start: Literal["random", "k-means", "em"] = "k-means",
+    learn: str | Sequence[str] = ("mean", "factor", "mode_weights"),
+    learned_mean: bool = False,
+    channels: Sequence[int] = (64, 96),
+    layers: int = 1,
+    width: int = 256,
+    depth: int = 3,
+    sigma_data: float = 1.0,
+    seed: int = 0,
+) -> ScoreNetwork:
+    """Make an untrained network for standardised latents.
+
+    Args:
+        name: see the table of the module.
+        z: latents with shape (N, d), from which Gaussians and mixtures take their start.
+        expert: of each row, with shape (N,).
+        latent_shape: event shape of the latents; flat ones are folded into a square of a few channels for a U-Net.
+        experts: number K of experts; as many as `expert` names where None.
+        modes: n_k of every expert's mixture.
+        rank: of every mode; d where None.
+        start: of "mog".
+        learn: parameters of the law that "mog" and "gaussian" learn, see `MoGDenoiser`.
+        learned_mean: whether "gaussian" has means.
+        channels: of the stages of the U-Net.
+        layers: residual blocks per stage of the U-Net.
+        width: of the MLP.
+        depth: residual blocks of the MLP.
+        sigma_data: standard deviation of the latents, for the preconditioning of "unet" and "mlp".
+        seed: of weights and starts.
+
+    Raises:
+        ValueError: an unknown name, or shapes that do not fit.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
+    experts = int(expert.max()) + 1 if experts is None else experts
+    d = z.shape[1]
+    torch.manual_seed(seed)
+    if name == "unet":
+        shape = tuple(latent_shape) if len(latent_shape) == 3 else folded(d)
+        return UNetDenoiser(shape, channels=channels, layers=layers, experts=experts, sigma_data=sigma_data)
+    if name == "mlp":
+        return MLPDenoiser(d, width=width, depth=depth, experts=experts, sigma_data=sigma_data)
+    networks: list[ScoreNetwork] = []
+    for k in range(experts):
+        own = z[expert == k]
+        if name == "mog":
+            law = mog_start(own, d, min(modes, max(1, len(own) // 2)), start, seed, rank=rank)
+            networks.append(MoGDenoiser(law, learn=learn))
+            continue
+        learned = [learn] if isinstance(learn, str) else list(learn)
+        if not learned_mean:
+            learned = [part for part in learned if part not in ("mean", "offset")]
+        options: dict[str, Any] = {"rank": rank, "learned_mean": learned_mean}
+        options["learn"] = "all" if learn == "all" else learned
+        moments = own.double().mean(0), own.double().T.cov(correction=0)
+        network = GaussianDenoiser.from_moments(*moments, **options)
+        networks.append(network.to(z.dtype))
+    return PerExpert(networks)
+
+
+def folded(d: int) -> tuple[int, int, int]:
+    """A flat latent of d numbers as (c, side, side) with the greatest side of at most 8 whose square divides d."""
+    side = max(side for side in (1, 2, 4, 8) if d % side**2 == 0 and d // side**2 >= min(2, d))
+    return d // side**2, side, side
