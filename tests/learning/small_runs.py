@@ -41,3 +41,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in sys.argv[3:]:
         small_run(name, Path(sys.argv[2]) / name, int(sys.argv[1]))
+    print("processes", torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)

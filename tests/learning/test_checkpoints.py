@@ -44,9 +44,9 @@ def same_tensors(a, b):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def records(folder, timed=False):
+def records(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: v for key, v in line.items() if timed or not key.endswith("seconds")} for line in lines]
+    return [{key: v for key, v in line.items() if not key.endswith("seconds")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +329,23 @@ def test_what_does_not_matter_may_change(tmp_path, never_stopped):
     small_run("law", tmp_path, 15, checkpoint_every=2, keep=4, log_every=5, device=None, grid_every=3)
     assert same_tensors(tmp_path, never_stopped("law", 15))
     assert steps_in(tmp_path / "checkpoints") == ["step-00000014", "step-00000015"]
+
+
+def test_states_after_a_stop_are_those_of_a_run_without(tmp_path):
+    def states(out):
+        torch.manual_seed(0)
+        objective = ScoreMatching(small_runs.MLPDenoiser(6, width=8, depth=1), VPSchedule())
+        x = torch.randn(20, 6)
+        options = TrainingOptions(steps=9, batch_size=4, out=out, log_every=1, checkpoint_every=4, device="cpu")
+        for state in training(objective, (x,), options, validation=(x,)):
+            yield state.step, state.samples, state.loss, state.grad_norm, state.learning_rate, state.validation_loss
+
+    whole = list(states(tmp_path / "whole"))
+    stopped = states(tmp_path / "stopped")
+    assert [next(stopped) for _ in range(6)] == whole[:6]
+    stopped.close()
+    assert list(states(tmp_path / "stopped")) == whole[4:]
+    assert whole[0][-1] is not None
 
 
 def test_nothing_is_pickled(never_stopped):

@@ -19,18 +19,20 @@ SCRIPT = Path(small_runs.__file__)
 
 def curve(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(record["kind"], record["step"]) for record in records], [record["loss"] for record in records]
+    lines = [(record["kind"], record["step"]) for record in records]
+    return lines, [(record["loss"], record.get("grad_norm", 0.0)) for record in records]
 
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     launch += ["--main_process_port", "0"]
     command = [sys.executable, *launch, str(SCRIPT), str(STEPS), str(out), *KINDS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["2", "2", "processes", "processes"]
     return out
 
 

@@ -299,7 +299,8 @@ def train(
 ) -> Network:
     """Train a score network by denoising score matching; the same call again goes on with a run that was stopped.
 
-    `accelerate launch` runs it in several processes, with the result of one.
+    Several processes have the result of one: `accelerate launch --multi_gpu --num_processes 2 SCRIPT`, or on CPUs
+    `torchrun --standalone --nproc_per_node 2 SCRIPT` (`accelerate launch --cpu` starts one, whatever it is told).
 
     Args:
         denoiser: a score network, or a `MoLRMoG`, all of whose parameters are then learned; it is trained in place.
@@ -638,11 +639,13 @@ def _accelerator(options: TrainingOptions, find_unused_parameters: bool) -> Acce
 
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     # Rows of an expert may all be in other processes' slices, and then its parameters have no gradient here.
-    distributed = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+    distributed = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+    # Accelerate takes processes without an accelerator for strangers, unless it is told that they are on the CPU.
+    found = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     place = {} if options.device in (None, "cuda") else {"ACCELERATE_TORCH_DEVICE": str(options.device)}
     with patch_environment(**place):
         return Accelerator(
-            cpu=options.device == "cpu",
+            cpu=options.device == "cpu" or (options.device is None and not found),
             mixed_precision=options.mixed_precision,
             kwargs_handlers=[distributed],
             log_with="tensorboard" if options.tensorboard else None,
