@@ -153,6 +153,28 @@ def curve(records: Sequence[Mapping[str, Any]]) -> Figure:
     return fig
 
 
+def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Losses over optimiser steps.
+
+    Args:
+        curves: name to records with "step" and "loss"; those without records are left out.
+    """
+    fig, (axis,) = figure(6.2, 2.7)
+    for (name, records), color, marker in zip(curves.items(), (_BLUE, _ORANGE), ("", "o"), strict=False):
+        if records:
+            steps, loss = [r["step"] for r in records], [r["loss"] for r in records]
+            axis.plot(steps, loss, color=color, lw=1.2, marker=marker, ms=3, label=name)
+    # The first steps dwarf the rest.
+    late = np.concatenate([[r["loss"] for r in records[len(records) // 10 :]] for records in curves.values()])
+    low, high = np.quantile(late, [0.0, 0.98])
+    margin = 0.08 * (high - low) or 0.1
+    axis.set_ylim(low - margin, high + margin)
+    axis.set_xlabel("step")
+    axis.set_ylabel("weighted loss per coordinate")
+    _legend(axis)
+    return fig
+
+
 def gate_usage(weights: np.ndarray, shares: np.ndarray) -> Figure:
     """Weight of each subspace beside its mean responsibility on held-out rows, both with shape (K,)."""
     fig, (axis,) = figure(6.2, 2.7)

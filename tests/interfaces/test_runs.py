@@ -32,7 +32,7 @@ def test_a_run_appears_whole_or_not_at_all(tmp_path):
         fill(part)
         assert not out.exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["run"]
-    assert Run(out).law().dim == 4
+    assert Run(out).model().dim == 4
 
 
 def test_overwriting_replaces_the_run_and_nothing_else(tmp_path):

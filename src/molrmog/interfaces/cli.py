@@ -91,8 +91,8 @@ def _train() -> ArgumentParser:
         "--autoencoder",
         type=str,
         default="linear",
-        help="none (the network sees the rows themselves), linear (PCA), vae, shared-vae, lora (a shared one with an "
-        "adapter per expert), taef2, or the folder of a saved autoencoder",
+        help="none (the network sees the rows themselves), linear (PCA), vae, shared (one vae for all experts), lora "
+        "(a shared one with an adapter per expert), taef2, or the folder of a saved autoencoder",
     )
     add(
         "--experts",
@@ -100,16 +100,31 @@ def _train() -> ArgumentParser:
         default=None,
         help="one per class (labels), or so many by clustering; labels where the data have them, else 1",
     )
-    add("--latent-dim", type=int | None, default=None, help="of every expert; 16, or half the columns of a narrow table")
+    add(
+        "--latent-dim",
+        type=int | None,
+        default=None,
+        help="of every expert; 32 where not given, 16 below 128 columns, half of them below 32",
+    )
     add("--modes", type=int, default=8, help="Gaussians of every expert (mog)")
-    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
+    add("--rank", type=int | None, default=None, help="of every mode's covariance; full where not given")
     add("--start", type=Literal["random", "k-means", "em"], default="em", help="where a mog starts")
-    add("--learn", type=str, default="all", help="all, or parts of a law with commas between, e.g. mean,factor")
+    add(
+        "--learn",
+        type=str,
+        default="mean,factor,mode_weights",
+        help="parts of a mog or gaussian that are learned, with commas between, or all",
+    )
     _yes_no(parser, "zero-mean", False, "keep the means of a gaussian at zero (MoLRG)")
-    add("--channels", type=list[int], default=[32, 64], help="of each level of a unet, as [32,64]")
+    add("--channels", type=list[int], default=[64, 96], help="of each level of a unet, as [64,96]")
     add("--width", type=int, default=256, help="of the hidden layers of an mlp")
-    add("--depth", type=int, default=3, help="blocks of an mlp, residual blocks per level of a unet")
-    add("--autoencoder-steps", type=int, default=2000, help="optimiser steps of each autoencoder that is trained")
+    add("--depth", type=int, default=3, help="residual blocks of an mlp")
+    add(
+        "--autoencoder-steps",
+        type=int | None,
+        default=None,
+        help="optimiser steps of each autoencoder that is trained; 20 passes over its rows where not given",
+    )
     add("--beta", type=float, default=0.01, help="weight of the KL divergence of a vae, in squared data units")
     add("--steps", type=int, default=2000, help="optimiser steps of the network")
     add("--batch-size", type=int, default=256, help="rows of a step")
@@ -272,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SystemExit as finished:  # --help, --version and SIGTERM
         return int(finished.code or 0)
-    except KeyboardInterrupt:
-        _fail(130, "interrupted")
+    except KeyboardInterrupt as stopped:
+        _fail(130, str(stopped) or "interrupted")
         if argv is None:
             # An interrupt that passed through an import of compiled code would make Python end by the signal instead.
             sys.stderr.flush()

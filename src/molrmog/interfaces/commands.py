@@ -21,6 +21,7 @@ from molrmog.data import Dataset, load_parts
 from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
+from molrmog.interfaces.network_report import describe, write_network_report
 from molrmog.interfaces.report import machine, number, write_report
 from molrmog.interfaces.runs import (
     DATA_NAME,
@@ -31,17 +32,12 @@ from molrmog.interfaces.runs import (
     check_out,
     staged,
 )
+from molrmog.interfaces.trained import Trained
 from molrmog.learning.em import EMState
 from molrmog.mixture import MoLRMoG
 from molrmog.saving import write_atomically
-from molrmog.schedules import CosineSchedule, FlowSchedule, Schedule, VESchedule, VPSchedule
+from molrmog.schedules import Schedule, VPSchedule
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "vp": VPSchedule,
-    "ve": VESchedule,
-    "cosine": CosineSchedule,
-    "flow": FlowSchedule,
-}
 _NAME_WIDTH = 32  # characters
 _GRID = 64  # samples in the report of a fit
 _FIT_SAMPLES = 2000  # samples that a fit compares with held-out rows
@@ -212,6 +208,29 @@ def save_run(
     append_records(folder, records)
 
 
+def train(*, command: str, **settings: Any) -> None:
+    """Train a score network, or go on with its training.
+
+    Args:
+        command: the words that asked for this, for the record.
+        **settings: the options of `molrmog train`.
+
+    Raises:
+        ValueError: the data or settings do not fit, or the folder holds a run with other settings.
+        OSError: the data are not there, or the run folder cannot be written.
+    """
+    from molrmog.interfaces.training import train_run
+
+    found = train_run(settings, command)
+    if found is None:
+        out = settings["out"]
+        print(f"{out} is finished: draw from it with molrmog sample {out}, or train into another folder")
+        return
+    name, measured, page = found
+    print_measurements(name, {settings["network"]: measured})
+    print(f"report  {page}")
+
+
 def sample(
     *,
     run: str,
@@ -219,10 +238,11 @@ def sample(
     out: str | None = None,
     npz: str | None = None,
     overwrite: bool = False,
-    sampler: str = "exact",
+    sampler: str | None = None,
     steps: int = 32,
-    schedule: str = "vp",
+    schedule: str | None = None,
     subspace: int | None = None,
+    expert: int | None = None,
     seed: int = 0,
     command: str,
 ) -> None:
@@ -232,12 +252,13 @@ def sample(
         run: run folder.
         num: how many.
         out: picture to write; the run's own where not given.
-        npz: file for x, subspace and mode.
+        npz: file for x, with subspace and mode, or expert.
         overwrite: replace files that are there.
-        sampler: name of the sampler.
+        sampler: name of the sampler; "exact" for a law and "heun" for a network where not given.
         steps: steps of a sampler that walks.
-        schedule: noise schedule of a sampler that walks.
-        subspace: draw from this one only.
+        schedule: noise schedule of a sampler that walks; that of the run, or VP, where not given.
+        subspace: of a law; draw from this one only.
+        expert: of a network; draw from this one only.
         seed: of the samples.
         command: the words that asked for this.
 
@@ -252,20 +273,35 @@ def sample(
     rows = None if npz is None else Path(npz)
     for path in (Path(out) if out else None, rows):
         _check_file(path, overwrite=overwrite)
-    law, layout = place.law(), place.layout()
-    generator = torch.Generator().manual_seed(seed)
+    model, layout = place.model(), place.layout()
+    noise = None if schedule is None else Schedule.from_config({"name": schedule})
     arrays: dict[str, np.ndarray] = {}
-    if sampler == "exact":
-        if subspace is not None and not 0 <= subspace < law.subspaces:
-            raise ValueError(f"--subspace {subspace}: the law has subspaces 0 to {law.subspaces - 1}")
-        drawn = law.sample(num, generator, subspace=subspace)
+    if isinstance(model, Trained):
+        if subspace is not None:
+            raise ValueError("--subspace belongs to a law, and this run is a network: pass --expert")
+        with _status("sampling"):
+            found = model.sample(num, expert=expert, sampler=sampler or "heun", steps=steps, schedule=noise, seed=seed)
+        x, arrays = found.x, {"expert": found.expert.numpy()}
+    elif expert is not None:
+        raise ValueError("--expert belongs to a network, and this run is a law: pass --subspace")
+    elif sampler in (None, "exact"):
+        if subspace is not None and not 0 <= subspace < model.subspaces:
+            raise ValueError(f"--subspace {subspace}: the law has subspaces 0 to {model.subspaces - 1}")
+        drawn = model.sample(num, torch.Generator().manual_seed(seed), subspace=subspace)
         x = drawn.x
         arrays = {"subspace": drawn.subspace.numpy(), "mode": drawn.mode.numpy()}
     elif subspace is not None:
         raise ValueError(f"--subspace goes with --sampler exact, not {sampler}")
     else:
-        noise = SCHEDULES[schedule]()
-        x = molrmog.sample(law, noise, (num, law.dim), sampler=sampler, steps=steps, generator=generator, progress=True)
+        x = molrmog.sample(
+            model,
+            noise or VPSchedule(),
+            (num, model.dim),
+            sampler=sampler,
+            steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            progress=True,
+        )
     x = x.numpy()
     write_atomically(picture, lambda part: part.write_bytes(pictures.samples_picture(layout, x)))
     print(f"picture  {picture}")
@@ -285,7 +321,10 @@ def evaluate(
     data: str | None = None,
     features: str | Sequence[str] | None = None,
     weights: str | None = None,
+    clip: str | None = None,
+    prompt: str | None = None,
     num_samples: int = 2000,
+    steps: int = 32,
     seed: int = 0,
     data_dir: str | None = None,
     command: str,
@@ -297,7 +336,10 @@ def evaluate(
         data: name or path; that of the run where not given.
         features: names of feature spaces.
         weights: weights of SqueezeNet.
+        clip: folder of a CLIP model.
+        prompt: text that samples are compared with by that model.
         num_samples: samples to compare.
+        steps: of the sampler of a network.
         seed: of the samples.
         data_dir: folder to look in first.
         command: the words that asked for this.
@@ -308,8 +350,10 @@ def evaluate(
     """
     if num_samples < 10:
         raise ValueError(f"--num-samples {num_samples}: pass at least 10")
+    if (clip is None) != (prompt is None):
+        raise ValueError("--clip FOLDER and --prompt TEXT go together: pass both")
     place = Run(Path(run))
-    law, layout, settings = place.law(), place.layout(), place.settings()
+    model, layout, settings = place.model(), place.layout(), place.settings()
     source = data or settings.get("data")
     if source is None:
         raise ValueError(f"{run} does not say what it was fitted to: pass DATA")
@@ -322,24 +366,51 @@ def evaluate(
             held_out=settings.get("held_out", 0.1),
             seed=settings.get("seed", 0),
         )
-    if train.dim != law.dim:
-        raise ValueError(f"{source} has rows of {train.dim} values, the law of {run} has {law.dim}: pass its own data")
+    if train.dim != layout.dim:
+        raise ValueError(f"{source} has rows of {train.dim} values, {run} has {layout.dim}: pass its own data")
     if data is not None and train.name != layout.name:
         print(f"molrmog: warning: the run was fitted to {layout.name}, not to {train.name}", file=sys.stderr)
     features = [features] if isinstance(features, str) else features
     names = features or (["pca", "classifier"] if train.labels is not None else ["pca"])
     # Outside the status line: the classifier draws a bar of its own.
     spaces = evaluation.feature_spaces(names, train, held, weights)
+    lpips = evaluation.perceptual(held, weights)
+    if isinstance(model, Trained):
+        name = settings["network"]
+        expert = place.experts()[1] if train.name == layout.name else None
+        with _status("measuring"):
+            measured, samples = evaluation.network(
+                model,
+                place.records(),
+                train,
+                held,
+                expert,
+                spaces=spaces,
+                num=num_samples,
+                steps=steps,
+                lpips=lpips,
+                seed=seed,
+            )
+    else:
+        name = "law"
+        with _status("measuring"):
+            samples = evaluation.draw(model, num_samples, seed)
+            measured = evaluation.likelihood(model, train, held)
+            for space in spaces:
+                measured += evaluation.quality(samples, train, held, space, seed=seed)
+            measured += evaluation.memorisation(samples, train, held, seed)
+            measured += evaluation.clusters(model, held)
+            if lpips is not None:
+                measured += evaluation.diversity(samples, train, lpips, seed)
     with _status("measuring"):
-        samples = evaluation.draw(law, num_samples, seed)
-        measured = evaluation.likelihood(law, train, held)
-        for space in spaces:
-            measured += evaluation.quality(samples, train, held, space, seed=seed)
-        measured += evaluation.memorisation(samples, train, held, seed)
-        measured += evaluation.clusters(law, held)
-        place.record([m.to_record(law="law", command=command) for m in measured])
-        page = write_report(place, law, train, held, samples)
-    print_measurements(train.name, {"law": measured})
+        if clip is not None and prompt is not None:
+            measured += evaluation.text_score(samples, held, clip, prompt)
+        place.record([m.to_record(law=name, command=command) for m in measured])
+        if isinstance(model, Trained):
+            page = write_network_report(place, model, train, held, samples)
+        else:
+            page = write_report(place, model, train, held, samples)
+    print_measurements(train.name, {name: measured})
     print(f"report  {page}")
 
 
@@ -363,21 +434,28 @@ def info(*, target: str, data_dir: str | None = None, command: str) -> None:
     measured: dict[str, list[Measurement]] = {}
     if (Path(target) / DATA_NAME).is_file():
         place = Run(Path(target))
-        law, about = place.law(), place.info()
-        lines: dict[str, Any] = {
-            "run": target,
-            "law": type(law).__name__,
-            "dimension": law.dim,
-            "subspaces": law.subspaces,
-            "latent dimensions": ", ".join(map(str, law.latent_dims)),
-            "modes": ", ".join(map(str, law.modes)),
-            "parameters": f"{law.num_parameters:,}",
-            "noise floor": f"{law.noise_floor:.4g} data units",
-            "fitted to": f"{about['name']}, {about['rows']:,} rows",
-        }
-        records = place.records()
-        if made := next((r for r in records if r["kind"] == "fit"), None):
-            lines |= {"fit": f"{made['seconds']:.1f} s, {made['passes']} passes", "command": made["command"]}
+        model, about, records = place.model(), place.info(), place.records()
+        lines: dict[str, Any] = {"run": target}
+        if isinstance(model, Trained):
+            lines |= dict(describe(model, place.settings()))
+            lines["trained on"] = f"{about['name']}, {about['rows']:,} rows"
+            if last := next((r for r in reversed(records) if r["kind"] == "train"), None):
+                lines["training"] = f"{last['seconds']:.1f} s, {last['step']:,} steps"
+        else:
+            lines |= {
+                "law": type(model).__name__,
+                "dimension": model.dim,
+                "subspaces": model.subspaces,
+                "latent dimensions": ", ".join(map(str, model.latent_dims)),
+                "modes": ", ".join(map(str, model.modes)),
+                "parameters": f"{model.num_parameters:,}",
+                "noise floor": f"{model.noise_floor:.4g} data units",
+                "fitted to": f"{about['name']}, {about['rows']:,} rows",
+            }
+        if made := next((r for r in records if r["kind"] in ("fit", "training")), None):
+            if made["kind"] == "fit":
+                lines["fit"] = f"{made['seconds']:.1f} s, {made['passes']} passes"
+            lines["command"] = made["command"]
         latest: dict[tuple[str, str, str], Any] = {}
         for r in records:
             if r["kind"] == "measurement":
@@ -439,6 +517,7 @@ def demo(*, out: str = "runs/demo", seed: int = 0, command: str) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
+    "train": train,
     "sample": sample,
     "evaluate": evaluate,
     "info": info,

@@ -1,4 +1,4 @@
-"""What a run reports about its law: one list of measurements, each with what it depends on.
+"""What a run reports about its law or network: one list of measurements, each with what it depends on.
 
 Where samples are measured, beside the number stands what training rows would get in their place: the best that a law
 can hope for, or a warning where it does better than that.
@@ -6,21 +6,27 @@ can hope for, or a warning where it does better than that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from molrmog import metrics
-from molrmog.data import Dataset
+from molrmog.data import Dataset, Layout
+from molrmog.interfaces.trained import Trained
 from molrmog.law import Law
-from molrmog.metrics import FeatureSpace
+from molrmog.metrics import LPIPS, FeatureSpace
 
 _REFERENCE_ROWS = 20_000  # training rows that a feature space or a likelihood looks at
 _NEAREST_ROWS = 60_000  # training rows among which the nearest are looked for
+_CODED_ROWS = 1000  # held-out rows that are encoded and decoded
+_LPIPS_PAIRS = 500
+_CLIP_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -176,4 +182,168 @@ def clusters(law: Law, held_out: Dataset) -> list[Measurement]:
         Measurement("adjusted Rand index", found.ari, where, "higher"),
         Measurement("normalised mutual information", found.nmi, where, "higher"),
         Measurement("purity", found.purity, where, "higher"),
+    ]
+
+
+def network(
+    trained: Trained,
+    records: Sequence[Mapping[str, Any]],
+    train: Dataset,
+    held_out: Dataset,
+    held_expert: Tensor | None,
+    *,
+    spaces: Sequence[FeatureSpace],
+    num: int,
+    steps: int = 32,
+    lpips: LPIPS | None = None,
+    seed: int = 0,
+) -> tuple[list[Measurement], np.ndarray]:
+    """All that is measured of a trained network.
+
+    Args:
+        trained: the network.
+        records: of its run, for the losses and times of its training.
+        train: training rows.
+        held_out: held-out rows.
+        held_expert: their experts, with shape (M,); None where they are not known.
+        spaces: feature spaces to compare in; with none, samples are not measured.
+        num: samples, and held-out rows at most.
+        steps: of the sampler (heun).
+        lpips: to judge pictures by, where they are pictures and the weights are there.
+        seed: of the samples and of the rows picked.
+
+    Returns:
+        The measurements, and the samples with shape (num, D).
+    """
+    with metrics.Stopwatch() as watch:
+        x = trained.sample(num, steps=steps, seed=seed).x.cpu().numpy()
+    out = _training_loss(records)
+    if held_expert is not None and spaces:
+        out += coding(trained, held_out, held_expert, lpips, seed)
+    for space in spaces:
+        out += quality(x, train, held_out, space, seed=seed)
+    if spaces:
+        out += memorisation(x, train, held_out, seed)
+    if lpips is not None:
+        out += diversity(x, train, lpips, seed)
+    return out + _costs(trained, records, watch, num, steps), x
+
+
+def _training_loss(records: Sequence[Mapping[str, Any]]) -> list[Measurement]:
+    """The newest loss of the averaged network on held-out rows."""
+    losses = [r for r in records if r["kind"] == "validation"]
+    if not losses:
+        return []
+    where = "denoising score matching, held-out rows, as weighted in the training"
+    return [Measurement("denoising loss", losses[-1]["loss"], where, "lower")]
+
+
+def coding(
+    trained: Trained, held_out: Dataset, expert: Tensor, lpips: LPIPS | None = None, seed: int = 0
+) -> list[Measurement]:
+    """What autoencoders keep of held-out rows, and how likely a law finds their latents.
+
+    Args:
+        trained: the network.
+        held_out: held-out rows.
+        expert: of each, with shape (M,).
+        lpips: to judge pictures by, too.
+        seed: of the rows picked.
+    """
+    rows = np.sort(np.random.default_rng(seed).permutation(len(held_out))[:_CODED_ROWS])
+    real, k = np.asarray(held_out.x[rows]), expert[torch.from_numpy(rows)]
+    z = trained.encode(real, k)
+    out: list[Measurement] = []
+    if trained.in_latents:
+        decoded = trained.decode(z, k).cpu().numpy()
+        where = f"reconstruction of {len(rows):,} held-out rows by their autoencoders"
+        out.append(
+            Measurement("root mean squared error", float(np.sqrt(np.mean((decoded - real) ** 2))), where, "lower")
+        )
+        if lpips is not None:
+            distance = lpips.reconstruction(real, decoded).mean
+            out.append(Measurement("LPIPS", distance, f"{where}; {lpips.name}", "lower"))
+    if trained.laws is not None:
+        k = k.to(z.device)
+        with torch.no_grad():
+            nats = torch.cat([law.log_prob(z[k == own]) for own, law in enumerate(trained.laws)])
+        where = f"{len(rows):,} held-out {'latents' if trained.in_latents else 'rows'}, given their experts"
+        out += [
+            Measurement("log-likelihood, nats, mean", float(nats.double().mean()), where, "higher"),
+            Measurement("log-likelihood, nats, median", float(nats.double().median()), where, "higher"),
+        ]
+    return out
+
+
+def diversity(samples: np.ndarray, train: Dataset, lpips: LPIPS, seed: int = 0) -> list[Measurement]:
+    """How different pictures are from one another; training rows say how different they should be."""
+    seen = pick(train, len(samples), seed).x
+    found, real = (lpips.diversity(rows, pairs=_LPIPS_PAIRS, seed=seed) for rows in (samples, seen))
+    return [Measurement("diversity", found.mean, f"{lpips.name}; {found.pairs:,} pairs", "", real.mean)]
+
+
+def perceptual(layout: Layout, features: str | Path | None = None) -> LPIPS | None:
+    """LPIPS for pictures; None for other rows, and with a line on stderr where its weights are not there."""
+    if not layout.is_image:
+        return None
+    try:
+        return LPIPS(layout, features)
+    except FileNotFoundError as missing:
+        print(f"molrmog: LPIPS is left out: {missing}", file=sys.stderr)
+        return None
+
+
+def text_score(samples: np.ndarray, held_out: Dataset, folder: str, prompt: str) -> list[Measurement]:
+    """How well pictures go with a line of text; beside it, held-out pictures.
+
+    Args:
+        samples: with shape (N, D).
+        held_out: pictures to compare with.
+        folder: a CLIP model of transformers.
+        prompt: the text.
+    """
+    clip = metrics.CLIPScore(held_out, folder)
+    found, real = (float(clip(rows[:_CLIP_ROWS], prompt).mean()) for rows in (samples, np.asarray(held_out.x)))
+    where = f"{clip.name}, with “{prompt}”; beside it, held-out rows"
+    return [Measurement("CLIP score", found, where, "higher", real)]
+
+
+def _costs(
+    trained: Trained, records: Sequence[Mapping[str, Any]], watch: metrics.Stopwatch, num: int, steps: int
+) -> list[Measurement]:
+    """Size, operations and seconds, the score network and its autoencoders apart."""
+    size = trained.cost()
+    last = next((r for r in reversed(records) if r["kind"] == "train"), None)
+    made = [r for r in records if r["kind"] == "stage" and r["name"] == "autoencoders"]
+    start = [r for r in records if r["kind"] == "stage" and r["name"] == "start"]
+    network, autoencoders, sampling = (
+        "cost of the score network",
+        "cost of the autoencoders",
+        f"cost of {num:,} samples, {steps} steps of heun",
+    )
+    out = [
+        Measurement("parameters", size.parameters, network, "lower"),
+        Measurement("FLOPs per row and step", size.flops, network, "lower"),
+    ]
+    if last is not None:
+        out += [
+            Measurement("training, wall seconds", last["seconds"], network, "lower"),
+            Measurement("training, CPU seconds", last["cpu_seconds"], network, "lower"),
+        ]
+    if start:
+        out.append(Measurement("its start, CPU seconds", sum(r["cpu_seconds"] for r in start), network, "lower"))
+    if trained.in_latents:
+        out += [
+            Measurement("parameters", size.autoencoder_parameters, autoencoders, "lower"),
+            Measurement("FLOPs per sample (decoding)", size.autoencoder_flops, autoencoders, "lower"),
+        ]
+    if made:
+        out += [
+            Measurement("training, wall seconds", sum(r["seconds"] for r in made), autoencoders, "lower"),
+            Measurement("training, CPU seconds", sum(r["cpu_seconds"] for r in made), autoencoders, "lower"),
+        ]
+    return [
+        *out,
+        Measurement("wall seconds", watch.wall, sampling, "lower"),
+        Measurement("CPU seconds", watch.cpu, sampling, "lower"),
     ]

@@ -63,11 +63,64 @@ def write_report(
     Raises:
         OSError: the page cannot be written; an old one is left whole.
     """
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
     records = run.records()
     fit = next((r for r in reversed(records) if r["kind"] == "fit"), {})
     gates = _mean_gates(law, held_out)
+    return render(
+        run,
+        "report.html",
+        records,
+        train,
+        held_out,
+        samples,
+        others=others,
+        introduction=introduction,
+        about=_describe(law),
+        made=fit,
+        cards=_cards([r for r in records if r["kind"] == "measurement"], fit, train),
+        curve=_curve(records),
+        labelled=bool(fit.get("labels")),
+        head=law.head.dim if isinstance(law, HeadTail) else None,
+        drawn=_drawn(law, train, gates),
+        hidden=max(0, law.subspaces - _DRAWN),
+        usage=pictures.svg_uri(pictures.gate_usage(_weights(law), gates)) if law.subspaces > 1 else None,
+        composition=_composition(law, held_out),
+        notes=_notes(law, train, fit),
+    )
+
+
+def render(
+    run: Run,
+    template: str,
+    records: Sequence[Mapping[str, Any]],
+    train: Dataset,
+    held_out: Dataset,
+    samples: np.ndarray,
+    *,
+    about: Sequence[tuple[str, str]],
+    made: Mapping[str, Any],
+    others: Mapping[str, np.ndarray] | None = None,
+    **parts: Any,
+) -> Path:
+    """Write the page of a run: what all pages have, and the parts that its template asks for.
+
+    Args:
+        run: the run.
+        template: file name of the template.
+        records: of the run.
+        train: training rows.
+        held_out: held-out rows.
+        samples: with shape (N, D).
+        about: what the model is, as name and value.
+        made: the record of the fit or training: its command and machine.
+        others: samples of other models, by name, to be shown beside.
+        parts: what else the template names.
+
+    Returns:
+        The path of the page.
+    """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
     environment = Environment(
         loader=PackageLoader("molrmog", "interfaces"),
         autoescape=select_autoescape(),
@@ -76,29 +129,20 @@ def write_report(
     )
     environment.filters["number"] = number
     rows, columns, commands = _table([r for r in records if r["kind"] == "measurement"])
-    page = environment.get_template("report.html").render(
-        introduction=introduction,
+    page = environment.get_template(template).render(
         name=train.name,
-        law=_describe(law),
-        cards=_cards(rows, fit, train, held_out),
+        about=about,
         groups=[
             (where, [row for row in rows if row["where"] == where]) for where in dict.fromkeys(r["where"] for r in rows)
         ],
         columns=columns,
         commands=commands,
-        curve=_curve(records),
-        labelled=bool(fit.get("labels")),
-        head=law.head.dim if isinstance(law, HeadTail) else None,
         sampled=_sample_pictures(columns[0] if columns else "", train, held_out, samples, others or {}),
-        drawn=_drawn(law, train, gates),
-        hidden=max(0, law.subspaces - _DRAWN),
-        usage=pictures.svg_uri(pictures.gate_usage(_weights(law), gates)) if law.subspaces > 1 else None,
-        composition=_composition(law, held_out),
         settings=run.settings(),
         data=_data_rows(train, held_out),
-        notes=_notes(law, train, fit),
-        machine=fit.get("machine") or machine(),
-        fit=fit,
+        machine=made.get("machine") or machine(),
+        made=made,
+        **parts,
     )
     write_atomically(run.folder / REPORT_NAME, lambda part: part.write_text(page, encoding="utf-8"))
     return run.folder / REPORT_NAME
@@ -184,10 +228,9 @@ def _table(measured: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
     return list(rows.values()), columns, commands
 
 
-def _cards(
-    rows: Sequence[Mapping[str, Any]], fit: Mapping[str, Any], train: Dataset, held_out: Dataset
-) -> list[tuple[str, str, str]]:
+def _cards(measured: Sequence[Mapping[str, Any]], fit: Mapping[str, Any], train: Dataset) -> list[tuple[str, str, str]]:
     """The figures for the top of the page: value, name, small print."""
+    rows = _table(measured)[0]
     cards: list[tuple[str, str, str]] = []
     wanted = ("bits/dim, mean", "Fréchet distance", "adjusted Rand index")
     if train.levels is None:

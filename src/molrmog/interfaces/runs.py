@@ -1,15 +1,17 @@
-"""A run: one folder that holds a fitted law and everything that is known about it.
+"""A run: one folder that holds a fitted law, or a trained network, and everything that is known about it.
 
 | file | holds |
 | --- | --- |
-| `config.yaml` | the settings of the fit; `molrmog fit --config RUN/config.yaml --out OTHER` repeats it |
-| `config.json`, `model.safetensors` | the law |
+| `config.yaml` | the settings; `molrmog fit --config RUN/config.yaml --out OTHER` repeats a fit, `train` a training |
+| `config.json`, `model.safetensors` | the law, or the network with its autoencoders |
 | `data.json` | what a row of the data means: `Layout.info()`, and how many rows were held out |
-| `metrics.jsonl` | one JSON object a line: the fit, every pass of EM, every measurement with the command that made it |
+| `metrics.jsonl` | one JSON object a line: fit and passes of EM, or losses; measurements with their commands |
 | `samples.png` | a grid of samples |
 | `report.html` | all of this as one page |
 
-A new run is written beside its place and renamed into it, so that a fit which is interrupted leaves nothing behind.
+The run of a fit is written beside its place and renamed into it, so that a fit which is interrupted leaves nothing
+behind. That of a training grows in its place, so that the same command goes on with it, see
+`molrmog.interfaces.training`.
 """
 
 from __future__ import annotations
@@ -18,19 +20,29 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from molrmog.data import Layout
-from molrmog.head_tail import HeadTail, load_law
+from molrmog.denoisers.base import ScoreNetwork
+from molrmog.denoisers.saved import load
+from molrmog.head_tail import HeadTail
+from molrmog.interfaces.trained import Trained
 from molrmog.mixture import MoLRMoG
 from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
+from molrmog.schedules import Schedule
 
 SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
 SAMPLES_NAME, REPORT_NAME = "samples.png", "report.html"
+EXPERTS_NAME, GRIDS_NAME = "experts.npz", "grids"
 RUN_FILES = (SETTINGS_NAME, CONFIG_NAME, MODEL_NAME, DATA_NAME, METRICS_NAME, SAMPLES_NAME, REPORT_NAME)
 
 
@@ -49,17 +61,27 @@ class Run:
 
     def __post_init__(self) -> None:
         missing = [name for name in (MODEL_NAME, DATA_NAME) if not (self.folder / name).is_file()]
+        if MODEL_NAME in missing and "network" in self.settings():
+            config = self.folder / SETTINGS_NAME
+            raise FileNotFoundError(f"the run at {self.folder} is not finished: molrmog train --config {config}")
         if not self.folder.is_dir() or missing:
             why = f"{' and '.join(missing)} missing" if self.folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"no run at {self.folder} ({why}): make one with molrmog fit DATA --out RUN")
 
-    def law(self) -> MoLRMoG | HeadTail:
-        """Read the law.
+    def model(self) -> MoLRMoG | HeadTail | Trained:
+        """Read the law, or the network.
 
         Raises:
-            ValueError: the model is corrupt.
+            ValueError: the model is corrupt, or no model of a run.
         """
-        return load_law(self.folder)
+        found = load(self.folder)
+        if not isinstance(found, ScoreNetwork):
+            return found
+        rows = self.info().get("expert_rows")
+        if not rows:
+            raise ValueError(f"{self.folder / DATA_NAME} names no experts: train again, with molrmog train")
+        schedule = Schedule.from_config({"name": self.settings().get("schedule", "vp")})
+        return Trained(found, schedule, torch.tensor(rows, dtype=torch.float32) / sum(rows))
 
     def info(self) -> dict[str, Any]:
         """Read `data.json`.
@@ -82,13 +104,16 @@ class Run:
         Raises:
             ValueError: it is not YAML.
         """
-        import yaml
+        return settings_in(self.folder)
 
-        path = self.folder / SETTINGS_NAME
-        try:
-            return dict(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
-        except (yaml.YAMLError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): fit again") from None
+    def experts(self) -> tuple[Tensor, Tensor]:
+        """The expert of every training and of every held-out row of a network's data, with shapes (N,) and (M,).
+
+        Raises:
+            ValueError: the file is damaged.
+            FileNotFoundError: there is none.
+        """
+        return experts_in(self.folder)
 
     def records(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl`, oldest first; empty where there is none.
@@ -107,6 +132,31 @@ class Run:
     def record(self, records: Sequence[dict[str, Any]]) -> None:
         """Append to `metrics.jsonl`, all lines or none."""
         append_records(self.folder, records)
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """Read the `config.yaml` of a folder; empty where there is none.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    import yaml
+
+    path = folder / SETTINGS_NAME
+    try:
+        return dict(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): make the run again") from None
+
+
+def experts_in(folder: Path) -> tuple[Tensor, Tensor]:
+    """Read the `experts.npz` of a folder, see :meth:`Run.experts`."""
+    path = folder / EXPERTS_NAME
+    try:
+        with np.load(path) as found:
+            return torch.from_numpy(found["train"]), torch.from_numpy(found["held_out"])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and train again") from None
 
 
 def append_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:

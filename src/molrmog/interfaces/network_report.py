@@ -1,0 +1,145 @@
+"""The page of a run that trained a score network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molrmog import pictures
+from molrmog.data import Dataset
+from molrmog.interfaces import report
+from molrmog.interfaces.runs import Run
+from molrmog.interfaces.trained import Trained
+
+NAMES = {
+    "mog": "MoG network",
+    "gaussian": "Gaussian network (MoLRG)",
+    "unet": "U-Net",
+    "mlp": "residual MLP",
+}
+_LEADS = {
+    "mog": "the closed form with several Gaussians per expert, trained like a network",
+    "gaussian": "the closed form with one Gaussian per expert, trained like a network",
+    "unet": "a U-Net that is told the expert",
+    "mlp": "a residual MLP that is told the expert",
+}
+_NOTES = (
+    "Losses are comparable where latents, weighting and noise levels are the same.",
+    "Fréchet distance, precision, recall, density and coverage belong to the feature space and the numbers of rows "
+    "that stand above them; none is an Inception FID. In principal components the Fréchet distance sees means and "
+    "covariances only, so one Gaussian with the data's moments scores as well as fresh data.",
+    "“Training rows as samples” is what training rows score in the place of samples.",
+    "Operations are those of matrix products, convolutions and attention, a multiplication and an addition as two. The "
+    "autoencoder is paid once per sample, the score network at every step.",
+)
+_PAIRS = 16  # reconstructions that are drawn
+
+
+def write_network_report(run: Run, trained: Trained, train: Dataset, held_out: Dataset, samples: np.ndarray) -> Path:
+    """Write `report.html` of a run from its records and its data.
+
+    Args:
+        run: the run; its records hold the measurements.
+        trained: its network.
+        train: the rows it was trained on.
+        held_out: rows it has not seen.
+        samples: of the network, with shape (N, D).
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: the page cannot be written; an old one is left whole.
+    """
+    records, settings = run.records(), run.settings()
+    made = next((r for r in reversed(records) if r["kind"] == "training"), {})
+    place = "in the latents of autoencoders" if trained.in_latents else "on the rows themselves"
+    return report.render(
+        run,
+        "network.html",
+        records,
+        train,
+        held_out,
+        samples,
+        lead=f"Trained by denoising score matching {place}: {_LEADS[settings['network']]}.",
+        cards=_cards(records, settings),
+        curve=_curve(records),
+        reconstructions=_reconstructions(run, trained, held_out),
+        experts=_experts(run, trained, train),
+        about=describe(trained, settings),
+        notes=_NOTES,
+        made=made,
+    )
+
+
+def describe(trained: Trained, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the network is, as name and value."""
+    model: Any = trained.model
+    out = [
+        ("network", NAMES[settings["network"]]),
+        ("parameters", f"{model.num_parameters:,}"),
+        ("experts K", str(len(trained.weights))),
+        ("dimension D", f"{model.dim:,}"),
+    ]
+    if trained.in_latents:
+        out += [
+            ("autoencoders", settings["autoencoder"]),
+            ("autoencoder parameters", f"{model.autoencoder_parameters:,}"),
+            ("latent dimension d", f"{model.latent_dim:,}"),
+        ]
+    if trained.laws is not None:
+        modes = sorted({n for law in trained.laws for n in law.modes})
+        out.append(("modes per expert n", " to ".join(map(str, dict.fromkeys((modes[0], modes[-1]))))))
+    return out
+
+
+def _cards(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The figures for the top of the page: value, name, small print."""
+    measured = {(r["name"], r["where"].split(" of ")[-1]): r for r in records if r["kind"] == "measurement"}
+    cards: list[tuple[str, str, str]] = []
+    for name in ("denoising loss", "Fréchet distance"):
+        found = next((r for (own, _), r in reversed(measured.items()) if own == name), None)
+        if found is not None:
+            cards.append((report.number(found["value"]), name, found["where"].split(";")[0]))
+    size = measured.get(("parameters", "the score network"))
+    if size is not None:
+        cards.append((f"{size['value']:,.0f}", "parameters", "of the score network"))
+    last = next((r for r in reversed(records) if r["kind"] == "train"), None)
+    if last is not None:
+        cards.append(
+            (f"{last['seconds']:.1f} s", "training", f"{last['step']:,} steps of {settings['batch_size']} rows")
+        )
+    return cards
+
+
+def _curve(records: Sequence[Mapping[str, Any]]) -> str | None:
+    trained = [r for r in records if r["kind"] == "train"]
+    held = [r for r in records if r["kind"] == "validation"]
+    return pictures.svg_uri(pictures.losses({"training": trained, "held-out": held})) if len(trained) > 1 else None
+
+
+def _reconstructions(run: Run, trained: Trained, held_out: Dataset) -> str | None:
+    if not (trained.in_latents and held_out.is_image):
+        return None
+    expert = run.experts()[1]
+    if len(expert) != len(held_out):
+        return None
+    rows = np.sort(np.random.default_rng(0).permutation(len(held_out))[:_PAIRS])
+    real, k = np.asarray(held_out.x[rows]), expert[torch.from_numpy(rows)]
+    decoded = trained.decode(trained.encode(real, k), k).cpu().numpy()
+    pairs = np.concatenate([held_out.to_images(real), held_out.to_images(decoded)])
+    return pictures.png_uri(pictures.grid(pairs, columns=len(rows)))
+
+
+def _experts(run: Run, trained: Trained, train: Dataset) -> list[dict[str, Any]]:
+    rows: list[int] = run.info()["expert_rows"]
+    classes = train.classes if train.classes is not None and len(train.classes) == len(rows) else None
+    named = run.settings()["experts"] in (None, "labels") and classes is not None
+    return [
+        {"name": classes[k] if named and classes else k, "rows": count, "weight": count / sum(rows)}
+        for k, count in enumerate(rows)
+    ]

@@ -1,0 +1,129 @@
+"""A trained network as something to sample from, whether it lives in rows or in the latents of autoencoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork, expert_of_rows, given
+from molrmog.denoisers.experts import Experts, PerExpert
+from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.law import draw
+from molrmog.metrics import Cost, cost
+from molrmog.mixture import MoLRMoG
+from molrmog.sampling import sample, sample_experts
+from molrmog.sampling.experts import ExpertSamples
+from molrmog.schedules import Schedule
+
+_BATCH = 1024  # samples that walk together
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A score network with all that sampling needs.
+
+    Attributes:
+        model: `Experts`, or a network of the rows themselves that is told their expert.
+        schedule: the noise schedule it was trained with.
+        weights: of the experts, with shape (K,).
+    """
+
+    model: ScoreNetwork
+    schedule: Schedule
+    weights: Tensor
+
+    @property
+    def in_latents(self) -> bool:
+        """Whether there are autoencoders."""
+        return isinstance(self.model, Experts)
+
+    @property
+    def denoiser(self) -> ExpertDenoiser:
+        """The score network alone."""
+        return self.model.denoiser if isinstance(self.model, Experts) else cast(ExpertDenoiser, self.model)
+
+    @property
+    def laws(self) -> list[MoLRMoG] | None:
+        """The law of each expert's latents, or rows; None where the network is not made of laws."""
+        networks = self.denoiser.networks if isinstance(self.denoiser, PerExpert) else []
+        laws = [network.law for network in networks if isinstance(network, MoGDenoiser)]
+        return laws if len(laws) == len(self.weights) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, x: Any, expert: Tensor) -> Tensor:
+        """What the network sees of rows with shape (N, D): standardised latents with shape (N, d), or the rows."""
+        x = torch.as_tensor(x, dtype=torch.float32, device=self.device)
+        if not isinstance(self.model, Experts):
+            return x
+        pairs = zip(x.split(_BATCH), expert.to(self.device).split(_BATCH), strict=True)
+        return torch.cat([self.model.encode(*pair) for pair in pairs])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, expert: Tensor) -> Tensor:
+        """Rows with shape (N, D) of what the network sees."""
+        if not isinstance(self.model, Experts):
+            return z
+        pairs = zip(z.split(_BATCH), expert.to(self.device).split(_BATCH), strict=True)
+        return torch.cat([self.model.decode(*pair) for pair in pairs])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int,
+        *,
+        expert: int | None = None,
+        sampler: str = "heun",
+        steps: int = 32,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ) -> ExpertSamples:
+        """Draw samples.
+
+        Args:
+            num: how many.
+            expert: from this one only; by the weights where None.
+            sampler: a name in `SAMPLERS`; "exact" where the network is made of laws.
+            steps: of a sampler that walks.
+            schedule: of a sampler that walks; that of the training where None.
+            seed: of every random number.
+
+        Raises:
+            ValueError: there is no such expert, or "exact" is asked of a network that is no law.
+        """
+        K = len(self.weights)
+        if expert is not None and not 0 <= expert < K:
+            raise ValueError(f"--expert {expert}: the network has experts 0 to {K - 1}")
+        if sampler == "exact" and self.laws is None:
+            raise ValueError("--sampler exact draws from laws, and this network is none: try --sampler heun")
+        generator = torch.Generator().manual_seed(seed)
+        schedule = schedule or self.schedule
+        walk: dict[str, Any] = {"sampler": sampler, "steps": steps, "generator": generator}
+        if isinstance(self.model, Experts):
+            return sample_experts(self.model, schedule, num, expert=expert, batch_size=_BATCH, **walk)
+        k = draw(self.weights[None], num, generator)[0] if expert is None else torch.full((num,), expert)
+        k = expert_of_rows(k.to(self.device), torch.empty(num, 0, device=self.device), K)
+        if sampler == "exact":
+            x = torch.empty(num, self.model.dim)
+            for own, law in enumerate(self.laws or []):
+                mine = (k == own).nonzero()[:, 0]
+                x[mine] = law.sample(len(mine), generator).x
+        else:
+            shapes = [(len(part), self.model.dim) for part in k.split(_BATCH)]
+            walkers = [given(self.denoiser, part) for part in k.split(_BATCH)]
+            x = torch.cat([sample(w, schedule, shape, **walk) for w, shape in zip(walkers, shapes, strict=True)])
+        return ExpertSamples(x, k, x)
+
+    def cost(self, num: int = 256) -> Cost:
+        """Parameters and operations, for samples of the model noised as far as gamma = s."""
+        drawn = self.sample(num, steps=4)
+        s = gamma = 0.5**0.5
+        noise = torch.randn(drawn.latent.shape, generator=torch.Generator().manual_seed(0)).to(drawn.latent)
+        return cost(cast(Any, self.model), s * drawn.latent + gamma * noise, s, gamma, drawn.expert)

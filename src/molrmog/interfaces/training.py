@@ -1,0 +1,336 @@
+"""`molrmog train`: from rows to a score network, in stages that a stopped run takes up where it stood.
+
+    rows  ->  experts  ->  autoencoders  ->  latents  ->  network  ->  samples, measurements, report
+
+| place in the run  | holds                                                                             |
+| ----------------- | --------------------------------------------------------------------------------- |
+| `config.yaml`     | the settings, written before anything else; they may not change while a run grows |
+| `experts.npz`     | the expert of every training and held-out row                                     |
+| `autoencoders/`   | each autoencoder that is trained, see `molrmog.experiments.latents`               |
+| `checkpoints/`    | of the network, see `molrmog.learning.checkpoints`                                |
+| `grids/`          | samples while it was trained                                                      |
+
+and what every run holds, see `molrmog.interfaces.runs`. A run with a report is finished.
+
+References:
+    arXiv 2601.01475, section 5: score networks in the latents of one autoencoder per class.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from molrmog import pictures
+from molrmog.data import Dataset, load_parts
+from molrmog.denoisers.base import ScoreNetwork
+from molrmog.denoisers.experts import Autoencoders, Experts
+from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
+from molrmog.experiments.networks import latent_network
+from molrmog.interfaces import evaluation
+from molrmog.interfaces.network_report import write_network_report
+from molrmog.interfaces.report import machine
+from molrmog.interfaces.runs import (
+    DATA_NAME,
+    EXPERTS_NAME,
+    GRIDS_NAME,
+    REPORT_NAME,
+    SAMPLES_NAME,
+    SETTINGS_NAME,
+    Run,
+    append_records,
+    check_out,
+    experts_in,
+    settings_in,
+)
+from molrmog.interfaces.trained import Trained
+from molrmog.learning.score_matching import ScoreMatching
+from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, train_objective
+from molrmog.metrics import Stopwatch
+from molrmog.saving import write_atomically
+from molrmog.schedules import Schedule
+
+AUTOENCODERS_NAME = "autoencoders"
+
+# Settings that do not change what a run becomes.
+_FREE = (
+    *("out", "data_dir", "device", "micro_batch_size", "tensorboard", "evaluate"),
+    *("log_every", "validate_every", "grid_every", "checkpoint_every"),
+)
+_GRID = 64  # samples of a picture
+_SAMPLES = 2000  # samples that are measured, and held-out rows
+_GRID_STEPS = 18  # of the sampler, in pictures drawn while training
+_STEPS = 32  # of the sampler, in the end
+_EDM_DEVIATION, _EDM_LEVEL_MEAN = 0.5, -1.2  # EDM's mean of log sigma, and the deviation of data that it is made for
+
+
+def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[evaluation.Measurement], Path] | None:
+    """Train as the settings say, or go on with it; nothing is done where it is finished.
+
+    Args:
+        settings: the options of `molrmog train`, all of them.
+        command: the words that asked for this, for the record.
+
+    Returns:
+        Name of the data, measurements and the path of the report; None where the run was finished before.
+
+    Raises:
+        ValueError: settings do not fit the data or one another, or the folder holds a run with other settings.
+        OSError: the data are not there, or the run folder cannot be written.
+        KeyboardInterrupt: with a line that says how to go on.
+    """
+    folder = Path(settings["out"])
+    begun = _begun(folder, settings)
+    if (folder / REPORT_NAME).is_file():
+        return None
+    options = _options(settings)
+    source = {name: settings[name] for name in ("data_dir", "dequantise", "image_size", "held_out", "seed")}
+    train, held = load_parts(settings["data"], **source)
+    if settings["experts"] == "labels" and train.labels is None:
+        raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
+    if not begun:
+        write_atomically(folder / SETTINGS_NAME, lambda part: part.write_text(_yaml(settings)))
+    _sweep(folder)
+    try:
+        trained, held_expert = _train(folder, settings, options, train, held)
+        return train.name, *_finish(Run(folder), trained, held_expert, settings, train, held, command)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
+    except ValueError:
+        if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, CHECKPOINTS_NAME)):
+            shutil.rmtree(folder)  # nothing is trained: the right settings may have the place
+        raise
+
+
+def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run with these settings.
+
+    Raises:
+        FileExistsError: it holds something else.
+        ValueError: it holds a run with other settings.
+    """
+    if not (folder / SETTINGS_NAME).is_file():
+        check_out(folder, overwrite=all(path.name.endswith(".part") for path in folder.glob("*")))
+        return False
+    before = settings_in(folder)
+    if "network" not in before:
+        raise FileExistsError(f"--out {folder} holds a run of molrmog fit: name another folder")
+    now = yaml.safe_load(_yaml(settings))
+    changed = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in now
+        if name not in _FREE and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"--out {folder} holds a run with other settings ({'; '.join(changed)}): name another folder, or pass "
+            "the settings of that run"
+        )
+    return True
+
+
+def _options(settings: Mapping[str, Any]) -> TrainingOptions:
+    """What the trainer is told.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    device = settings["device"]
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    same = (
+        *("steps", "batch_size", "micro_batch_size", "learning_rate", "warmup", "mixed_precision", "seed", "device"),
+        *("out", "log_every", "checkpoint_every", "validate_every", "grid_every", "tensorboard"),
+    )
+    return TrainingOptions(ema_decay=settings["ema"], **{name: settings[name] for name in same})
+
+
+def _train(
+    folder: Path, settings: Mapping[str, Any], options: TrainingOptions, train: Dataset, held: Dataset
+) -> tuple[Trained, Tensor]:
+    """The trained network, saved, and the expert of every held-out row."""
+    expert, held_expert = _experts(folder, settings, train, held)
+    count = torch.bincount(expert)
+    info = train.info() | {"held_out_rows": len(held), "expert_rows": count.tolist()}
+    write_atomically(folder / DATA_NAME, lambda part: part.write_text(json.dumps(info, indent=2) + "\n"))
+
+    latent_dim = settings["latent_dim"] or default_latent_dim(train.dim)
+    rank = settings["rank"]
+    if settings["autoencoder"] == "none":
+        autoencoders, latent_shape = None, train.shape
+        z, held_z = torch.as_tensor(np.asarray(train.x)), torch.as_tensor(np.asarray(held.x))
+        sigma_data = float(z[:: max(1, len(z) // 10_000)].var(0).mean().sqrt())
+        rank = rank or min(latent_dim, train.dim)
+    else:
+        made = AutoencoderSettings(
+            kind=settings["autoencoder"],
+            latent_dim=latent_dim,
+            steps=settings["autoencoder_steps"],
+            beta=settings["beta"],
+            seed=settings["seed"],
+        )
+        with _stage(folder, "autoencoders"), _bars() as on_step:
+            autoencoders = build_autoencoders(
+                train.x, expert, train.shape, made, folder / AUTOENCODERS_NAME, on_step=on_step
+            )
+            z, held_z = (encode_all(autoencoders, *rows) for rows in ((train.x, expert), (held.x, held_expert)))
+        latent_shape, sigma_data = cast(Any, autoencoders)[0].latent_shape, 1.0
+
+    learn = settings["learn"]
+    with _stage(folder, "start"):
+        network = latent_network(
+            settings["network"],
+            z,
+            expert,
+            latent_shape,
+            experts=len(count),
+            rank=rank,
+            learn=learn if learn == "all" else learn.split(","),
+            learned_mean=not settings["zero_mean"],
+            sigma_data=sigma_data,
+            **{name: settings[name] for name in ("modes", "start", "channels", "width", "depth", "seed")},
+        )
+    schedule = Schedule.from_config({"name": settings["schedule"]})
+    weights = count / count.sum()
+
+    def assembled(network: ScoreNetwork) -> Trained:
+        if autoencoders is None:
+            return Trained(network, schedule, weights)
+        model = Experts(cast(Autoencoders, autoencoders), cast(Any, network), weights)
+        return Trained(model.to(next(network.parameters()).device), schedule, weights)
+
+    def on_grid(average: Any, step: int) -> None:
+        drawn = assembled(average.denoiser).sample(_GRID, steps=_GRID_STEPS, seed=settings["seed"])
+        picture = pictures.samples_picture(train, drawn.x.cpu().numpy(), np.asarray(held.x[:500]))
+        write_atomically(folder / GRIDS_NAME / f"step-{step:08d}.png", lambda part: part.write_bytes(picture))
+
+    objective = ScoreMatching(
+        cast(Any, network),
+        schedule,
+        sigma_data=sigma_data,
+        level_mean=_EDM_LEVEL_MEAN + math.log(sigma_data / _EDM_DEVIATION),
+        **{name: settings[name] for name in ("weighting", "levels", "targets")},
+    )
+    some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
+    validation = (held_z[some], held_expert[some])
+    train_objective(objective, (z, expert), options, validation=validation, on_grid=on_grid, progress=True)
+    trained = assembled(network)
+    trained.model.save_pretrained(folder)
+    return trained, held_expert
+
+
+def _experts(folder: Path, settings: Mapping[str, Any], train: Dataset, held: Dataset) -> tuple[Tensor, Tensor]:
+    """The expert of every training and held-out row, found once and kept."""
+    if (folder / EXPERTS_NAME).is_file():
+        return experts_in(folder)
+    asked = settings["experts"]
+    by_label = asked == "labels" or (asked is None and train.labels is not None)
+    if by_label and train.labels is None:
+        raise ValueError(f"{train.name} has no labels: pass --experts K, to find K experts by clustering")
+    count = int(cast(Any, train.labels).max()) + 1 if by_label else int(asked or 1)
+    labels, held_labels = (train.labels, held.labels) if by_label else (None, None)
+    with _stage(folder, "experts"):
+        found = assign_experts(
+            np.asarray(train.x), labels, count, others=(np.asarray(held.x), held_labels), seed=settings["seed"]
+        )
+    arrays = {name: cast(Tensor, own).numpy() for name, own in zip(("train", "held_out"), found, strict=True)}
+
+    def save(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    write_atomically(folder / EXPERTS_NAME, save)
+    return found[0], cast(Tensor, found[1])
+
+
+def default_latent_dim(dim: int) -> int:
+    """Latent dimension of rows with so many columns where none is asked for."""
+    return 32 if dim >= 128 else 16 if dim >= 32 else max(1, dim // 2)
+
+
+def _finish(
+    run: Run,
+    trained: Trained,
+    held_expert: Tensor,
+    settings: Mapping[str, Any],
+    train: Dataset,
+    held: Dataset,
+    command: str,
+) -> tuple[list[evaluation.Measurement], Path]:
+    """Samples, measurements, and the report."""
+    from rich.console import Console
+
+    num = min(_SAMPLES, max(len(held), _GRID)) if settings["evaluate"] else _GRID
+    with Console(stderr=True).status("measuring"):
+        measured, x = evaluation.network(
+            trained,
+            run.records(),
+            train,
+            held,
+            held_expert,
+            spaces=evaluation.feature_spaces(["pca"] if settings["evaluate"] else [], train, held),
+            num=num,
+            steps=_STEPS,
+            seed=settings["seed"],
+        )
+        run.record(
+            [
+                {"kind": "training", "command": command, "rows": len(train), "machine": machine()},
+                *(m.to_record(law=settings["network"], command=command) for m in measured),
+            ]
+        )
+        picture = pictures.samples_picture(train, x[:_GRID], np.asarray(held.x[:500]))
+        write_atomically(run.folder / SAMPLES_NAME, lambda part: part.write_bytes(picture))
+        page = write_network_report(run, trained, train, held, x)
+    return measured, page
+
+
+@contextmanager
+def _stage(folder: Path, name: str) -> Generator[None]:
+    """Keep in the records how long a stage took, also where it is stopped."""
+    watch = Stopwatch()
+    try:
+        with watch:
+            yield
+    finally:
+        times = {"seconds": round(watch.wall, 3), "cpu_seconds": round(watch.cpu, 3)}
+        append_records(folder, [{"kind": "stage", "name": name, **times}])
+
+
+@contextmanager
+def _bars() -> Generator[Callable[[str, int, int, float], None]]:
+    """A bar on stderr for every autoencoder that is trained."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def on_step(name: str, step: int, steps: int, loss: float) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=steps)
+            bars.update(tasks[name], completed=step, description=f"{name}, loss {loss:.4g}")
+
+        yield on_step
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a run that was killed has left half written."""
+    for path in folder.rglob(".*.part"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=False)
