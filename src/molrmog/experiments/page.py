@@ -135,9 +135,15 @@ def write_page(
     environment = Environment(
         loader=PackageLoader("molrmog", "experiments"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(cell=cell, paragraphs=_paragraphs, setting=_setting)
+    words = {"cell": cell, "paragraphs": _paragraphs, "setting": _setting}
     page = environment.get_template("page.html").render(
-        title=title, introduction=introduction, sections=sections, settings=settings, machine=machine(), cards=cards
+        words,
+        title=title,
+        introduction=introduction,
+        cards=cards,
+        sections=sections,
+        settings=settings,
+        machine=machine(),
     )
     write_atomically(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
     return Path(path)
