@@ -271,6 +271,18 @@ def encode_all(autoencoders: nn.Module, x: Any, expert: Tensor) -> Tensor:
     return z
 
 
+def decode_all(autoencoders: nn.Module, z: Tensor, expert: Tensor) -> Tensor:
+    """Rows with shape (N, D) of standardised latents, each by its expert's autoencoder; the inverse of `encode_all`."""
+    several = cast("Any", autoencoders)
+    x = torch.empty(len(z), several[0].dim)
+    with torch.no_grad():
+        for k in range(len(several)):
+            mine = torch.arange(len(z)) if len(several) == 1 else (expert == k).nonzero()[:, 0]
+            for at in mine.split(512):
+                x[at] = several[k].decode(z[at])
+    return x
+
+
 _SETTINGS = "settings.json"
 
 

@@ -3,7 +3,7 @@
 | name     | network                                                   | starts at                        |
 | -------- | --------------------------------------------------------- | -------------------------------- |
 | mog      | a MoG network per expert, the closed form with n_k modes  | random, k-means, or EM           |
-| gaussian | one Gaussian per expert (MoLRG), zero mean or learned     | the moments of its latents       |
+| gaussian | one Gaussian per expert (MoLRG), zero mean or learned     | the Gaussian that EM finds       |
 | unet     | one U-Net for all experts, told which                     | zero output                      |
 | mlp      | one residual MLP for all experts, told which              | zero output                      |
 
@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ def latent_network(
     latent_shape: Sequence[int],
     *,
     experts: int | None = None,
+    latent_dim: int | None = None,
     modes: int = 8,
     rank: int | None = None,
     start: Literal["random", "k-means", "em"] = "k-means",
@@ -57,6 +58,7 @@ def latent_network(
         expert: of each row, with shape (N,).
         latent_shape: event shape of the latents; flat ones are folded into a square of a few channels for a U-Net.
         experts: number K of experts; as many as `expert` names where None.
+        latent_dim: of the subspace of the latents that "mog" and "gaussian" model; all of R^d where None.
         modes: n_k of every expert's mixture.
         rank: of every mode; d where None.
         start: of "mog".
@@ -85,18 +87,21 @@ def latent_network(
     networks: list[ScoreNetwork] = []
     for k in range(experts):
         own = z[expert == k]
+        most = max(1, len(own) // 2)  # modes that so few rows can hold
+        law = mog_start(
+            own,
+            min(latent_dim or d, len(own) - 1),
+            1 if name == "gaussian" else min(modes, most),
+            "em" if name == "gaussian" else start,
+            seed,
+            rank=rank,
+        )
         if name == "mog":
-            law = mog_start(own, d, min(modes, max(1, len(own) // 2)), start, seed, rank=rank)
             networks.append(MoGDenoiser(law, learn=learn))
-            continue
-        learned = [learn] if isinstance(learn, str) else list(learn)
-        if not learned_mean:
-            learned = [part for part in learned if part not in ("mean", "offset")]
-        options: dict[str, Any] = {"rank": rank, "learned_mean": learned_mean}
-        options["learn"] = "all" if learn == "all" else learned
-        moments = own.double().mean(0), own.double().T.cov(correction=0)
-        network = GaussianDenoiser.from_moments(*moments, **options)
-        networks.append(network.to(z.dtype))
+        else:
+            learned = [learn] if isinstance(learn, str) else [part for part in learn if part != "mode_weights"]
+            allowed = [part for part in learned if learned_mean or part not in ("mean", "offset")]
+            networks.append(GaussianDenoiser(law, "all" if learn == "all" else allowed, learned_mean=learned_mean))
     return PerExpert(networks)
 
 

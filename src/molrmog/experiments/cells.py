@@ -1,0 +1,159 @@
+"""A grid of cells, each computed by a process of its own and kept as soon as it is done.
+
+    out/cells/NAME/cell.json        the settings of the cell and its result: its mark of being done
+    out/cells/NAME/...              whatever else the cell keeps, such as its checkpoints and samples
+
+Cells know nothing of each other, so they fill all cores at one thread each, without the cost of threads that wait. The
+same call again computes only the cells that are missing or have other settings; a cell that was killed goes on from
+whatever it kept itself.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from molrmog.saving import write_atomically
+
+CELLS_NAME, CELL_NAME = "cells", "cell.json"
+_SETTINGS_NAME, _PROGRESS_NAME, _ERROR_NAME = "settings.json", "progress", "error"
+
+Compute = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""What a cell computes: settings and its folder in, a result for JSON out; a function of a module."""
+
+
+def run_cells(
+    compute: Compute,
+    cells: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    *,
+    workers: int,
+    threads: int = 1,
+    title: str = "cells",
+) -> dict[str, dict[str, Any]]:
+    """Compute all cells that are not there yet, with a progress bar on stderr.
+
+    Args:
+        compute: see `Compute`.
+        cells: name to settings, as JSON has them; a name may hold slashes.
+        out: folder of the experiment.
+        workers: processes at a time.
+        threads: of each process.
+        title: of the progress bar.
+
+    Returns:
+        Name to result, in the order of `cells`.
+
+    Raises:
+        RuntimeError: a cell failed; the others that were running are stopped, what they kept stays.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    folders = {name: out / CELLS_NAME / name for name in cells}
+    waiting = [name for name in cells if _result(folders[name], cells[name]) is None]
+    running: dict[str, BaseProcess] = {}
+    spawn = multiprocessing.get_context("spawn")
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[doing]}"), TimeElapsedColumn())
+    done = len(cells) - len(waiting)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=len(cells), completed=done, doing="")
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    name = waiting.pop(0)
+                    _prepare(folders[name], cells[name])
+                    arguments = (compute, dict(cells[name]), folders[name], threads)
+                    running[name] = spawn.Process(target=_work, args=arguments, daemon=True)
+                    running[name].start()
+                time.sleep(0.1)
+                for name in [name for name, process in running.items() if not process.is_alive()]:
+                    process = running.pop(name)
+                    if _result(folders[name], cells[name]) is None:
+                        raise RuntimeError(f"cell {name} failed: {_why(folders[name], process.exitcode)}")
+                    done += 1
+                parts = {name: _progress(folders[name]) for name in running}
+                doing = f"{done} of {len(cells)}  " + "  ".join(f"{name} {part:.0%}" for name, part in parts.items())
+                bar.update(task, completed=done + sum(parts.values()), doing=doing)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.join()
+    found = {name: _result(folders[name], cells[name]) for name in cells}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def report_progress(folder: Path, share: float) -> None:
+    """Say how much of a cell is done, from inside it; a cell whose parent is gone ends here."""
+    with suppress(OSError):
+        (folder / _PROGRESS_NAME).write_text(f"{share:.4f}")
+    if multiprocessing.parent_process() is not None and os.getppid() == 1:
+        raise SystemExit("the process that asked for this cell is gone")
+
+
+def _work(compute: Compute, settings: dict[str, Any], folder: Path, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and stops us
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        result = compute(settings, folder)
+    except Exception as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        detail = traceback.format_exc() if os.environ.get("MOLRMOG_DEBUG") else ""
+        (folder / _ERROR_NAME).write_text(f"{line}\n{detail}".strip())
+        sys.exit(1)
+    text = json.dumps({"settings": settings, "result": result}, indent=2)
+    write_atomically(folder / CELL_NAME, lambda part: part.write_text(text + "\n"))
+    (folder / _PROGRESS_NAME).unlink(missing_ok=True)
+
+
+def _prepare(folder: Path, settings: Mapping[str, Any]) -> None:
+    """An empty folder, or one that a cell of the same settings was stopped in."""
+    text = json.dumps(settings, sort_keys=True)
+    with suppress(OSError):
+        if (folder / _SETTINGS_NAME).read_text() == text:
+            (folder / _ERROR_NAME).unlink(missing_ok=True)
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _SETTINGS_NAME).write_text(text)
+
+
+def _result(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        kept = json.loads((folder / CELL_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return kept["result"] if kept.get("settings") == json.loads(json.dumps(settings)) else None
+
+
+def _progress(folder: Path) -> float:
+    try:
+        return float((folder / _PROGRESS_NAME).read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _why(folder: Path, code: int | None) -> str:
+    try:
+        return (folder / _ERROR_NAME).read_text()
+    except OSError:
+        return f"its process ended with code {code} (out of memory?): run again, with fewer workers"
+
+
+def experiment_of(folder: Path) -> Path:
+    """The folder of the experiment that a cell's folder belongs to."""
+    return next(parent.parent for parent in folder.parents if parent.name == CELLS_NAME)

@@ -1,0 +1,303 @@
+"""`molrmog reproduce images`: MoE-latent MoG, Gaussian and U-Net in the same latents, and what each part is worth.
+
+| part         | varies                                                              | stays                         |
+| ------------ | ------------------------------------------------------------------- | ----------------------------- |
+| networks     | the network: U-Net, MLP, Gaussians, MoG with n_k modes, EM's law     | one autoencoder per class     |
+| start        | where the MoG network starts: random, k-means, EM; EM alone         | one autoencoder per class     |
+| experts      | K, by label and by clustering                                       | MoG with 8 modes              |
+| autoencoders | dedicated, shared, LoRA, linear                                     | MoG, Gaussian, U-Net          |
+| pixels       | no autoencoder: a U-Net, the law                                    | data, samples, measurements   |
+
+Budgets: "smoke" is a minute of everything at toy size, "cpu" at most an hour of four cores, "gpu" what a graphics card
+allows. The figures of a budget are comparable among themselves only.
+
+References:
+    arXiv 2601.01475, section 5; Wang et al., arXiv 2409.02426 (MoLRG).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from molrmog.data import load_parts
+from molrmog.experiments import image_cells
+from molrmog.experiments.cells import run_cells
+from molrmog.experiments.image_page import write_image_page
+from molrmog.experiments.latents import AutoencoderSettings
+
+DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
+BUDGETS = ("smoke", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison computes.
+
+    Attributes:
+        data: name or path of the data.
+        image_size: crop and resize images to so many pixels a side.
+        rows: rows of either part that are used; all where None.
+        experts: number K of experts.
+        by: how rows are shared among them, "label" or "cluster".
+        autoencoder: of the networks' comparison.
+        light: the autoencoder of the ablations over K and kinds, cheaper.
+        training: options of `molrmog.train` that all networks share.
+        learning_rates: by network; 1e-3 where not named.
+        mog: options of `latent_network` for "mog", "gaussian" and "em", but for the modes.
+        modes: n_k of the MoG networks.
+        unet: options of `latent_network` for "unet".
+        seeds: of the networks' comparison; ablations take the first.
+        samples: drawn from each network.
+        sampler_steps: of Heun's method.
+        more_experts: (by, K) of the ablation over K.
+        kinds: of the ablation over autoencoders.
+        pixel_unet: options of `UNetDenoiser` in pixel space; None leaves it out.
+        pixel_training: options of `molrmog.train` that differ there.
+        pixel_law: options of `molrmog.fit` in pixel space; None leaves it out.
+    """
+
+    data: str
+    image_size: int | None = None
+    rows: int | None = None
+    experts: int = 10
+    by: str = "label"
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    light: AutoencoderSettings = field(default_factory=lambda: AutoencoderSettings(passes=10, channels=(16, 32)))
+    training: Mapping[str, Any] = field(default_factory=lambda: {"steps": 2000, "batch_size": 256})
+    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"mog": 5e-3, "gaussian": 5e-3})
+    mog: Mapping[str, Any] = field(default_factory=dict)
+    modes: tuple[int, ...] = (1, 4, 8, 40)
+    unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (48, 64)})
+    seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int = 5000
+    sampler_steps: int = 18
+    more_experts: tuple[tuple[str, int], ...] = ()
+    kinds: tuple[str, ...] = ()
+    pixel_unet: Mapping[str, Any] | None = None
+    pixel_training: Mapping[str, Any] = field(default_factory=dict)
+    pixel_law: Mapping[str, Any] | None = None
+
+
+_ALL_K = (("label", 1), ("label", 5), ("label", 10), ("label", 20), ("cluster", 5), ("cluster", 10), ("cluster", 20))
+_TINY = AutoencoderSettings(latent_dim=8, passes=2, channels=(8, 16))
+_SMOKE = Plan(
+    "digits",
+    rows=400,
+    experts=2,
+    autoencoder=_TINY,
+    light=_TINY,
+    training={"steps": 20, "batch_size": 64, "warmup": 5},
+    modes=(1, 4),
+    unet={"channels": (8, 16)},
+    seeds=(0,),
+    samples=100,
+    sampler_steps=4,
+    more_experts=(("cluster", 2),),
+    kinds=("linear",),
+    pixel_law={"latent_dim": 8, "modes": 2},
+)
+_MNIST = Plan(
+    "mnist",
+    autoencoder=AutoencoderSettings(passes=15),
+    more_experts=_ALL_K,
+    kinds=("shared", "lora", "linear"),
+    pixel_unet={"channels": (32, 64)},
+    pixel_training={"steps": 400, "batch_size": 128},
+    pixel_law={"latent_dim": 32, "modes": 8},
+)
+_CIFAR10 = replace(
+    _MNIST,
+    data="cifar10",
+    autoencoder=AutoencoderSettings(latent_dim=128, passes=10, channels=(32, 64), beta=0.003),
+    training={"steps": 1500, "batch_size": 256},
+    mog={"rank": 16},
+    modes=(1, 8),
+    unet={"channels": (64, 96)},
+    seeds=(0,),
+    samples=2000,
+    more_experts=(),
+    kinds=(),
+    pixel_unet=None,
+    pixel_law={"latent_dim": 128, "modes": 8, "head": 256},
+)
+_PARACHUTE = replace(
+    _CIFAR10,
+    data="imagenette-parachute",
+    image_size=64,
+    experts=4,
+    by="cluster",
+    autoencoder=AutoencoderSettings(kind="taef2"),
+    mog={"latent_dim": 48},
+    modes=(1, 4),
+    unet={"channels": (64, 96)},
+    samples=390,
+    pixel_law={"latent_dim": 48, "modes": 4},
+)
+
+
+def plan(dataset: str, budget: str) -> Plan:
+    """The plan of a data set and budget.
+
+    Args:
+        dataset: one of `DATASETS`.
+        budget: one of `BUDGETS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if dataset not in DATASETS or budget not in BUDGETS:
+        raise ValueError(
+            f"dataset {dataset!r}, budget {budget!r}: choose among {', '.join(DATASETS)} and {', '.join(BUDGETS)}"
+        )
+    if dataset == "digits" or budget == "smoke":
+        data = "imagenette-parachute" if dataset == "parachute" else dataset
+        size = 32 if dataset == "parachute" else None
+        return replace(_SMOKE, data=data, image_size=size, by="cluster" if dataset == "parachute" else "label")
+    made = {"mnist": _MNIST, "fashion-mnist": replace(_MNIST, data="fashion-mnist"), "cifar10": _CIFAR10}.get(
+        dataset, _PARACHUTE
+    )
+    if budget == "cpu":
+        return made
+    return replace(
+        made,
+        training={"steps": 20_000, "batch_size": 512},
+        seeds=(0, 1, 2),
+        pixel_unet={"channels": (64, 128, 128), "layers": 2},
+        pixel_training={"steps": 20_000, "batch_size": 256, "mixed_precision": "bf16"},
+    )
+
+
+def run_images(
+    out: Path,
+    dataset: str = "mnist",
+    budget: str = "cpu",
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    device: str = "cpu",
+    data_dir: str | None = None,
+) -> Path:
+    """Compute a comparison, or what is missing of it, and write its page.
+
+    Args:
+        out: folder of the experiment: cells, autoencoders, results.csv, pictures and report.html.
+        dataset: one of `DATASETS`.
+        budget: one of `BUDGETS`.
+        seed: added to the seeds of the plan.
+        workers: processes at a time; as many as cores where None, one on a GPU.
+        device: where networks are trained.
+        data_dir: folder to look for data in first.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: an unknown name, or data that do not fit.
+        RuntimeError: a cell failed.
+    """
+    made = plan(dataset, budget)
+    workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
+    source = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
+    rows, held = load_parts(**{key: value for key, value in source.items() if key != "rows"})
+    image_cells._space(*image_cells._parts(source))  # trains the classifier once, before the cells ask for it
+
+    sets = _sets(made)
+    where = {"workers": workers}
+    schemes = {(chosen["by"], chosen["experts"]) for chosen in sets.values()}
+    run_cells(
+        image_cells.compute_experts,
+        {
+            f"experts/{by}-{experts}": {"source": source, "by": by, "experts": experts, "seed": seed}
+            for by, experts in sorted(schemes)
+        },
+        out,
+        title="experts",
+        **where,
+    )
+    trained = run_cells(
+        image_cells.compute_autoencoder, _autoencoder_cells(sets, source), out, title="autoencoders", **where
+    )
+    samples = min(made.samples, len(held), made.rows or made.samples)
+    encoded = run_cells(
+        image_cells.compute_latents,
+        {f"latents/{name}": {"source": source, "set": chosen, "samples": samples} for name, chosen in sets.items()},
+        out,
+        title="latents",
+        **where,
+    )
+    cells = _network_cells(made, sets, source, samples, seed, device)
+    results = run_cells(image_cells.compute_network, cells, out, title="networks", **where)
+    best = image_cells.reference(source, samples)
+    return write_image_page(out, made, dataset, budget, rows, cells, results, encoded, trained, best)
+
+
+def _sets(made: Plan) -> dict[str, dict[str, Any]]:
+    """Name to a set of autoencoders: whose rows, and of what kind; the first is that of the networks' comparison."""
+
+    def chosen(by: str, experts: int, settings: AutoencoderSettings, prefix: str = "") -> dict[str, Any]:
+        name = f"{prefix}{settings.kind}-{by}-{experts}"
+        return {"name": name, "by": by, "experts": experts, "autoencoder": asdict(settings)}
+
+    sets = [chosen(made.by, made.experts, made.autoencoder)]
+    sets += [chosen(by, experts, made.light, "light-") for by, experts in made.more_experts]
+    sets += [chosen(made.by, made.experts, replace(made.light, kind=kind), "light-") for kind in made.kinds]
+    return {each["name"]: each for each in sets}
+
+
+def _autoencoder_cells(sets: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    cells: dict[str, dict[str, Any]] = {}
+    for name, chosen in sets.items():
+        dedicated = chosen["autoencoder"]["kind"] == "vae"
+        for k in range(chosen["experts"]) if dedicated else [None]:
+            cell = f"autoencoders/{name}" if k is None else f"autoencoders/{name}/{k:02d}"
+            cells[cell] = {"source": source, "set": chosen, "expert": k}
+    return cells
+
+
+def _network_cells(
+    made: Plan, sets: Mapping[str, Any], source: Mapping[str, Any], samples: int, seed: int, device: str
+) -> dict[str, dict[str, Any]]:
+    """Name to settings of every network; the name is PART/AUTOENCODERS/NETWORK/SEED."""
+    cells: dict[str, dict[str, Any]] = {}
+    common = {"source": source, "samples": samples, "sampler_steps": made.sampler_steps, "device": device}
+
+    def add(part: str, chosen: Any, label: str, network: str, own: int, **options: Any) -> None:
+        rate = made.learning_rates.get(network, 1e-3)
+        cells[f"networks/{part}/{'pixels' if chosen is None else chosen['name']}/{label}/{own}"] = {
+            **common,
+            "part": part,
+            "label": label,
+            "set": chosen,
+            "network": network,
+            "seed": seed + own,
+            "options": options,
+            "training": {**made.training, "learning_rate": rate, **({} if chosen else made.pixel_training)},
+        }
+
+    main, *others = sets.values()
+    for own in made.seeds:
+        add("networks", main, "U-Net", "unet", own, **made.unet)
+        add("networks", main, "MLP", "mlp", own)
+        add("networks", main, "Gaussian, mean zero (MoLRG)", "gaussian", own, **made.mog)
+        add("networks", main, "Gaussian, mean learned", "gaussian", own, **made.mog, learned_mean=True)
+        for n in made.modes[1:]:
+            add("networks", main, f"MoG, n = {n}", "mog", own, **made.mog, modes=n)
+            add("networks", main, f"law by EM, n = {n}", "em", own, **made.mog, modes=n)
+    n = 8 if 8 in made.modes else made.modes[-1]
+    for start in ("random", "k-means", "em"):
+        add("start", main, f"MoG, n = {n}, from {start}", "mog", 0, **made.mog, modes=n, start=start)
+    for chosen in others:
+        add("ablations", chosen, f"MoG, n = {n}", "mog", 0, **made.mog, modes=n)
+        if (chosen["by"], chosen["experts"]) == (made.by, made.experts):
+            add("ablations", chosen, "Gaussian, mean zero (MoLRG)", "gaussian", 0, **made.mog)
+            add("ablations", chosen, "Gaussian, mean learned", "gaussian", 0, **made.mog, learned_mean=True)
+            add("ablations", chosen, "U-Net", "unet", 0, **made.unet)
+    if made.pixel_unet is not None:
+        add("pixels", None, "U-Net", "unet", 0, **made.pixel_unet)
+    if made.pixel_law is not None:
+        add("pixels", None, "law by EM", "em", 0, **made.pixel_law)
+    return cells
