@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +62,7 @@ Settings = dict[str, Any]
 
 def compute_experts(settings: Settings, folder: Path) -> dict[str, Any]:
     """Who owns which row; settings hold "source", "experts", "by" ("label" or "cluster") and "seed"."""
-    rows, held = _parts(settings["source"])
+    rows, held = parts(settings["source"])
     by_label = settings["by"] == "label"
     own, others = assign_experts(
         np.asarray(rows.x),
@@ -78,7 +78,7 @@ def compute_experts(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def compute_autoencoder(settings: Settings, folder: Path) -> dict[str, Any]:
     """One expert's VAE, or what all experts share; settings hold "source", "set" and "expert" (None for all)."""
-    rows, _ = _parts(settings["source"])
+    rows, _ = parts(settings["source"])
     own, _ = _experts(folder, settings["set"])
     made = _autoencoder_settings(settings["set"])
     place = _autoencoder_folder(folder, settings["set"])
@@ -94,7 +94,7 @@ def compute_autoencoder(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def compute_latents(settings: Settings, folder: Path) -> dict[str, Any]:
     """Latents of all rows, and what a row loses on the way there and back; settings hold "source" and "set"."""
-    rows, held = _parts(settings["source"])
+    rows, held = parts(settings["source"])
     own, others = _experts(folder, settings["set"])
     model = _autoencoders(folder, settings["set"], rows, own)
     z, z_held = encode_all(model, rows.x, own), encode_all(model, held.x, others)
@@ -105,8 +105,8 @@ def compute_latents(settings: Settings, folder: Path) -> dict[str, Any]:
     np.save(folder / "original.npy", np.asarray(held.x)[picked[:SHOWN]])
     real = np.asarray(held.x)[picked]
     found = {"mean squared error": float(np.square(decoded - real).mean())}
-    space = _space(rows, held)
-    found["Fréchet"] = metrics.frechet_distance(space(decoded), space(real))
+    features = space(rows, held)
+    found["Fréchet"] = metrics.frechet_distance(features(decoded), features(real))
     if (perceptual := _lpips(rows)) is not None:
         found["LPIPS"] = perceptual.reconstruction(real[:_NEIGHBOURS], decoded[:_NEIGHBOURS]).mean
     parameters = sum(p.numel() for p in model.parameters())
@@ -117,7 +117,7 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
     """Train one network and measure it; settings hold "source", "set", "network", "seed" and how to train."""
     if settings["set"] is None:
         return _in_pixels(settings, folder)
-    rows, held = _parts(settings["source"])
+    rows, held = parts(settings["source"])
     own, others = _experts(folder, settings["set"])
     autoencoders = _autoencoders(folder, settings["set"], rows, own)
     place = experiment_of(folder) / "cells" / "latents" / settings["set"]["name"]
@@ -136,7 +136,7 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
         )
         if name != "em":
             train(
-                network,
+                cast(Any, network),
                 z,
                 SCHEDULE,
                 experts=own,
@@ -147,7 +147,7 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
                 sigma_data=1.0,
                 level_mean=_LEVEL_MEAN,
                 device=settings["device"],
-                on_grid=lambda _, step: report_progress(folder, 0.9 * step / settings["training"]["steps"]),
+                on_grid=_grid_watched(settings, folder),
                 grid_every=max(1, settings["training"]["steps"] // 50),
                 keep=1,
                 **settings["training"],
@@ -183,64 +183,73 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def _in_pixels(settings: Settings, folder: Path) -> dict[str, Any]:
     """The same without autoencoders: a U-Net told the class, or the law that EM finds."""
-    rows, held = _parts(settings["source"])
-    x, seed = torch.from_numpy(np.asarray(rows.x)), settings["seed"]
+    rows, held = parts(settings["source"])
     labels = np.zeros(len(rows), np.int64) if rows.labels is None else rows.labels
-    expert = torch.from_numpy(labels)
-    classes, n = int(expert.max()) + 1, settings["samples"]
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    result: dict[str, Any] = {}
-    with metrics.Stopwatch() as watch:
-        if settings["network"] == "em":
-            law = fit(x, labels=labels, seed=seed, **settings["options"])
-        else:
-            network = UNetDenoiser(rows.shape, experts=classes, sigma_data=0.5, **settings["options"])
-            train(
-                network,
-                x,
-                SCHEDULE,
-                experts=expert,
-                out=folder / "run",
-                seed=seed,
-                device=settings["device"],
-                on_grid=lambda _, step: report_progress(folder, 0.6 * step / settings["training"]["steps"]),
-                grid_every=max(1, settings["training"]["steps"] // 50),
-                keep=1,
-                **settings["training"],
-            )
-            result["curve"] = _curve(folder / "run")
-    result |= {"train wall": watch.wall, "train cpu": watch.cpu}
-    chosen = torch.multinomial(torch.bincount(expert).float(), n, replacement=True, generator=generator)
-    with metrics.Stopwatch() as watch:
-        if settings["network"] == "em":
-            drawn = law.sample(n, generator, subspace=chosen).x
-        else:
-            walker = given(network, 0)
-            parts = [
-                sample(given(network, k), SCHEDULE, (len(k), rows.dim), "heun", settings["sampler_steps"], generator)
-                for k in chosen.split(256)
-            ]
-            drawn = torch.cat(parts).cpu()
-    result |= {"sample wall": watch.wall, "sample cpu": watch.cpu}
-    denoiser = law if settings["network"] == "em" else walker
-    price = metrics.cost(cast(Any, denoiser), x[:16], *SCHEDULE(0.5))
-    parameters = law.num_parameters if settings["network"] == "em" else network.num_parameters
-    result["cost"] = asdict(price) | {"parameters": parameters}
-    return result | _quality(drawn.numpy(), rows, held, chosen.numpy(), folder)
+    x, expert = torch.from_numpy(np.asarray(rows.x)), torch.from_numpy(labels)
+    generator = torch.Generator().manual_seed(settings["seed"])
+    with metrics.Stopwatch() as training:
+        draw, price = (_pixel_law if settings["network"] == "em" else _pixel_unet)(settings, folder, rows, x, expert)
+    weights = torch.bincount(expert).float()
+    chosen = torch.multinomial(weights, settings["samples"], replacement=True, generator=generator)
+    with metrics.Stopwatch() as drawing:
+        drawn = draw(chosen, generator).numpy()
+    seconds = {"train wall": training.wall, "train cpu": training.cpu}
+    seconds |= {"sample wall": drawing.wall, "sample cpu": drawing.cpu}
+    curve = {"curve": _curve(folder / "run"), "cost": asdict(price)}
+    return seconds | curve | _quality(drawn, rows, held, chosen.numpy(), folder)
+
+
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+"""Samples with shape (n, D), on the CPU, for classes with shape (n,)."""
+
+
+def _pixel_law(settings: Settings, folder: Path, rows: Dataset, x: Tensor, expert: Tensor) -> tuple[Draw, metrics.Cost]:
+    law = fit(x, labels=expert, seed=settings["seed"], **settings["options"])
+    law.save_pretrained(folder / "model")
+    return lambda k, generator: law.sample(len(k), generator, subspace=k).x, metrics.cost(law, x[:256], *SCHEDULE(0.5))
+
+
+def _pixel_unet(
+    settings: Settings, folder: Path, rows: Dataset, x: Tensor, expert: Tensor
+) -> tuple[Draw, metrics.Cost]:
+    torch.manual_seed(settings["seed"])
+    network = UNetDenoiser(rows.shape, experts=int(expert.max()) + 1, sigma_data=0.5, **settings["options"])
+    train(
+        network,
+        x,
+        SCHEDULE,
+        experts=expert,
+        out=folder / "run",
+        seed=settings["seed"],
+        device=settings["device"],
+        on_grid=_grid_watched(settings, folder),
+        grid_every=max(1, settings["training"]["steps"] // 50),
+        keep=1,
+        **settings["training"],
+    )
+
+    def draw(expert: Tensor, generator: torch.Generator) -> Tensor:
+        parts = [
+            sample(given(network, k), SCHEDULE, (len(k), rows.dim), "heun", settings["sampler_steps"], generator)
+            for k in expert.split(256)
+        ]
+        return torch.cat(parts).cpu()
+
+    device = next(network.parameters()).device
+    return draw, metrics.cost(given(network, 0), x[:16].to(device), *SCHEDULE(0.5))
 
 
 def _quality(x: np.ndarray, rows: Dataset, held: Dataset, expert: np.ndarray, folder: Path) -> dict[str, Any]:
     """What samples are worth; the first of them are kept for pictures, sorted by expert."""
     shown = np.argsort(expert[:SHOWN], kind="stable")
     np.save(folder / "samples.npy", x[:SHOWN][shown])
-    space = _space(rows, held)
+    features = space(rows, held)
     few, real = x[:_NEIGHBOURS], np.asarray(held.x)[_pick(held, _NEIGHBOURS)]
-    shares = metrics.precision_recall(space(few), space(real))
+    shares = metrics.precision_recall(features(few), features(real))
     copies = metrics.memorisation(few, np.asarray(rows.x), real)
     found: dict[str, Any] = {
         "Fréchet": _frechet(x, rows, held),
-        "space": space.name,
+        "space": features.name,
         "samples": len(x),
         "precision": shares.precision,
         "recall": shares.recall,
@@ -253,16 +262,16 @@ def _quality(x: np.ndarray, rows: Dataset, held: Dataset, expert: np.ndarray, fo
 
 
 def _frechet(x: np.ndarray, rows: Dataset, held: Dataset) -> float:
-    space = _space(rows, held)
-    return metrics.frechet_distance(space(x), space(np.asarray(held.x)[_pick(held, len(x))]))
+    features = space(rows, held)
+    return metrics.frechet_distance(features(x), features(np.asarray(held.x)[_pick(held, len(x))]))
 
 
 def reference(source: Settings, samples: int) -> dict[str, Any]:
     """What training rows get in the place of samples: the best that a network can hope for."""
-    rows, held = _parts(source)
+    rows, held = parts(source)
     picked = np.asarray(rows.x)[_pick(rows, min(samples, len(held)))]
-    space = _space(rows, held)
-    few, real = space(picked[:_NEIGHBOURS]), space(np.asarray(held.x)[_pick(held, _NEIGHBOURS)])
+    features = space(rows, held)
+    few, real = features(picked[:_NEIGHBOURS]), features(np.asarray(held.x)[_pick(held, _NEIGHBOURS)])
     shares = metrics.precision_recall(few, real)
     found = {"Fréchet": _frechet(picked, rows, held), "precision": shares.precision, "recall": shares.recall}
     if (perceptual := _lpips(rows)) is not None:
@@ -270,7 +279,7 @@ def reference(source: Settings, samples: int) -> dict[str, Any]:
     return found
 
 
-def _space(rows: Dataset, held: Dataset) -> metrics.FeatureSpace:
+def space(rows: Dataset, held: Dataset) -> metrics.FeatureSpace:
     """Features of a classifier where rows have several labels, of SqueezeNet where its weights are there, else PCA."""
     if rows.labels is not None and int(rows.labels.max()) > 0:
         return metrics.ClassifierFeatures(rows, held)
@@ -321,7 +330,8 @@ def _curve(run: Path) -> dict[str, list[Any]]:
     return curve
 
 
-def _parts(source: Settings) -> tuple[Dataset, Dataset]:
+def parts(source: Settings) -> tuple[Dataset, Dataset]:
+    """Training and held-out rows, as many as the plan uses."""
     options = {key: value for key, value in source.items() if key != "rows"}
     rows, held = load_parts(**options)
     if source["rows"] is not None:
@@ -340,8 +350,8 @@ def _experts(folder: Path, chosen: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _autoencoder_settings(chosen: Settings) -> AutoencoderSettings:
-    made = chosen["autoencoder"]
-    return AutoencoderSettings(**{**made, "channels": tuple(made["channels"])})
+    channels = tuple(chosen["autoencoder"]["channels"])
+    return replace(AutoencoderSettings(**chosen["autoencoder"]), channels=channels)
 
 
 def _autoencoder_folder(folder: Path, chosen: Settings) -> Path:
@@ -353,5 +363,10 @@ def _autoencoders(folder: Path, chosen: Settings, rows: Dataset, own: Tensor) ->
     return build_autoencoders(rows.x, own, rows.shape, made, _autoencoder_folder(folder, chosen))
 
 
-def _watched(folder: Path) -> Any:
+def _watched(folder: Path) -> Callable[[str, int, int, float], None]:
     return lambda name, step, steps, loss: report_progress(folder, step / steps)
+
+
+def _grid_watched(settings: Settings, folder: Path) -> Callable[[Any, int], None]:
+    """Training as nine tenths of a cell; the rest is sampling and measuring."""
+    return lambda _, step: report_progress(folder, 0.9 * step / settings["training"]["steps"])

@@ -26,16 +26,17 @@ _COLUMNS = (
     *("Fréchet", "precision", "recall", "LPIPS diversity", "memorisation"),
 )
 _CAPTION = (
-    "Mean ± standard deviation over seeds. Parameters and FLOPs are those of the score network alone. The held-out loss "
-    "is that of denoising held-out latents, the same noise for all; excess, over the lowest of the table. Fréchet distance "
-    "in the features named above, {samples:,} samples against as many held-out rows. Memorisation: median distance to the "
-    "nearest training row over that of held-out rows, 1 where nothing is copied, below 1 also where samples are smooth."
+    "Mean ± standard deviation over seeds. Parameters and FLOPs are those of the score network alone. The held-out "
+    "loss is that of denoising held-out latents, the same noise for all; excess, over the lowest of the table. Fréchet "
+    "distance in the features named above, {samples:,} samples against as many held-out rows. Memorisation: median "
+    "distance to the nearest training row over that of held-out rows, 1 where nothing is copied, below 1 also where "
+    "samples are smooth."
 )
 _ABOUT = (
     "Score networks trained by denoising score matching in the same latents of the same autoencoders, from the same "
-    "seeds, with the same noise levels, weighting, batches, steps and sampler (Heun, {steps} steps). “Law by EM” is not "
-    "trained by score matching at all: it is the closed form with the parameters that EM finds in the same latents. "
-    "MoG networks start at k-means unless it says otherwise, and learn means, factors and mode weights.\n\n"
+    "seeds, with the same noise levels, weighting, batches, steps and sampler (Heun, {steps} steps). “Law by EM” is "
+    "not trained by score matching at all: it is the closed form with the parameters that EM finds in the same "
+    "latents. MoG networks start at k-means unless it says otherwise, and learn means, factors and mode weights.\n\n"
     "Data: {data}, {rows:,} training rows. {experts} experts by {by}. Feature space: {space}."
 )
 
@@ -84,7 +85,7 @@ def write_image_page(
         ),
         Section(
             "Samples",
-            "The first seed of each network, sorted by expert; above, held-out rows and what the autoencoders make of them.",
+            "The first seed of each network, sorted by expert, after held-out rows and what autoencoders make of them.",
             (),
             [*_reconstructions(out, rows, encoded), *_grids(out, rows, found["networks"], cells)],
         ),
@@ -96,8 +97,8 @@ def write_image_page(
         ),
         Section(
             "Experts and autoencoders",
-            "The MoG network where the number of experts, the way rows are shared among them, or the kind of autoencoder "
-            "differ. Losses in different latents cannot be compared, distances of samples can.",
+            "The MoG network where the number of experts, the way rows are shared among them, or the kind of "
+            "autoencoder differ. Losses in different latents cannot be compared, distances of samples can.",
             [
                 Table(
                     ("autoencoders", *_COLUMNS[:5], *_COLUMNS[7:]),

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from molrmog.data import load_parts
 from molrmog.experiments import image_cells
 from molrmog.experiments.cells import run_cells
 from molrmog.experiments.image_page import write_image_page
@@ -201,9 +200,9 @@ def run_images(
     """
     made = plan(dataset, budget)
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
-    source = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
-    rows, held = load_parts(**{key: value for key, value in source.items() if key != "rows"})
-    image_cells._space(*image_cells._parts(source))  # trains the classifier once, before the cells ask for it
+    source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
+    rows, held = image_cells.parts(source)
+    image_cells.space(rows, held)  # trains the classifier once, before the cells ask for it
 
     sets = _sets(made)
     where = {"workers": workers}
@@ -221,7 +220,7 @@ def run_images(
     trained = run_cells(
         image_cells.compute_autoencoder, _autoencoder_cells(sets, source), out, title="autoencoders", **where
     )
-    samples = min(made.samples, len(held), made.rows or made.samples)
+    samples = min(made.samples, len(held))
     encoded = run_cells(
         image_cells.compute_latents,
         {f"latents/{name}": {"source": source, "set": chosen, "samples": samples} for name, chosen in sets.items()},

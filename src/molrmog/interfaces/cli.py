@@ -25,6 +25,8 @@ _SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
 _FEATURES = Literal["pca", "classifier", "squeezenet"]
 _NETWORKS = Literal["mog", "gaussian", "unet", "mlp"]
+_EXPERIMENTS = Literal["images", "floor"]
+_IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
 
 
@@ -223,6 +225,25 @@ def _demo() -> ArgumentParser:
     return parser
 
 
+def _reproduce() -> ArgumentParser:
+    parser = _command(
+        "Run an experiment and write its page, tables and pictures. The same command again computes only what is missing. "
+        "images: MoG, Gaussian and U-Net in the same latents; floor: trained networks where the best loss is known."
+    )
+    add = parser.add_argument
+    add("name", type=_EXPERIMENTS, help="images or floor")
+    add("--out", type=str | None, default=None, metavar="FOLDER", help="runs/NAME-DATASET-BUDGET where not given")
+    add("--budget", type=Literal["smoke", "cpu", "gpu"], default="smoke", help="a minute, an hour of four cores, a GPU")
+    add(
+        "--dataset", type=_IMAGES, default="mnist", help="of images: mnist, fashion-mnist, cifar10, parachute or digits"
+    )
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--workers", type=int | None, default=None, help="processes at a time; as many as cores where not given")
+    add("--device", type=str, default="cpu", help="where the networks of images are trained: cpu, cuda, ...")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    return parser
+
+
 def _bench() -> ArgumentParser:
     parser = _command("Run the benchmarks of a source tree, each beside its peers.")
     parser.add_argument("name", type=str | None, nargs="?", default=None, help="one of them; all where not given")
@@ -235,6 +256,7 @@ _COMMANDS = {
     "sample": (_sample, "draw samples of a run"),
     "evaluate": (_evaluate, "measure a run on held-out rows"),
     "info": (_info, "say what a run or a data set is"),
+    "reproduce": (_reproduce, "run an experiment of the paper"),
     "demo": (_demo, "laws and score networks on the handwritten digits"),
     "bench": (_bench, "run the benchmarks of a source tree"),
 }

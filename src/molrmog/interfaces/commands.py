@@ -508,6 +508,50 @@ def bench(*, name: str | None = None, command: str) -> None:
             raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
 
 
+def reproduce(
+    *,
+    name: str,
+    out: str | None = None,
+    budget: str = "smoke",
+    dataset: str = "mnist",
+    seed: int = 0,
+    workers: int | None = None,
+    device: str = "cpu",
+    data_dir: str | None = None,
+    command: str,
+) -> None:
+    """Run an experiment, or what is missing of it.
+
+    Args:
+        name: "images" or "floor".
+        out: folder of the experiment.
+        budget: "smoke", "cpu" or "gpu".
+        dataset: of "images".
+        seed: of everything random.
+        workers: processes at a time.
+        device: where networks are trained.
+        data_dir: folder to look in first.
+        command: the words that asked for this.
+
+    Raises:
+        ValueError: an option does not fit.
+        OSError: the data are not there, or the folder cannot be written.
+        RuntimeError: a part of the experiment failed; what was finished is kept.
+    """
+    if seed < 0 or (workers is not None and workers < 1):
+        raise ValueError(f"--seed {seed}, --workers {workers}: pass 0 or more, and at least 1")
+    if name == "images":
+        from molrmog.experiments.images import run_images
+
+        folder = Path(out or f"runs/images-{dataset}-{budget}")
+        page = run_images(folder, dataset, budget, seed=seed, workers=workers, device=device, data_dir=data_dir)
+    else:
+        from molrmog.experiments.floor import run_floor
+
+        page = run_floor(Path(out or f"runs/floor-{budget}"), budget, seed=seed, workers=workers)
+    print(f"report  {page}")
+
+
 def demo(*, out: str = "runs/demo", seed: int = 0, command: str) -> None:
     """Fit the handwritten digits and write a report; see `molrmog.interfaces.demo`."""
     from molrmog.interfaces.demo import run_demo
@@ -521,6 +565,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "info": info,
+    "reproduce": reproduce,
     "demo": demo,
     "bench": bench,
 }
