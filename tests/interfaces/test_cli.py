@@ -5,45 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import yaml
+from pages import check_page
 
 import molrmog
 from molrmog.interfaces import demo
 from molrmog.interfaces.cli import main
 
 SMALL = ["--subspaces", "2", "--latent-dim", "3", "--modes", "2", "--max-iter", "5"]
-
-
-class Page(HTMLParser):
-    """Tags that are opened and not closed, sources of pictures, and text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.sources, self.text = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img", "br", "link"):
-            self.open.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def check_page(path):
-    page = Page(path.read_text(encoding="utf-8"))
-    assert page.open == []
-    assert page.sources
-    assert all(source.startswith("data:image/") for source in page.sources)  # it stands alone
-    return " ".join(" ".join(page.text).split())
 
 
 @pytest.fixture(scope="module")

@@ -227,8 +227,8 @@ def _demo() -> ArgumentParser:
 
 def _reproduce() -> ArgumentParser:
     parser = _command(
-        "Run an experiment and write its page, tables and pictures. The same command again computes only what is missing. "
-        "images: MoG, Gaussian and U-Net in the same latents; floor: trained networks where the best loss is known."
+        "Run an experiment and write its page, tables and pictures. The same command again computes "
+        "what is missing. images: MoG, Gaussian and U-Net in the same latents; floor: networks where the best loss is known."
     )
     add = parser.add_argument
     add("name", type=_EXPERIMENTS, help="images or floor")

@@ -150,6 +150,8 @@ def _options(settings: Mapping[str, Any]) -> TrainingOptions:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    if settings["mixed_precision"] == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("--mixed-precision fp16 needs a GPU: pass bf16 or no")
     same = (
         *("steps", "batch_size", "micro_batch_size", "learning_rate", "warmup", "mixed_precision", "seed", "device"),
         *("out", "log_every", "checkpoint_every", "validate_every", "grid_every", "tensorboard"),
