@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _INK = "#808080"  # readable on white and on black
-_BLUE, _ORANGE = "#3b7dd8", "#e08a2e"
+_BLUE, _ORANGE, _GREEN = "#3b7dd8", "#e08a2e", "#4f9e58"
 _GAP = 1  # pixels between the cells of a grid, before enlarging
 _CELL = 56  # pixels a cell is enlarged to, at least
 
@@ -160,10 +160,10 @@ def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         curves: name to records with "step" and "loss"; those without records are left out.
     """
     fig, (axis,) = figure(6.2, 2.7)
-    for (name, records), color, marker in zip(curves.items(), (_BLUE, _ORANGE), ("", "o"), strict=False):
+    for (name, records), color in zip(curves.items(), (_BLUE, _ORANGE, _GREEN), strict=False):
         if records:
             steps, loss = [r["step"] for r in records], [r["loss"] for r in records]
-            axis.plot(steps, loss, color=color, lw=1.2, marker=marker, ms=3, label=name)
+            axis.plot(steps, loss, color=color, lw=1.2, marker="o" if len(steps) < 40 else None, ms=3, label=name)
     # The first steps dwarf the rest.
     late = np.concatenate([[r["loss"] for r in records[len(records) // 10 :]] for records in curves.values()])
     low, high = np.quantile(late, [0.0, 0.98])

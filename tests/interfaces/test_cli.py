@@ -168,7 +168,7 @@ def test_a_corrupt_model_is_named(run, tmp_path, capsys):
         assert "corrupt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["fit", "sample", "evaluate", "info", "demo", "bench"])
+@pytest.mark.parametrize("command", ["fit", "train", "sample", "evaluate", "info", "demo", "bench"])
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert "usage: molrmog" in capsys.readouterr().out
@@ -203,16 +203,18 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_demo_compares_its_laws_and_can_be_repeated(tmp_path, monkeypatch, capsys):
+def test_demo_compares_laws_and_networks_and_can_be_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "FEATURES", ("pca",))
     small = {name: demo.LAWS[name] | {"max_iter": 2} for name in ("MoLR-MoG", "Gaussian")}
     monkeypatch.setattr(demo, "LAWS", small)
-    for _ in range(2):
+    monkeypatch.setattr(demo, "STEPS", 2)
+    for networks in ({"MoLRG net": demo.NETWORKS["MoLRG net"]}, demo.NETWORKS):
+        monkeypatch.setattr(demo, "NETWORKS", networks)
         assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     out = capsys.readouterr().out
     assert str(tmp_path / "demo" / "report.html") in out
     text = check_page(tmp_path / "demo" / "report.html")
-    for name in demo.LAWS:
-        assert name in text
+    for name in (*demo.LAWS, *demo.NETWORKS):
+        assert f"Samples, {name}" in text
     records = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
     assert len([r for r in records if r["kind"] == "fit"]) == 1  # replaced, not appended to

@@ -218,7 +218,8 @@ def _info() -> ArgumentParser:
 
 def _demo() -> ArgumentParser:
     parser = _command(
-        "Fit the handwritten digits inside scikit-learn, compare with low-rank and full Gaussians, and write a report."
+        "Fit laws to the handwritten digits inside scikit-learn, train the paper's three score networks in the same "
+        "latents, compare all on held-out digits, and write a report."
     )
     parser.add_argument("--out", type=str, default="runs/demo", metavar="RUN", help="run folder, its run is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -228,7 +229,7 @@ def _demo() -> ArgumentParser:
 def _reproduce() -> ArgumentParser:
     parser = _command(
         "Run an experiment and write its page, tables and pictures. The same command again computes "
-        "what is missing. images: MoG, Gaussian and U-Net in the same latents; floor: networks where the best loss is known."
+        "what is missing. images: MoG, Gaussian and U-Net in the same latents; floor: where the best loss is known."
     )
     add = parser.add_argument
     add("name", type=_EXPERIMENTS, help="images or floor")

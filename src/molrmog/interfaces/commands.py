@@ -572,11 +572,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]) -> None:
-    """Print measurements as a table, one column per law.
+    """Print measurements as a table, one column per law or network.
 
     Args:
         title: above the table.
-        measured: name of the law to its measurements, in one order.
+        measured: name of the law or network to its measurements.
     """
     from rich.console import Console
     from rich.text import Text
@@ -586,13 +586,16 @@ def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]
     console.print(
         Text(f"{title:<{_NAME_WIDTH}}" + "".join(f"{name:>10}" for name in (*measured, "training"))), style="bold"
     )
-    where = None
-    for rows in zip(*measured.values(), strict=True):
-        if rows[0].where != where:
-            where = rows[0].where
-            console.print(Text(where), style="dim")
-        figures = [number(m.value) for m in rows] + [number(rows[0].reference)]
-        console.print(Text(f"  {rows[0].name:<{_NAME_WIDTH - 2}}" + "".join(f"{figure:>10}" for figure in figures)))
+    by_key = {name: {(m.where, m.name): m for m in rows} for name, rows in measured.items()}
+    keys = dict.fromkeys(key for rows in by_key.values() for key in rows)
+    groups = {where: [key for key in keys if key[0] == where] for where in dict.fromkeys(where for where, _ in keys)}
+    for where, own in groups.items():
+        console.print(Text(where), style="dim")
+        for key in own:
+            found = [rows.get(key) for rows in by_key.values()]
+            reference = next((m.reference for m in found if m is not None), None)
+            figures = [number(None if m is None else m.value) for m in found] + [number(reference)]
+            console.print(Text(f"  {key[1]:<{_NAME_WIDTH - 2}}" + "".join(f"{figure:>10}" for figure in figures)))
     console.print("training: what training rows get in the place of samples", style="dim")
     console.print()
 

@@ -44,6 +44,7 @@ def write_report(
     samples: np.ndarray,
     *,
     others: Mapping[str, np.ndarray] | None = None,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     introduction: str = "",
 ) -> Path:
     """Write `report.html` of a run from its records and its data.
@@ -54,7 +55,8 @@ def write_report(
         train: the rows it was fitted to.
         held_out: rows it has not seen.
         samples: of the law, with shape (N, D).
-        others: samples of other laws, by name, to be shown beside.
+        others: samples of other laws and of networks, by name, to be shown beside.
+        curves: records of the training of networks, by name.
         introduction: a paragraph for the top of the page.
 
     Returns:
@@ -79,6 +81,7 @@ def write_report(
         made=fit,
         cards=_cards([r for r in records if r["kind"] == "measurement"], fit, train),
         curve=_curve(records),
+        losses=None if curves is None else pictures.svg_uri(pictures.losses(held_out_losses(curves))),
         labelled=bool(fit.get("labels")),
         head=law.head.dim if isinstance(law, HeadTail) else None,
         drawn=_drawn(law, train, gates),
@@ -146,6 +149,13 @@ def render(
     )
     write_atomically(run.folder / REPORT_NAME, lambda part: part.write_text(page, encoding="utf-8"))
     return run.folder / REPORT_NAME
+
+
+def held_out_losses(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The records of the loss on held-out rows, by the name of the network."""
+    return {name: [r for r in records if r["kind"] == "validation"] for name, records in curves.items()}
 
 
 def number(value: float | None, digits: int = 4) -> str:
