@@ -1,4 +1,4 @@
-"""A grid of cells, each computed by a process of its own and kept as soon as it is done.
+"""A grid of cells, computed by worker processes and kept one by one, as soon as each is done.
 
     out/cells/NAME/cell.json        the settings of the cell and its result: its mark of being done
     out/cells/NAME/...              whatever else the cell keeps, such as its checkpoints and samples
@@ -15,12 +15,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +62,60 @@ def run_cells(
 
     folders = {name: out / CELLS_NAME / name for name in cells}
     waiting = [name for name in cells if _result(folders[name], cells[name]) is None]
-    running: dict[str, BaseProcess] = {}
-    spawn = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[doing]}"), TimeElapsedColumn())
     done = len(cells) - len(waiting)
+    crew = [_Worker(compute, threads) for _ in range(min(workers, len(waiting)))]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=len(cells), completed=done, doing="")
+        task = bar.add_task(title, total=len(cells), completed=done, doing=f"{done} of {len(cells)}")
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    name = waiting.pop(0)
-                    _prepare(folders[name], cells[name])
-                    arguments = (compute, dict(cells[name]), folders[name], threads)
-                    running[name] = spawn.Process(target=_work, args=arguments, daemon=True)
-                    running[name].start()
-                time.sleep(0.1)
-                for name in [name for name, process in running.items() if not process.is_alive()]:
-                    process = running.pop(name)
-                    if _result(folders[name], cells[name]) is None:
-                        raise RuntimeError(f"cell {name} failed: {_why(folders[name], process.exitcode)}")
-                    done += 1
-                parts = {name: _progress(folders[name]) for name in running}
+            while waiting or any(worker.cell for worker in crew):
+                for worker in crew:
+                    if worker.cell is None and waiting:
+                        name = waiting.pop(0)
+                        _prepare(folders[name], cells[name])
+                        worker.begin(name, cells[name], folders[name])
+                    elif worker.cell is not None and worker.has_ended():
+                        name, worker.cell = worker.cell, None
+                        if _result(folders[name], cells[name]) is None:
+                            raise RuntimeError(f"cell {name} failed: {_why(folders[name])}")
+                        done += 1
+                parts = {worker.cell: _progress(folders[worker.cell]) for worker in crew if worker.cell}
                 doing = f"{done} of {len(cells)}  " + "  ".join(f"{name} {part:.0%}" for name, part in parts.items())
                 bar.update(task, completed=done + sum(parts.values()), doing=doing)
+                time.sleep(0.05)
         finally:
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                process.join()
+            for worker in crew:
+                worker.end()
     found = {name: _result(folders[name], cells[name]) for name in cells}
     return {name: result for name, result in found.items() if result is not None}
+
+
+class _Worker:
+    """A process that computes one cell after another; `cell` is the one it is at, or None."""
+
+    def __init__(self, compute: Compute, threads: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, other = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(compute, other, threads), daemon=True)
+        self.process.start()
+        other.close()
+        self.cell: str | None = None
+
+    def begin(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
+        self.cell = name
+        self.pipe.send((dict(settings), folder))
+
+    def has_ended(self) -> bool:
+        """Whether the cell is done, or the process with it."""
+        if self.pipe.poll():
+            with suppress(EOFError):
+                self.pipe.recv()
+            return True
+        return not self.process.is_alive()
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.join()
 
 
 def report_progress(folder: Path, share: float) -> None:
@@ -103,21 +126,25 @@ def report_progress(folder: Path, share: float) -> None:
         raise SystemExit("the process that asked for this cell is gone")
 
 
-def _work(compute: Compute, settings: dict[str, Any], folder: Path, threads: int) -> None:
+def _serve(compute: Compute, pipe: Connection, threads: int) -> None:
+    """Compute the cells that come through the pipe, and say when each has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and stops us
     import torch
 
     torch.set_num_threads(threads)
-    try:
-        result = compute(settings, folder)
-    except Exception as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        detail = traceback.format_exc() if os.environ.get("MOLRMOG_DEBUG") else ""
-        (folder / _ERROR_NAME).write_text(f"{line}\n{detail}".strip())
-        sys.exit(1)
-    text = json.dumps({"settings": settings, "result": result}, indent=2)
-    write_atomically(folder / CELL_NAME, lambda part: part.write_text(text + "\n"))
-    (folder / _PROGRESS_NAME).unlink(missing_ok=True)
+    while True:
+        settings, folder = pipe.recv()
+        try:
+            result = compute(settings, folder)
+        except Exception as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            detail = traceback.format_exc() if os.environ.get("MOLRMOG_DEBUG") else ""
+            (folder / _ERROR_NAME).write_text(f"{line}\n{detail}".strip())
+        else:
+            text = json.dumps({"settings": settings, "result": result}, indent=2)
+            write_atomically(folder / CELL_NAME, lambda part, text=text: part.write_text(text + "\n"))
+            (folder / _PROGRESS_NAME).unlink(missing_ok=True)
+        pipe.send(None)
 
 
 def _prepare(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -147,11 +174,11 @@ def _progress(folder: Path) -> float:
         return 0.0
 
 
-def _why(folder: Path, code: int | None) -> str:
+def _why(folder: Path) -> str:
     try:
         return (folder / _ERROR_NAME).read_text()
     except OSError:
-        return f"its process ended with code {code} (out of memory?): run again, with fewer workers"
+        return "its process was ended (out of memory?): run again, with fewer workers"
 
 
 def experiment_of(folder: Path) -> Path:
