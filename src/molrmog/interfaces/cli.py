@@ -128,7 +128,7 @@ def _train() -> ArgumentParser:
         help="optimiser steps of each autoencoder that is trained; 20 passes over its rows where not given",
     )
     add("--beta", type=float, default=0.01, help="weight of the KL divergence of a vae, in squared data units")
-    add("--steps", type=int, default=2000, help="optimiser steps of the network")
+    add("--steps", type=int, default=1000, help="optimiser steps of the network")
     add("--batch-size", type=int, default=256, help="rows of a step")
     add("--micro-batch-size", type=int | None, default=None, help="rows in memory at once; all where not given")
     add("--learning-rate", type=float, default=1e-3, help="the greatest; it rises, then falls like a cosine")

@@ -377,7 +377,8 @@ def evaluate(
     lpips = evaluation.perceptual(held, weights)
     if isinstance(model, Trained):
         name = settings["network"]
-        expert = place.experts()[1] if train.name == layout.name else None
+        expert = place.experts()[1]
+        expert = expert if train.name == layout.name and len(expert) == len(held) else None
         with _status("measuring"):
             measured, samples = evaluation.network(
                 model,

@@ -22,6 +22,9 @@ from molrmog.interfaces.trained import Trained
 from molrmog.law import Law
 from molrmog.metrics import LPIPS, FeatureSpace
 
+NETWORK_COST, AUTOENCODERS_COST = "cost of the score network", "cost of the autoencoders"
+"""Where what a network costs stands among the measurements."""
+
 _REFERENCE_ROWS = 20_000  # training rows that a feature space or a likelihood looks at
 _NEAREST_ROWS = 60_000  # training rows among which the nearest are looked for
 _CODED_ROWS = 1000  # held-out rows that are encoded and decoded
@@ -316,11 +319,8 @@ def _costs(
     last = next((r for r in reversed(records) if r["kind"] == "train"), None)
     made = [r for r in records if r["kind"] == "stage" and r["name"] == "autoencoders"]
     start = [r for r in records if r["kind"] == "stage" and r["name"] == "start"]
-    network, autoencoders, sampling = (
-        "cost of the score network",
-        "cost of the autoencoders",
-        f"cost of {num:,} samples, {steps} steps of heun",
-    )
+    network, autoencoders = NETWORK_COST, AUTOENCODERS_COST
+    sampling = f"cost of {num:,} samples, {steps} steps of heun"
     out = [
         Measurement("parameters", size.parameters, network, "lower"),
         Measurement("FLOPs per row and step", size.flops, network, "lower"),

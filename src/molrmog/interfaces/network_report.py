@@ -12,6 +12,7 @@ import torch
 from molrmog import pictures
 from molrmog.data import Dataset
 from molrmog.interfaces import report
+from molrmog.interfaces.evaluation import NETWORK_COST
 from molrmog.interfaces.runs import Run
 from molrmog.interfaces.trained import Trained
 
@@ -99,20 +100,19 @@ def describe(trained: Trained, settings: Mapping[str, Any]) -> list[tuple[str, s
 
 def _cards(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The figures for the top of the page: value, name, small print."""
-    measured = {(r["name"], r["where"].split(" of ")[-1]): r for r in records if r["kind"] == "measurement"}
+    newest = {(r["name"], r["where"]): r for r in records if r["kind"] == "measurement"}
     cards: list[tuple[str, str, str]] = []
     for name in ("denoising loss", "Fréchet distance"):
-        found = next((r for (own, _), r in reversed(measured.items()) if own == name), None)
+        found = next((r for (own, _), r in newest.items() if own == name), None)
         if found is not None:
             cards.append((report.number(found["value"]), name, found["where"].split(";")[0]))
-    size = measured.get(("parameters", "the score network"))
+    size = newest.get(("parameters", NETWORK_COST))
     if size is not None:
         cards.append((f"{size['value']:,.0f}", "parameters", "of the score network"))
     last = next((r for r in reversed(records) if r["kind"] == "train"), None)
     if last is not None:
-        cards.append(
-            (f"{last['seconds']:.1f} s", "training", f"{last['step']:,} steps of {settings['batch_size']} rows")
-        )
+        about = f"{last['step']:,} steps of {settings['batch_size']} rows"
+        cards.append((f"{last['seconds']:.1f} s", "training", about))
     return cards
 
 
