@@ -36,7 +36,7 @@ _ABOUT = (
     "Score networks trained by denoising score matching in the same latents of the same autoencoders, from the same "
     "seeds, with the same noise levels, weighting, batches, steps and sampler (Heun, {steps} steps). “Law by EM” is "
     "not trained by score matching at all: it is the closed form with the parameters that EM finds in the same "
-    "latents. MoG networks start at k-means unless it says otherwise, and learn means, factors and mode weights.\n\n"
+    "latents. MoG networks start there unless it says otherwise, and learn means, factors and mode weights.\n\n"
     "Data: {data}, {rows:,} training rows. {experts} experts by {by}. Feature space: {space}."
 )
 

@@ -45,8 +45,9 @@ class Plan:
         autoencoder: of the networks' comparison.
         light: the autoencoder of the ablations over K and kinds, cheaper.
         training: options of `molrmog.train` that all networks share.
-        learning_rates: by network; 1e-3 where not named.
-        mog: options of `latent_network` for "mog", "gaussian" and "em", but for the modes.
+        patience: how many times longer one more U-Net is trained; 1 leaves it out.
+        mog: options of `latent_network` for "mog" and "em", but for the modes.
+        gaussian: the same for "gaussian".
         modes: n_k of the MoG networks.
         unet: options of `latent_network` for "unet".
         seeds: of the networks' comparison; ablations take the first.
@@ -65,11 +66,14 @@ class Plan:
     experts: int = 10
     by: str = "label"
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
-    light: AutoencoderSettings = field(default_factory=lambda: AutoencoderSettings(passes=10, channels=(16, 32)))
-    training: Mapping[str, Any] = field(default_factory=lambda: {"steps": 2000, "batch_size": 256})
-    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"mog": 5e-3, "gaussian": 5e-3})
+    light: AutoencoderSettings = field(default_factory=lambda: AutoencoderSettings(passes=6, channels=(16, 32)))
+    training: Mapping[str, Any] = field(
+        default_factory=lambda: {"steps": 1500, "batch_size": 256, "learning_rate": 1e-3}
+    )
+    patience: int = 1
     mog: Mapping[str, Any] = field(default_factory=dict)
-    modes: tuple[int, ...] = (1, 4, 8, 40)
+    gaussian: Mapping[str, Any] = field(default_factory=dict)
+    modes: tuple[int, ...] = (4, 8, 40)
     unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (48, 64)})
     seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 5000
@@ -89,8 +93,8 @@ _SMOKE = Plan(
     experts=2,
     autoencoder=_TINY,
     light=_TINY,
-    training={"steps": 20, "batch_size": 64, "warmup": 5},
-    modes=(1, 4),
+    training={"steps": 20, "batch_size": 64, "learning_rate": 1e-3, "warmup": 5},
+    modes=(4,),
     unet={"channels": (8, 16)},
     seeds=(0,),
     samples=100,
@@ -104,15 +108,18 @@ _MNIST = Plan(
     autoencoder=AutoencoderSettings(passes=15),
     more_experts=_ALL_K,
     kinds=("shared", "lora", "linear"),
-    pixel_unet={"channels": (32, 64)},
-    pixel_training={"steps": 400, "batch_size": 128},
+    patience=3,
+    mog={"rank": 8},
+    unet={"channels": (64, 96)},
+    pixel_unet={"channels": (24, 48)},
+    pixel_training={"steps": 300, "batch_size": 128},
     pixel_law={"latent_dim": 32, "modes": 8},
 )
 _CIFAR10 = replace(
     _MNIST,
     data="cifar10",
     autoencoder=AutoencoderSettings(latent_dim=128, passes=10, channels=(32, 64), beta=0.003),
-    training={"steps": 1500, "batch_size": 256},
+    training={"steps": 1500, "batch_size": 256, "learning_rate": 1e-3},
     mog={"rank": 16},
     modes=(1, 8),
     unet={"channels": (64, 96)},
@@ -131,7 +138,8 @@ _PARACHUTE = replace(
     by="cluster",
     autoencoder=AutoencoderSettings(kind="taef2"),
     mog={"latent_dim": 48},
-    modes=(1, 4),
+    gaussian={"latent_dim": 48},
+    modes=(4,),
     unet={"channels": (64, 96)},
     samples=390,
     pixel_law={"latent_dim": 48, "modes": 4},
@@ -163,7 +171,7 @@ def plan(dataset: str, budget: str) -> Plan:
         return made
     return replace(
         made,
-        training={"steps": 20_000, "batch_size": 512},
+        training={"steps": 20_000, "batch_size": 512, "learning_rate": 1e-3},
         seeds=(0, 1, 2),
         pixel_unet={"channels": (64, 128, 128), "layers": 2},
         pixel_training={"steps": 20_000, "batch_size": 256, "mixed_precision": "bf16"},
@@ -264,39 +272,47 @@ def _network_cells(
     cells: dict[str, dict[str, Any]] = {}
     common = {"source": source, "samples": samples, "sampler_steps": made.sampler_steps, "device": device}
 
-    def add(part: str, chosen: Any, label: str, network: str, own: int, **options: Any) -> None:
-        rate = made.learning_rates.get(network, 1e-3)
-        cells[f"networks/{part}/{'pixels' if chosen is None else chosen['name']}/{label}/{own}"] = {
+    def add(
+        part: str, chosen: Any, label: str, network: str, own: int, options: Mapping[str, Any], **training: Any
+    ) -> None:
+        where = "pixels" if chosen is None else chosen["name"]
+        cells[f"networks/{part}/{where}/{label}/{own}"] = {
             **common,
             "part": part,
             "label": label,
             "set": chosen,
             "network": network,
             "seed": seed + own,
-            "options": options,
-            "training": {**made.training, "learning_rate": rate, **({} if chosen else made.pixel_training)},
+            "options": dict(options),
+            "training": {**made.training, **training},
         }
 
     main, *others = sets.values()
+    mean = {**made.gaussian, "learned_mean": True}
     for own in made.seeds:
-        add("networks", main, "U-Net", "unet", own, **made.unet)
-        add("networks", main, "MLP", "mlp", own)
-        add("networks", main, "Gaussian, mean zero (MoLRG)", "gaussian", own, **made.mog)
-        add("networks", main, "Gaussian, mean learned", "gaussian", own, **made.mog, learned_mean=True)
-        for n in made.modes[1:]:
-            add("networks", main, f"MoG, n = {n}", "mog", own, **made.mog, modes=n)
-            add("networks", main, f"law by EM, n = {n}", "em", own, **made.mog, modes=n)
+        add("networks", main, "U-Net", "unet", own, made.unet)
+        add("networks", main, "MLP", "mlp", own, {})
+        add("networks", main, "Gaussian, mean zero (MoLRG)", "gaussian", own, made.gaussian)
+        add("networks", main, "Gaussian, mean learned (n = 1)", "gaussian", own, mean)
+        for n in made.modes:
+            add("networks", main, f"MoG, n = {n}", "mog", own, {**made.mog, "modes": n, "start": "em"})
+            add("networks", main, f"law by EM, n = {n}", "em", own, {**made.mog, "modes": n})
+    if made.patience > 1:
+        label, steps = f"U-Net, {made.patience} times the steps", made.patience * made.training["steps"]
+        add("networks", main, label, "unet", made.seeds[0], made.unet, steps=steps)
     n = 8 if 8 in made.modes else made.modes[-1]
-    for start in ("random", "k-means", "em"):
-        add("start", main, f"MoG, n = {n}, from {start}", "mog", 0, **made.mog, modes=n, start=start)
+    for start, rate in (("random", 5e-3), ("k-means", 5e-3), ("em", made.training["learning_rate"])):
+        options = {**made.mog, "modes": n, "start": start}
+        add("start", main, f"MoG, n = {n}, from {start}", "mog", 0, options, learning_rate=rate)
     for chosen in others:
-        add("ablations", chosen, f"MoG, n = {n}", "mog", 0, **made.mog, modes=n)
-        if (chosen["by"], chosen["experts"]) == (made.by, made.experts):
-            add("ablations", chosen, "Gaussian, mean zero (MoLRG)", "gaussian", 0, **made.mog)
-            add("ablations", chosen, "Gaussian, mean learned", "gaussian", 0, **made.mog, learned_mean=True)
-            add("ablations", chosen, "U-Net", "unet", 0, **made.unet)
+        add("ablations", chosen, f"law by EM, n = {n}", "em", 0, {**made.mog, "modes": n})
+        if chosen["autoencoder"]["kind"] != "vae":
+            add("ablations", chosen, f"MoG, n = {n}", "mog", 0, {**made.mog, "modes": n, "start": "em"})
+            add("ablations", chosen, "Gaussian, mean zero (MoLRG)", "gaussian", 0, made.gaussian)
+            add("ablations", chosen, "Gaussian, mean learned (n = 1)", "gaussian", 0, mean)
+            add("ablations", chosen, "MLP", "mlp", 0, {})
     if made.pixel_unet is not None:
-        add("pixels", None, "U-Net", "unet", 0, **made.pixel_unet)
+        add("pixels", None, "U-Net", "unet", 0, made.pixel_unet, **made.pixel_training)
     if made.pixel_law is not None:
-        add("pixels", None, "law by EM", "em", 0, **made.pixel_law)
+        add("pixels", None, "law by EM", "em", 0, made.pixel_law)
     return cells
