@@ -109,12 +109,12 @@ def test_watched_training_is_score_matching_and_its_validation_is_the_excess():
     torch.testing.assert_close(watched.eval()(x, *numbers), exact(x, *numbers))
 
 
-@pytest.mark.parametrize("start", ["random", "k-means"])
+@pytest.mark.parametrize("start", ["random", "k-means", "em"])
 def test_starts_have_the_shape_and_the_subspaces_of_the_truth(start):
     shape = TrueLaw(dim=8, subspaces=2, latent_dim=3, modes=2, rank=3, noise=0.1)
     truth = shape.draw(0)
     drawn = truth.sample(4000, torch.Generator().manual_seed(0))
-    found = start_law(start, shape, drawn.x, drawn.subspace, 0)
+    found = start_law(start, shape, drawn.x, drawn.subspace, 0, restarts=2)
     assert (found.latent_dims, found.modes, found.ranks) == (truth.latent_dims, truth.modes, truth.ranks)
     torch.testing.assert_close(found.subspace_weights, truth.subspace_weights, rtol=0, atol=0.05)
     for k in range(2):

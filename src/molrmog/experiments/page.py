@@ -192,7 +192,7 @@ def mean_spread(values: Sequence[float]) -> str:
     first, exponent = f"{spread:.1e}".split("e")
     decimals = (1 if first.startswith("1") else 0) - int(exponent)
     if decimals > 7:
-        return f"{mean:.1e} ± {spread:.1e}".replace("-", "−")
+        return f"{number(mean)} ± {spread:.1e}".replace("-", "−")
     return f"{mean:,.{max(0, decimals)}f} ± {spread:,.{max(0, decimals)}f}".replace("-", "−")
 
 
