@@ -32,10 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from molrmog import autoencoders as ae
+from molrmog.autoencoders.lora import rows_by_expert
 from molrmog.law import Law
 from molrmog.learning.fit import fit
 from molrmog.learning.trainer import TrainingOptions, training
 from molrmog.metrics import assign
+from molrmog.saving import write_atomically
 
 KINDS = ("linear", "vae", "shared", "lora", "taef2")
 
@@ -138,6 +140,7 @@ def build_autoencoders(
     settings: AutoencoderSettings,
     out: Path | None = None,
     *,
+    device: str | None = "cpu",
     on_step: Callable[[str, int, int, float], object] | None = None,
 ) -> nn.Module:
     """The autoencoders of all experts, standardised on their rows, frozen, in eval mode.
@@ -148,32 +151,32 @@ def build_autoencoders(
         shape: event shape of a row.
         settings: what to build.
         out: folder that keeps what is trained; None keeps nothing.
+        device: where to train; the best there is where None.
         on_step: called now and then with a name, the step, the number of steps, and the loss.
 
     Returns:
-        A module with `len` and indexing: one autoencoder per expert, or a single one that all share.
+        A module with `len` and indexing, on the CPU: one autoencoder per expert, or a single one that all share.
 
     Raises:
         ValueError: settings do not fit the data, or the folder holds autoencoders of other settings.
     """
     x = torch.as_tensor(np.asarray(x))
     rows = [(expert == k).nonzero()[:, 0] for k in range(int(expert.max()) + 1)]
+    how: Any = {"device": device, "on_step": on_step}
     if settings.kind == "linear":
         flats = [ae.LinearAutoencoder.from_pca(x[mine], settings.latent_dim, shape) for mine in rows]
         return nn.ModuleList(flats).requires_grad_(False).eval()
     if settings.kind == "vae":
         several = [
-            build_autoencoder(
-                x[mine], shape, settings, _within(out, f"expert-{k:02d}"), name=f"VAE {k}", on_step=on_step
-            )
+            build_autoencoder(x[mine], shape, settings, _within(out, f"expert-{k:02d}"), name=f"VAE {k}", **how)
             for k, mine in enumerate(rows)
         ]
         return nn.ModuleList(several)
     if settings.kind in ("shared", "lora"):
-        shared = build_autoencoder(x, shape, settings, _within(out, "shared"), name="shared VAE", on_step=on_step)
+        shared = build_autoencoder(x, shape, settings, _within(out, "shared"), name="shared VAE", **how)
         if settings.kind == "shared":
             return nn.ModuleList([shared])
-        return _lora(x, expert, shared, len(rows), settings, _within(out, "lora"), on_step)
+        return _lora(x, expert, shared, len(rows), settings, _within(out, "lora"), **how)
     return nn.ModuleList([_pretrained(settings.kind, shape).standardise_(x)]).requires_grad_(False).eval()
 
 
@@ -184,6 +187,7 @@ def build_autoencoder(
     out: Path | None = None,
     *,
     name: str = "VAE",
+    device: str | None = "cpu",
     on_step: Callable[[str, int, int, float], object] | None = None,
 ) -> ae.Autoencoder:
     """Train one VAE on its rows: convolutional for images, fully connected for other rows; arguments as above."""
@@ -196,8 +200,8 @@ def build_autoencoder(
         else ae.MLPVAE(shape, settings.latent_dim)
     )
     loss = ae.VAELoss(vae, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
-    _minimise(loss, [x], settings, len(x), out, name, on_step)
-    vae.standardise_(x).requires_grad_(False)
+    _minimise(loss, [x], settings, len(x), out, name, device, on_step)
+    vae.standardise_(x).cpu().requires_grad_(False)
     return cast(ae.Autoencoder, _kept(vae, out, settings))
 
 
@@ -208,6 +212,7 @@ def _lora(
     experts: int,
     settings: AutoencoderSettings,
     out: Path | None,
+    device: str | None,
     on_step: Callable[[str, int, int, float], object] | None,
 ) -> nn.Module:
     if _is_kept(out, settings):
@@ -215,8 +220,8 @@ def _lora(
     torch.manual_seed(settings.seed)
     adapters = ae.LoRAExperts(cast(ae.VAE, shared), experts, rank=settings.rank)
     loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
-    _minimise(loss, [x, expert], settings, len(x), out, "adapters", on_step)
-    adapters.standardise_(x, expert)
+    _minimise(loss, [x, expert], settings, len(x), out, "adapters", device, on_step)
+    adapters.standardise_(x, expert).cpu()
     return _kept(adapters, out, settings).requires_grad_(False)
 
 
@@ -227,6 +232,7 @@ def _minimise(
     rows: int,
     out: Path | None,
     name: str,
+    device: str | None,
     on_step: Callable[[str, int, int, float], object] | None,
 ) -> None:
     steps = settings.steps_for(rows)
@@ -236,6 +242,7 @@ def _minimise(
         learning_rate=settings.learning_rate,
         ema_decay=0.99,
         seed=settings.seed,
+        device=device,
         out=out,
         log_every=min(50, steps),
         keep=1,
@@ -263,21 +270,19 @@ def encode_all(autoencoders: nn.Module, x: Any, expert: Tensor) -> Tensor:
     x = torch.as_tensor(np.asarray(x))
     if len(several) == 1:
         return several[0].encode_data(x)
-    z = torch.empty(len(x), several[0].latent_dim)
-    for k in range(len(several)):
-        mine = (expert == k).nonzero()[:, 0]
-        if len(mine):
-            z[mine] = several[k].encode_data(x[mine])
+    z = several[0].latent_mean.new_empty(len(x), several[0].latent_dim)
+    for k, mine in rows_by_expert(expert, len(several)):
+        z[mine] = several[k].encode_data(x[mine])
     return z
 
 
 def decode_all(autoencoders: nn.Module, z: Tensor, expert: Tensor) -> Tensor:
     """Rows with shape (N, D) of standardised latents, each by its expert's autoencoder; the inverse of `encode_all`."""
     several = cast("Any", autoencoders)
-    x = torch.empty(len(z), several[0].dim)
+    owned = [(0, torch.arange(len(z)))] if len(several) == 1 else rows_by_expert(expert, len(several))
+    x = z.new_empty(len(z), several[0].dim)
     with torch.no_grad():
-        for k in range(len(several)):
-            mine = torch.arange(len(z)) if len(several) == 1 else (expert == k).nonzero()[:, 0]
+        for k, mine in owned:
             for at in mine.split(512):
                 x[at] = several[k].decode(z[at])
     return x
@@ -304,5 +309,6 @@ def _kept(model: Any, out: Path | None, settings: AutoencoderSettings) -> nn.Mod
     """The finished model; its settings are written last, as the mark that it is finished."""
     if out is not None:
         model.save_pretrained(out)
-        (out / _SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        text = json.dumps(asdict(settings), indent=2) + "\n"
+        write_atomically(out / _SETTINGS, lambda part: part.write_text(text))
     return model.eval()

@@ -3,7 +3,7 @@
 | name     | network                                                   | starts at                        |
 | -------- | --------------------------------------------------------- | -------------------------------- |
 | mog      | a MoG network per expert, the closed form with n_k modes  | random, k-means, or EM           |
-| gaussian | one Gaussian per expert (MoLRG), zero mean or learned     | the Gaussian that EM finds       |
+| gaussian | one Gaussian per expert (MoLRG), zero mean or learned     | first and second moments         |
 | unet     | one U-Net for all experts, told which                     | zero output                      |
 | mlp      | one residual MLP for all experts, told which              | zero output                      |
 
@@ -87,18 +87,15 @@ def latent_network(
     networks: list[ScoreNetwork] = []
     for k in range(experts):
         own = z[expert == k]
-        most = max(1, len(own) // 2)  # modes that so few rows can hold
-        law = mog_start(
-            own,
-            min(latent_dim or d, len(own) - 1),
-            1 if name == "gaussian" else min(modes, most),
-            "em" if name == "gaussian" else start,
-            seed,
-            rank=rank,
-        )
+        subspace_dim = min(latent_dim or d, len(own) - 1)
         if name == "mog":
+            most = max(1, len(own) // 2)  # modes that so few rows can hold
+            law = mog_start(own, subspace_dim, min(modes, most), start, seed, rank=rank)
             networks.append(MoGDenoiser(law, learn=learn))
         else:
+            # Beside their mirror images rows have mean zero, and the covariance E[z z^T].
+            rows = own if learned_mean else torch.cat([own, -own])
+            law = mog_start(rows, subspace_dim, 1, "em", seed, rank=rank)
             learned = [learn] if isinstance(learn, str) else [part for part in learn if part != "mode_weights"]
             allowed = [part for part in learned if learned_mean or part not in ("mean", "offset")]
             networks.append(GaussianDenoiser(law, "all" if learn == "all" else allowed, learned_mean=learned_mean))

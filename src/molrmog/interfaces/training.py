@@ -184,9 +184,8 @@ def _train(
             seed=settings["seed"],
         )
         with _stage(folder, "autoencoders"), _bars() as on_step:
-            autoencoders = build_autoencoders(
-                train.x, expert, train.shape, made, folder / AUTOENCODERS_NAME, on_step=on_step
-            )
+            place, device = folder / AUTOENCODERS_NAME, settings["device"]
+            autoencoders = build_autoencoders(train.x, expert, train.shape, made, place, device=device, on_step=on_step)
             z, held_z = (encode_all(autoencoders, *rows) for rows in ((train.x, expert), (held.x, held_expert)))
         latent_shape, sigma_data = cast(Any, autoencoders)[0].latent_shape, 1.0
 
