@@ -492,7 +492,7 @@ def _write_report(out: Path, records: Sequence[dict[str, Any]], spent: FloorBudg
             "Training by start",
             _CURVE_TEXT.format(steps=spent.steps),
             [_start_table(starts, main)],
-            [Figure(_curve_uri(starts, name), law.title) for name, law in main.items()],
+            [Figure(_curve_uri(starts, name), f"{law.title}; dotted: 1%") for name, law in main.items()],
         ),
         Section(
             "Which loss learns the density",
@@ -622,11 +622,13 @@ def _curve_uri(records: Sequence[dict[str, Any]], name: str) -> str:
     for run, color in colors.items():
         for i, record in enumerate(_of(records, law=name, run=run)):
             steps, excess = zip(*record["curve"], strict=True)
-            share = [max(100 * value / record["floor"], 1e-6) for value in excess]
+            share = [100 * value / record["floor"] for value in excess]
             axis.plot(steps, share, color=color, lw=1.2, alpha=0.9, label=run if i == 0 else None)
     axis.axhline(1.0, color="#808080", lw=0.8, ls=":")
     axis.set_yscale("log")
+    axis.set_ylim(bottom=1e-4)
+    axis.minorticks_off()
     axis.set_xlabel("step")
     axis.set_ylabel("excess, % of the floor")
-    axis.legend(frameon=False, fontsize=8, labelcolor="#808080", ncols=2)
+    fig.legend(loc="outside upper center", frameon=False, fontsize=8, labelcolor="#808080", ncols=4)
     return pictures.svg_uri(fig)
