@@ -149,6 +149,7 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
                 device=settings["device"],
                 on_grid=_grid_watched(settings, folder),
                 grid_every=max(1, settings["training"]["steps"] // 50),
+                validate_every=max(1, settings["training"]["steps"] // 6),
                 keep=1,
                 **settings["training"],
             )

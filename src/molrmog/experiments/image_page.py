@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,25 @@ _ABOUT = (
 
 Cells = Mapping[str, Mapping[str, Any]]
 
+MOLRG = "Gaussian, mean zero (MoLRG)"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One seed of a line of a table.
+
+    Attributes:
+        part: of the comparison: "networks", "start", "ablations" or "pixels".
+        label: of the line.
+        autoencoders: name of the set of autoencoders; "pixels" where there are none.
+        cell: name of the cell that computes it.
+    """
+
+    part: str
+    label: str
+    autoencoders: str
+    cell: str
+
 
 def write_image_page(
     out: Path,
@@ -49,6 +69,7 @@ def write_image_page(
     dataset: str,
     budget: str,
     rows: Dataset,
+    arms: Sequence[Arm],
     cells: Cells,
     results: Cells,
     encoded: Cells,
@@ -63,6 +84,7 @@ def write_image_page(
         dataset: its name.
         budget: its name.
         rows: the training rows.
+        arms: what the tables show.
         cells: settings of every network, by the name of its cell.
         results: what it came to.
         encoded: by the name of a set of autoencoders, how it reconstructs.
@@ -72,7 +94,7 @@ def write_image_page(
     Returns:
         The path of the page.
     """
-    found = {part: _of_part(part, cells, results) for part in ("networks", "start", "ablations", "pixels")}
+    found = {part: _of_part(part, arms, results) for part in ("networks", "start", "ablations", "pixels")}
     space = next(iter(results.values()))["space"]
     samples = next(iter(cells.values()))["samples"]
     caption = _CAPTION.format(samples=samples)
@@ -87,7 +109,7 @@ def write_image_page(
             "Samples",
             "The first seed of each network, sorted by expert, after held-out rows and what autoencoders make of them.",
             (),
-            [*_reconstructions(out, rows, encoded), *_grids(out, rows, found["networks"], cells)],
+            [*_reconstructions(out, rows, encoded), *_grids(out, rows, "networks", found["networks"])],
         ),
         Section(
             "Start",
@@ -114,10 +136,10 @@ def write_image_page(
         text = "Without autoencoders, over the pixels themselves."
         sections.append(
             Section(
-                "Pixels", text, [Table(_COLUMNS, _rows(found["pixels"]))], _grids(out, rows, found["pixels"], cells)
+                "Pixels", text, [Table(_COLUMNS, _rows(found["pixels"]))], _grids(out, rows, "pixels", found["pixels"])
             )
         )
-    write_csv(out / RESULTS_NAME, *_flat(cells, results))
+    write_csv(out / RESULTS_NAME, *_flat(arms, cells, results))
     settings = {"dataset": dataset, "budget": budget, **asdict(made)}
     write_atomically(out / SETTINGS_NAME, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
     about = _ABOUT.format(
@@ -131,12 +153,11 @@ Runs = dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]]
 """(autoencoders, label) of a network to its cells and results, a seed each."""
 
 
-def _of_part(part: str, cells: Cells, results: Cells) -> Runs:
+def _of_part(part: str, arms: Sequence[Arm], results: Cells) -> Runs:
     runs: Runs = {}
-    for name, settings in cells.items():
-        if settings["part"] == part and name in results:
-            where = "" if settings["set"] is None else settings["set"]["name"]
-            runs.setdefault((where, settings["label"]), []).append((name, results[name]))
+    for arm in arms:
+        if arm.part == part:
+            runs.setdefault((arm.autoencoders, arm.label), []).append((arm.cell, results[arm.cell]))
     return runs
 
 
@@ -197,7 +218,7 @@ def _best_mog(runs: Runs) -> tuple[str, float, int]:
 def _claims(runs: Runs) -> str:
     """What the paper claims, in figures of this run."""
     by_label = {label: each for (_, label), each in runs.items()}
-    gaussian, unet = _mean(by_label["Gaussian, mean zero (MoLRG)"], "Fréchet"), _mean(by_label["U-Net"], "Fréchet")
+    gaussian, unet = _mean(by_label[MOLRG], "Fréchet"), _mean(by_label["U-Net"], "Fréchet")
     sizes = by_label["U-Net"][0][1]["cost"]["parameters"]
     lines = [
         "The paper finds the MoG network far better than the Gaussian, and comparable to a U-Net of ten times its "
@@ -216,7 +237,7 @@ def _claims(runs: Runs) -> str:
 def _cards(runs: Runs) -> list[Card]:
     by_label = {label: each for (_, label), each in runs.items()}
     label, own, parameters = _best_mog(runs)
-    gaussian, unet = _mean(by_label["Gaussian, mean zero (MoLRG)"], "Fréchet"), _mean(by_label["U-Net"], "Fréchet")
+    gaussian, unet = _mean(by_label[MOLRG], "Fréchet"), _mean(by_label["U-Net"], "Fréchet")
     return [
         Card(f"{own:.1f}", f"Fréchet distance, {label}", f"{parameters:,} parameters"),
         Card(f"{unet:.1f}", "U-Net", f"{by_label['U-Net'][0][1]['cost']['parameters']:,} parameters"),
@@ -249,13 +270,12 @@ def _picture(out: Path, name: str, rows: Dataset, x: np.ndarray, caption: str) -
     return Figure(pictures.png_uri(image), caption)
 
 
-def _grids(out: Path, rows: Dataset, runs: Runs, cells: Cells) -> list[Figure]:
+def _grids(out: Path, rows: Dataset, part: str, runs: Runs) -> list[Figure]:
     drawn: list[Figure | None] = []
     for (_, label), each in runs.items():
         cell, result = each[0]
         x = np.load(out / CELLS_NAME / cell / "samples.npy")
-        name = f"{cells[cell]['part']}-{_plain(label)}"
-        drawn.append(_picture(out, name, rows, x, f"{label}: Fréchet {result['Fréchet']:.1f}"))
+        drawn.append(_picture(out, f"{part}-{slug(label)}", rows, x, f"{label}: Fréchet {result['Fréchet']:.1f}"))
     return [each for each in drawn if each is not None]
 
 
@@ -296,21 +316,24 @@ def _autoencoders(encoded: Cells, trained: Cells) -> Table:
     return Table(columns, table)
 
 
-def _flat(cells: Cells, results: Cells) -> tuple[list[str], list[list[Cell]]]:
-    """Every figure of every cell, a line each."""
-    kept = ("part", "label", "network", "seed")
+def _flat(arms: Sequence[Arm], cells: Cells, results: Cells) -> tuple[list[str], list[list[Cell]]]:
+    """Every figure of every arm, a line each."""
     keys = sorted({key for result in results.values() for key, value in result.items() if not isinstance(value, dict)})
-    keys = [key for key in keys if key != "curve"]
     prices = ("parameters", "autoencoder_parameters", "flops", "autoencoder_flops")
     table: list[list[Cell]] = []
-    for name, result in results.items():
-        chosen = cells[name]["set"]
-        start: list[Cell] = [cells[name][key] for key in kept]
+    for arm in arms:
+        result, settings = results[arm.cell], cells[arm.cell]
         costs: list[Cell] = [result["cost"][key] for key in prices]
-        where = "pixels" if chosen is None else chosen["name"]
-        table.append([*start, where, *costs, *(result.get(key) for key in keys)])
-    return [*kept, "autoencoders", *prices, *keys], table
+        named: list[Cell] = [arm.part, arm.autoencoders, arm.label, settings["network"], settings["seed"]]
+        table.append([*named, *costs, *(result.get(key) for key in keys)])
+    return ["part", "autoencoders", "label", "network", "seed", *prices, *keys], table
 
 
-def _plain(label: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in label.lower()).strip("-").replace("--", "-")
+def slug(text: str) -> str:
+    """Text as the name of a file: lower case, letters, digits and hyphens.
+
+    Example:
+        >>> slug("MoG, n = 8, from k-means")
+        'mog-n-8-from-k-means'
+    """
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -25,7 +25,7 @@ from typing import Any
 
 from molrmog.experiments import image_cells
 from molrmog.experiments.cells import run_cells
-from molrmog.experiments.image_page import write_image_page
+from molrmog.experiments.image_page import MOLRG, Arm, slug, write_image_page
 from molrmog.experiments.latents import AutoencoderSettings
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
@@ -45,11 +45,12 @@ class Plan:
         autoencoder: of the networks' comparison.
         light: the autoencoder of the ablations over K and kinds, cheaper.
         training: options of `molrmog.train` that all networks share.
-        patience: how many times longer one more U-Net is trained; 1 leaves it out.
+        patience: how many times longer one more MLP is trained; 1 leaves it out.
         mog: options of `latent_network` for "mog" and "em", but for the modes.
         gaussian: the same for "gaussian".
         modes: n_k of the MoG networks.
         unet: options of `latent_network` for "unet".
+        mlp: the same for "mlp".
         seeds: of the networks' comparison; ablations take the first.
         samples: drawn from each network.
         sampler_steps: of Heun's method.
@@ -66,7 +67,7 @@ class Plan:
     experts: int = 10
     by: str = "label"
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
-    light: AutoencoderSettings = field(default_factory=lambda: AutoencoderSettings(passes=6, channels=(16, 32)))
+    light: AutoencoderSettings = field(default_factory=lambda: AutoencoderSettings(passes=4, channels=(16, 32)))
     training: Mapping[str, Any] = field(
         default_factory=lambda: {"steps": 1500, "batch_size": 256, "learning_rate": 1e-3}
     )
@@ -75,6 +76,7 @@ class Plan:
     gaussian: Mapping[str, Any] = field(default_factory=dict)
     modes: tuple[int, ...] = (4, 8, 40)
     unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (48, 64)})
+    mlp: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 5000
     sampler_steps: int = 18
@@ -86,16 +88,17 @@ class Plan:
 
 
 _ALL_K = (("label", 1), ("label", 5), ("label", 10), ("label", 20), ("cluster", 5), ("cluster", 10), ("cluster", 20))
-_TINY = AutoencoderSettings(latent_dim=8, passes=2, channels=(8, 16))
+_TINY = AutoencoderSettings(latent_dim=8, passes=40, channels=(8, 16))
 _SMOKE = Plan(
     "digits",
     rows=400,
     experts=2,
     autoencoder=_TINY,
     light=_TINY,
-    training={"steps": 20, "batch_size": 64, "learning_rate": 1e-3, "warmup": 5},
+    training={"steps": 60, "batch_size": 64, "learning_rate": 1e-3, "warmup": 5},
     modes=(4,),
     unet={"channels": (8, 16)},
+    mlp={"width": 32, "depth": 1},
     seeds=(0,),
     samples=100,
     sampler_steps=4,
@@ -108,17 +111,17 @@ _MNIST = Plan(
     autoencoder=AutoencoderSettings(passes=15),
     more_experts=_ALL_K,
     kinds=("shared", "lora", "linear"),
-    patience=3,
+    patience=4,
     mog={"rank": 8},
     unet={"channels": (64, 96)},
     pixel_unet={"channels": (24, 48)},
-    pixel_training={"steps": 300, "batch_size": 128},
+    pixel_training={"steps": 200, "batch_size": 128},
     pixel_law={"latent_dim": 32, "modes": 8},
 )
 _CIFAR10 = replace(
     _MNIST,
     data="cifar10",
-    autoencoder=AutoencoderSettings(latent_dim=128, passes=10, channels=(32, 64), beta=0.003),
+    autoencoder=AutoencoderSettings(latent_dim=128, passes=6, channels=(32, 64), beta=0.003),
     training={"steps": 1500, "batch_size": 256, "learning_rate": 1e-3},
     mog={"rank": 16},
     modes=(1, 8),
@@ -236,10 +239,10 @@ def run_images(
         title="latents",
         **where,
     )
-    cells = _network_cells(made, sets, source, samples, seed, device)
+    arms, cells = _networks(made, sets, source, samples, seed, device)
     results = run_cells(image_cells.compute_network, cells, out, title="networks", **where)
     best = image_cells.reference(source, samples)
-    return write_image_page(out, made, dataset, budget, rows, cells, results, encoded, trained, best)
+    return write_image_page(out, made, dataset, budget, rows, arms, cells, results, encoded, trained, best)
 
 
 def _sets(made: Plan) -> dict[str, dict[str, Any]]:
@@ -265,10 +268,11 @@ def _autoencoder_cells(sets: Mapping[str, Any], source: Mapping[str, Any]) -> di
     return cells
 
 
-def _network_cells(
+def _networks(
     made: Plan, sets: Mapping[str, Any], source: Mapping[str, Any], samples: int, seed: int, device: str
-) -> dict[str, dict[str, Any]]:
-    """Name to settings of every network; the name is PART/AUTOENCODERS/NETWORK/SEED."""
+) -> tuple[list[Arm], dict[str, dict[str, Any]]]:
+    """What the tables show, and name to settings of the cells for it; two lines may show one cell."""
+    arms: list[Arm] = []
     cells: dict[str, dict[str, Any]] = {}
     common = {"source": source, "samples": samples, "sampler_steps": made.sampler_steps, "device": device}
 
@@ -276,43 +280,48 @@ def _network_cells(
         part: str, chosen: Any, label: str, network: str, own: int, options: Mapping[str, Any], **training: Any
     ) -> None:
         where = "pixels" if chosen is None else chosen["name"]
-        cells[f"networks/{part}/{where}/{label}/{own}"] = {
+        settings = {
             **common,
-            "part": part,
-            "label": label,
             "set": chosen,
             "network": network,
             "seed": seed + own,
             "options": dict(options),
-            "training": {**made.training, **training},
+            "training": {} if network == "em" else {**made.training, **training},
         }
+        cell = next((name for name, other in cells.items() if other == settings), None)
+        if cell is None:
+            cell = f"networks/{where}/{slug(label)}/{own}"
+            cells[cell] = settings
+        arms.append(Arm(part, label, where, cell))
 
     main, *others = sets.values()
     mean = {**made.gaussian, "learned_mean": True}
     for own in made.seeds:
         add("networks", main, "U-Net", "unet", own, made.unet)
-        add("networks", main, "MLP", "mlp", own, {})
-        add("networks", main, "Gaussian, mean zero (MoLRG)", "gaussian", own, made.gaussian)
-        add("networks", main, "Gaussian, mean learned (n = 1)", "gaussian", own, mean)
+        add("networks", main, "MLP", "mlp", own, made.mlp)
+        add("networks", main, MOLRG, "gaussian", own, made.gaussian)
+        add("networks", main, "Gaussian, mean learned", "gaussian", own, mean)
         for n in made.modes:
             add("networks", main, f"MoG, n = {n}", "mog", own, {**made.mog, "modes": n, "start": "em"})
             add("networks", main, f"law by EM, n = {n}", "em", own, {**made.mog, "modes": n})
     if made.patience > 1:
-        label, steps = f"U-Net, {made.patience} times the steps", made.patience * made.training["steps"]
-        add("networks", main, label, "unet", made.seeds[0], made.unet, steps=steps)
+        label, steps = f"MLP, {made.patience}x steps", made.patience * made.training["steps"]
+        add("networks", main, label, "mlp", made.seeds[0], made.mlp, steps=steps)
     n = 8 if 8 in made.modes else made.modes[-1]
     for start, rate in (("random", 5e-3), ("k-means", 5e-3), ("em", made.training["learning_rate"])):
         options = {**made.mog, "modes": n, "start": start}
-        add("start", main, f"MoG, n = {n}, from {start}", "mog", 0, options, learning_rate=rate)
+        add("start", main, f"MoG, n = {n}, from {start}", "mog", made.seeds[0], options, learning_rate=rate)
+    add("start", main, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
     for chosen in others:
-        add("ablations", chosen, f"law by EM, n = {n}", "em", 0, {**made.mog, "modes": n})
+        add("ablations", chosen, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
         if chosen["autoencoder"]["kind"] != "vae":
-            add("ablations", chosen, f"MoG, n = {n}", "mog", 0, {**made.mog, "modes": n, "start": "em"})
-            add("ablations", chosen, "Gaussian, mean zero (MoLRG)", "gaussian", 0, made.gaussian)
-            add("ablations", chosen, "Gaussian, mean learned (n = 1)", "gaussian", 0, mean)
-            add("ablations", chosen, "MLP", "mlp", 0, {})
+            start = {**made.mog, "modes": n, "start": "em"}
+            add("ablations", chosen, f"MoG, n = {n}", "mog", made.seeds[0], start)
+            add("ablations", chosen, MOLRG, "gaussian", made.seeds[0], made.gaussian)
+            add("ablations", chosen, "Gaussian, mean learned", "gaussian", made.seeds[0], mean)
+            add("ablations", chosen, "MLP", "mlp", made.seeds[0], made.mlp)
     if made.pixel_unet is not None:
-        add("pixels", None, "U-Net", "unet", 0, made.pixel_unet, **made.pixel_training)
+        add("pixels", None, "U-Net", "unet", made.seeds[0], made.pixel_unet, **made.pixel_training)
     if made.pixel_law is not None:
-        add("pixels", None, "law by EM", "em", 0, made.pixel_law)
-    return cells
+        add("pixels", None, "law by EM", "em", made.seeds[0], made.pixel_law)
+    return arms, cells

@@ -22,6 +22,7 @@ References:
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,7 +131,9 @@ def assign_experts(
 
 def _clusters(x: np.ndarray, experts: int, seed: int) -> Law:
     latent_dim = min(16, x.shape[1] // 2 or 1)
-    return fit(x, subspaces=experts, latent_dim=latent_dim, modes=4, max_iter=20, seed=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "EM dropped")  # nobody asked for these modes
+        return fit(x, subspaces=experts, latent_dim=latent_dim, modes=4, max_iter=20, seed=seed)
 
 
 def build_autoencoders(
@@ -171,11 +174,11 @@ def build_autoencoders(
             build_autoencoder(x[mine], shape, settings, _within(out, f"expert-{k:02d}"), name=f"VAE {k}", **how)
             for k, mine in enumerate(rows)
         ]
-        return nn.ModuleList(several)
+        return nn.ModuleList(several).eval()
     if settings.kind in ("shared", "lora"):
         shared = build_autoencoder(x, shape, settings, _within(out, "shared"), name="shared VAE", **how)
         if settings.kind == "shared":
-            return nn.ModuleList([shared])
+            return nn.ModuleList([shared]).eval()
         return _lora(x, expert, shared, len(rows), settings, _within(out, "lora"), **how)
     return nn.ModuleList([_pretrained(settings.kind, shape).standardise_(x)]).requires_grad_(False).eval()
 
