@@ -1,6 +1,7 @@
 """Experts: rows go where they belong, and K MoG experts in linear autoencoders are the law itself."""
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -152,6 +153,17 @@ def test_latents_and_back():
     x, s, gamma, expert = noised(law)
     clean = model.latent_denoise(x[:, :d], s, gamma, expert)
     torch.testing.assert_close(clean, model.denoiser.denoise(x[:, :d], s, gamma, expert))
+
+
+@pytest.mark.parametrize("form", [list, np.asarray])
+def test_experts_of_rows_in_any_form(form):
+    model, law = whole_model(5)
+    x, s, gamma, _ = noised(law)
+    expert = (torch.arange(len(x)) % K).tolist()
+    torch.testing.assert_close(model.encode(x, form(expert)), model.encode(x, torch.tensor(expert)))
+    torch.testing.assert_close(
+        model.denoise(x, s, gamma, form(expert)), model.denoise(x, s, gamma, torch.tensor(expert))
+    )
 
 
 def test_one_autoencoder_for_all():

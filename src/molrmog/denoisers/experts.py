@@ -386,7 +386,7 @@ def by_expert(apply: Callable[..., Tensor], expert: Expert | None, experts: int,
         levels: floats, or one per row with shape (B,).
     """
     index = expert_of_rows(expert, x, experts)
-    if not isinstance(expert, Tensor) or not len(x):
+    if expert is None or isinstance(expert, int) or not len(x):
         return apply(int(index[0]) if len(x) else 0, x, *levels)
 
     order = index.argsort(stable=True)
