@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## fit the handwritten digits, compare four laws, write a report
+demo: $(READY)  ## four laws and three score networks on the handwritten digits, and a report
 	$(BIN)/molrmog demo --out runs/demo
 
 test: $(READY)  ## the whole test suite
