@@ -18,6 +18,7 @@ import torch
 from small_runs import small_run
 from torch import nn
 
+from molrmog.autoencoders.vae import MLPVAE, VAELoss
 from molrmog.learning import checkpoints
 from molrmog.learning.checkpoints import Checkpoint, append_record, forget_records, newest_checkpoint, save_checkpoint
 from molrmog.learning.score_matching import ScoreMatching
@@ -321,6 +322,35 @@ def test_other_data_are_refused(tmp_path):
     list(training(objective, (x,), options))
     with pytest.raises(ValueError, match=r"data was 20 rows .*, now 20 rows"):
         list(training(objective, (x + 1,), options))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"sigma_data": 0.5}, {"sigma_data": 2.0}, r"model was MLPDenoiser .*, now MLPDenoiser"),
+        ({}, {"dropout": 0.5}, r"model was MLPDenoiser .*, now MLPDenoiser"),
+    ],
+)
+def test_networks_of_the_same_parameters_are_told_apart(first, second, message, tmp_path):
+    options = TrainingOptions(steps=2, batch_size=4, out=tmp_path, device="cpu")
+    x = torch.randn(20, 6)
+    runs = [
+        training(ScoreMatching(small_runs.MLPDenoiser(6, width=8, depth=1, **given), VPSchedule()), (x,), options)
+        for given in (first, second)
+    ]
+    list(runs[0])
+    with pytest.raises(ValueError, match=message):
+        list(runs[1])
+
+
+@pytest.mark.parametrize("changed", [{"beta": 1.0}, {"reconstruction": "l1"}])
+def test_losses_of_an_autoencoder_are_told_apart(changed, tmp_path):
+    options = TrainingOptions(steps=2, batch_size=4, out=tmp_path, device="cpu")
+    x = torch.randn(20, 6)
+    list(training(VAELoss(MLPVAE((6,), 2, widths=(8,))), (x,), options))
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name} was .*, now {changed[name]}"):
+        list(training(VAELoss(MLPVAE((6,), 2, widths=(8,)), **changed), (x,), options))
 
 
 def test_what_does_not_matter_may_change(tmp_path, never_stopped):

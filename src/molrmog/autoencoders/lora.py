@@ -294,6 +294,11 @@ class LoRALoss(nn.Module):
         self.beta = beta
         self.reconstruction: Literal["mse", "l1"] = reconstruction
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the loss is, but for the autoencoders."""
+        return {"beta": self.beta, "reconstruction": self.reconstruction}
+
     def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
         """The noise eps of `rows` rows, with shape (rows, d), on the CPU."""
         return (torch.randn(rows, self.experts.latent_dim, generator=generator),)

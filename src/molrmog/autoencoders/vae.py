@@ -264,6 +264,11 @@ class VAELoss(nn.Module):
         self.beta = beta
         self.reconstruction = reconstruction
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the loss is, but for the autoencoder."""
+        return {"beta": self.beta, "reconstruction": self.reconstruction}
+
     def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
         """The noise eps of `rows` rows, with shape (rows, d), on the CPU."""
         return (torch.randn(rows, self.autoencoder.latent_dim, generator=generator),)

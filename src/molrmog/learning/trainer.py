@@ -27,6 +27,7 @@ References:
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -615,9 +616,7 @@ class _Run:
     def _check_settings(self, checkpoint: Checkpoint) -> None:
         then, now = checkpoint.state["settings"], self.settings
         changed = [
-            f"{name} was {then.get(name)}, now {now.get(name)}"
-            for name in sorted({*then, *now})
-            if then.get(name) != now.get(name)
+            f"{name} was {then[name]}, now {now.get(name)}" for name in sorted(then) if then[name] != now.get(name)
         ]
         if changed:
             raise ValueError(
@@ -675,10 +674,12 @@ def _settings(objective: nn.Module, data: Sequence[Table], options: TrainingOpti
     if options.annealing == "cosine":
         chosen["steps"] = options.steps  # the learning rate depends on it
     trained = [f"{name} {tuple(p.shape)} {p.requires_grad}" for name, p in objective.named_parameters()]
+    made = [part for part in objective.children() if hasattr(part, "config")]
     return {
         **chosen,
         "objective": type(objective).__name__,
         **getattr(objective, "config", {}),
+        "model": ", ".join(f"{type(part).__name__} ({_digest(json.dumps(part.config, default=str))})" for part in made),
         "parameters": f"{sum(p.numel() for p in objective.parameters())} numbers ({_digest(*trained)})",
         "data": f"{len(data[0])} rows ({_digest(*(_ends(table) for table in data))})",
     }
