@@ -206,6 +206,12 @@ def test_rows_that_are_no_images_get_fully_connected_vaes(digits):
     assert (type(image), image.config["channels"]) == (ae.ConvVAE, [8, 8])
 
 
+@pytest.mark.parametrize("kind", ["vae", "shared", "lora"])
+def test_training_happens_where_it_is_told(digits, kind):
+    with pytest.raises(RuntimeError, match="abacus"):
+        build_autoencoders(*digits, SHAPE, replace(TINY, kind=kind), device="abacus")
+
+
 def test_an_autoencoder_that_is_no_folder_is_refused(digits):
     with pytest.raises(ValueError, match="'abacus' is neither a folder nor one of linear, vae, shared, lora, taef2"):
         build_autoencoders(*digits, SHAPE, replace(TINY, kind="abacus"))
