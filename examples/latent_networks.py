@@ -53,4 +53,4 @@ for name, network in networks.items():
     model.save_pretrained(out / "model")  # molrmog.sample_experts(molrmog.load(out / "model"), schedule, 64).x
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = [record["loss"] for record in records if record["kind"] == "validation"]
-    print(f"{name:6}{network.num_parameters:8,} parameters, held-out loss {first:.3f} before training, {last:.3f} after")
+    print(f"{name:6}{network.num_parameters:8,} parameters, held-out loss {first:.3f} at first, {last:.3f} trained")
