@@ -5,7 +5,6 @@ it goes on where it was stopped. Several processes: torchrun --standalone --npro
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -45,7 +44,6 @@ for name, network in networks.items():
         validation=z[held],
         validation_experts=expert[held],
         sigma_data=1.0,
-        level_mean=-1.2 + math.log(2),
         ema_decay=0.99,
         validate_every=steps,
     )

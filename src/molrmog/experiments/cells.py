@@ -122,7 +122,8 @@ def report_progress(folder: Path, share: float) -> None:
     """Say how much of a cell is done, from inside it; a cell whose parent is gone ends here."""
     with suppress(OSError):
         (folder / _PROGRESS_NAME).write_text(f"{share:.4f}")
-    if multiprocessing.parent_process() is not None and os.getppid() == 1:
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
         raise SystemExit("the process that asked for this cell is gone")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -549,7 +550,7 @@ def reproduce(
     else:
         from molrmog.experiments.floor import run_floor
 
-        page = run_floor(Path(out or f"runs/floor-{budget}"), budget, seed=seed, workers=workers)
+        page = run_floor(Path(out or f"runs/floor-{budget}"), budget, seed=seed, workers=workers or os.cpu_count() or 1)
     print(f"report  {page}")
 
 

@@ -27,7 +27,6 @@ References:
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -156,7 +155,6 @@ def _train_networks(
                 validation=held_z,
                 validation_experts=held_expert,
                 sigma_data=1.0,
-                level_mean=-1.2 + math.log(2),  # EDM's, for latents of deviation 1 in the place of 0.5
                 batch_size=_BATCH,
                 ema_decay=0.99,
                 seed=seed,

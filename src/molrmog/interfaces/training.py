@@ -19,7 +19,6 @@ References:
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -71,7 +70,6 @@ _GRID = 64  # samples of a picture
 _SAMPLES = 2000  # samples that are measured, and held-out rows
 _GRID_STEPS = 18  # of the sampler, in pictures drawn while training
 _STEPS = 32  # of the sampler, in the end
-_EDM_DEVIATION, _EDM_LEVEL_MEAN = 0.5, -1.2  # EDM's mean of log sigma, and the deviation of data that it is made for
 
 
 def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[evaluation.Measurement], Path] | None:
@@ -221,7 +219,6 @@ def _train(
         cast(Any, network),
         schedule,
         sigma_data=sigma_data,
-        level_mean=_EDM_LEVEL_MEAN + math.log(sigma_data / _EDM_DEVIATION),
         **{name: settings[name] for name in ("weighting", "levels", "targets")},
     )
     some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:_SAMPLES]

@@ -16,7 +16,7 @@ has the floor 1 at every noise level.
 
 | levels     | distribution of log sigma                                                                              |
 | ---------- | ------------------------------------------------------------------------------------------------------ |
-| log-normal | N(level_mean, level_std^2), clamped to the schedule's range; EDM's -1.2 and 1.2 are made for c = 0.5   |
+| log-normal | N(level_mean, level_std^2), clamped to the schedule's range; by default -1.2 + log(2c) and 1.2, as EDM |
 | log-snr    | uniform over the schedule's range: the same share for every octave of noise                            |
 
 An end where sigma is infinite or zero, as at t = 1 of the flow schedule, counts as sigma = 100 (or 1/1000).
@@ -57,6 +57,7 @@ Weighting = Literal["edm", "x0", "eps", "min-snr"]
 Levels = Literal["log-normal", "log-snr"]
 Targets = Literal["sample", "batch"] | Denoiser | ExpertDenoiser
 
+_EDM_LEVEL_MEAN, _EDM_DEVIATION = -1.2, 0.5  # EDM's mean of log sigma, and the deviation of data it is made for
 _MAX_SNR = 5.0  # the gamma of min-SNR-gamma
 
 
@@ -86,7 +87,7 @@ class ScoreMatching(nn.Module):
         levels: Levels = "log-normal",
         targets: Targets = "sample",
         sigma_data: float = 0.5,
-        level_mean: float = -1.2,
+        level_mean: float | None = None,
         level_std: float = 1.2,
     ) -> None:
         """Set up the loss.
@@ -99,7 +100,7 @@ class ScoreMatching(nn.Module):
             levels: "log-normal" or "log-snr".
             targets: "sample", "batch", or a denoiser that is copied and kept as it is, such as the law of the data.
             sigma_data: the standard deviation c in the weight of EDM, in data units.
-            level_mean: mean of log sigma, for "log-normal".
+            level_mean: mean of log sigma, for "log-normal"; where None EDM's for data of deviation c, -1.2 + log(2c).
             level_std: standard deviation of log sigma, for "log-normal".
 
         Raises:
@@ -111,7 +112,9 @@ class ScoreMatching(nn.Module):
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
         if isinstance(targets, str) and targets not in ("sample", "batch"):
             raise ValueError(f"unknown targets {targets!r}: choose sample or batch, or pass a law")
-        if not (sigma_data > 0 and level_std > 0 and math.isfinite(level_mean)):
+        if level_mean is None and sigma_data > 0:
+            level_mean = _EDM_LEVEL_MEAN + math.log(sigma_data / _EDM_DEVIATION)
+        if level_mean is None or not (sigma_data > 0 and level_std > 0 and math.isfinite(level_mean)):
             raise ValueError(
                 f"sigma_data = {sigma_data}, level_mean = {level_mean}, level_std = {level_std}: pass "
                 "deviations > 0 and a finite mean"

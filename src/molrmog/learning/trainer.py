@@ -275,7 +275,7 @@ def train(
     levels: Levels = "log-normal",
     targets: Targets = "sample",
     sigma_data: float | None = None,
-    level_mean: float = -1.2,
+    level_mean: float | None = None,
     level_std: float = 1.2,
     batch_size: int = 256,
     micro_batch_size: int | None = None,
@@ -316,7 +316,7 @@ def train(
         levels: "log-normal" or "log-snr".
         targets: "sample", "batch", or the law of the data.
         sigma_data: standard deviation in the weight of EDM; that of the data where None.
-        level_mean: mean of log sigma; EDM's is made for data of deviation 0.5.
+        level_mean: mean of log sigma; -1.2 + log(2 sigma_data), as EDM has it, where None.
         level_std: standard deviation of log sigma.
         batch_size: see `TrainingOptions`, also for all that follow but the last two.
         micro_batch_size: rows that a process handles at once.
