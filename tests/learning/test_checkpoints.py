@@ -101,6 +101,7 @@ DAMAGES = {
     "a truncated state": lambda path: (path / "state.json").write_text('{"step": 2, "los'),
     "an empty state": lambda path: (path / "state.json").write_text(""),
     "another state": lambda path: (path / "state.json").write_text("[1]"),
+    "a state without files": lambda path: (path / "state.json").write_text('{"step": 2, "sha256": 5}'),
     "a state that is no text": lambda path: (path / "state.json").write_bytes(b"\xff\xfe\x00"),
     "no state": lambda path: (path / "state.json").unlink(),
 }

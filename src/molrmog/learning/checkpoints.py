@@ -97,7 +97,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for step, path in sorted(_steps(folder).items(), reverse=True):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
                 f"the checkpoint of step {step} in {path} is damaged ({_one_line(error)}): the one before is used",
                 RuntimeWarning,
