@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -550,7 +550,8 @@ def reproduce(
     else:
         from molrmog.experiments.floor import run_floor
 
-        page = run_floor(Path(out or f"runs/floor-{budget}"), budget, seed=seed, workers=workers or os.cpu_count() or 1)
+        folder = Path(out or f"runs/floor-{budget}")
+        page = run_floor(folder, cast(Any, budget), seed=seed, workers=workers or os.cpu_count() or 1)
     print(f"report  {page}")
 
 
