@@ -59,7 +59,9 @@ class Frame:
 
         def narrowed(value: Tensor) -> Tensor:
             # Constant pixels leave entries that float32 holds as denormal numbers, which slow every product tenfold.
-            return nn.functional.hardshrink(value, 1e-30).to(dtype)
+            # What is cut off is a constant, so that entries which are zero keep their derivative.
+            fixed = value.detach()
+            return (value - (fixed - nn.functional.hardshrink(fixed, 1e-30)).nan_to_num(0.0)).to(dtype)  # inf - inf
 
         narrow = {name: None if value is None else narrowed(value) for name, value in vars(self).items()}
         return replace(self, **narrow)

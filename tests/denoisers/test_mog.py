@@ -260,3 +260,21 @@ class TestGaussian:
         moments = DenseLaw.of(network.law).moments()
         torch.testing.assert_close(moments[0], mean if learned_mean else torch.zeros(3, dtype=torch.float64))
         torch.testing.assert_close(moments[1], cov if learned_mean else x.T @ x / 50)
+
+
+@pytest.mark.parametrize("orthonormal", [False, True])
+def test_gradients_in_float32_are_those_of_float64(orthonormal):
+    """Also of entries that are zero: means at the origin, a basis along the axes, axes of modes that only turn."""
+    law = MoLRMoG.random(dim=6, latent_dims=(4, 3), modes=(2, 1), rank=2, noise=0.2, seed=0)
+    with torch.no_grad():
+        law.mean.zero_()
+        law.basis[:, 0] = torch.eye(6, 4)
+    generator = torch.Generator().manual_seed(0)
+    x, s, gamma = torch.randn(40, 6, generator=generator), torch.tensor(0.8), torch.tensor(0.5)
+    gradients: list[dict[str, torch.Tensor]] = []
+    for dtype in (torch.float32, torch.float64):
+        network = MoGDenoiser(law, orthonormal_factors=orthonormal).to(dtype)
+        (network.denoise(x.to(dtype), s, gamma) - x.to(dtype)).square().mean().backward()
+        gradients.append({name: p.grad.double() for name, p in network.named_parameters()})
+    for name, exact in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], exact, atol=1e-4 * float(exact.abs().max()), rtol=0, msg=name)
