@@ -77,18 +77,19 @@ def compute_experts(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def compute_autoencoder(settings: Settings, folder: Path) -> dict[str, Any]:
-    """One expert's VAE, or what all experts share; settings hold "source", "set" and "expert" (None for all)."""
+    """One expert's VAE, or what all experts share; settings hold "source", "set", "expert" (None for all), "device"."""
     rows, _ = parts(settings["source"])
     own, _ = _experts(folder, settings["set"])
     made = _autoencoder_settings(settings["set"])
     place = _autoencoder_folder(folder, settings["set"])
     x = torch.from_numpy(np.asarray(rows.x))
+    how: dict[str, Any] = {"device": settings["device"], "on_step": _watched(folder)}
     with metrics.Stopwatch() as watch:
         if settings["expert"] is None:
-            model: Any = build_autoencoders(x, own, rows.shape, made, place, on_step=_watched(folder))
+            model: Any = build_autoencoders(x, own, rows.shape, made, place, **how)
         else:
             mine, at = x[own == settings["expert"]], place / f"expert-{settings['expert']:02d}"
-            model = build_autoencoder(mine, rows.shape, made, at, on_step=_watched(folder))
+            model = build_autoencoder(mine, rows.shape, made, at, **how)
     return {"parameters": sum(p.numel() for p in model.parameters()), "wall": watch.wall, "cpu": watch.cpu}
 
 
@@ -303,7 +304,7 @@ def _held_out_loss(loss: ScoreMatching, z: Tensor, expert: Tensor) -> dict[str, 
     parts: list[Tensor] = []
     with torch.no_grad():
         for _ in range(_DRAWS):
-            numbers = loss.draw(len(z), generator)
+            numbers = [t.to(z.device) for t in loss.draw(len(z), generator)]
             parts += [loss(z[at], expert[at], *(t[at] for t in numbers)) for at in torch.arange(len(z)).split(1024)]
     each = torch.cat(parts).double()
     return {"loss": float(each.mean()), "loss error": float(each.std()) / math.sqrt(len(z))}

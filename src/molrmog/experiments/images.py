@@ -215,7 +215,7 @@ def run_images(
     rows, held = image_cells.parts(source)
     image_cells.space(rows, held)  # trains the classifier once, before the cells ask for it
 
-    sets = _sets(made)
+    sets = _sets(made, seed)
     where = {"workers": workers}
     schemes = {(chosen["by"], chosen["experts"]) for chosen in sets.values()}
     run_cells(
@@ -245,11 +245,12 @@ def run_images(
     return write_image_page(out, made, dataset, budget, rows, arms, cells, results, encoded, trained, best)
 
 
-def _sets(made: Plan) -> dict[str, dict[str, Any]]:
+def _sets(made: Plan, seed: int) -> dict[str, dict[str, Any]]:
     """Name to a set of autoencoders: whose rows, and of what kind; the first is that of the networks' comparison."""
 
     def chosen(by: str, experts: int, settings: AutoencoderSettings, prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{settings.kind}-{by}-{experts}"
+        settings = replace(settings, seed=settings.seed + seed)
         return {"name": name, "by": by, "experts": experts, "autoencoder": asdict(settings)}
 
     sets = [chosen(made.by, made.experts, made.autoencoder)]
@@ -258,13 +259,13 @@ def _sets(made: Plan) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in sets}
 
 
-def _autoencoder_cells(sets: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _autoencoder_cells(sets: Mapping[str, Any], source: Mapping[str, Any], device: str) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
     for name, chosen in sets.items():
         dedicated = chosen["autoencoder"]["kind"] == "vae"
         for k in range(chosen["experts"]) if dedicated else [None]:
             cell = f"autoencoders/{name}" if k is None else f"autoencoders/{name}/{k:02d}"
-            cells[cell] = {"source": source, "set": chosen, "expert": k}
+            cells[cell] = {"source": source, "set": chosen, "expert": k, "device": device}
     return cells
 
 
