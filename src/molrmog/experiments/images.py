@@ -229,7 +229,7 @@ def run_images(
         **where,
     )
     trained = run_cells(
-        image_cells.compute_autoencoder, _autoencoder_cells(sets, source), out, title="autoencoders", **where
+        image_cells.compute_autoencoder, _autoencoder_cells(sets, source, device), out, title="autoencoders", **where
     )
     samples = min(made.samples, len(held))
     encoded = run_cells(
