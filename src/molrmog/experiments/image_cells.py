@@ -48,6 +48,7 @@ from molrmog.experiments.networks import latent_network
 from molrmog.learning.fit import fit
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.trainer import METRICS_NAME, train
+from molrmog.mixture import MoLRMoG
 from molrmog.sampling import sample, sample_experts
 from molrmog.schedules import VPSchedule
 
@@ -178,9 +179,14 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
     price = metrics.cost(model, z_held[:256], *noisy, expert=others[:256])
     return (
         result
-        | {"cost": asdict(price)}
+        | {"cost": asdict(price) | counted}
         | _quality(drawn.x.cpu().numpy(), rows, held, drawn.expert.cpu().numpy(), folder)
     )
+
+
+def _numbers(laws: Sequence[MoLRMoG]) -> int:
+    """All numbers of the laws, learned or not; a subspace that is all of R^d is written with A = I and b = 0, free."""
+    return sum(law.num_parameters - (law.dim * (law.dim + 1) if law.latent_dims[0] == law.dim else 0) for law in laws)
 
 
 def _in_pixels(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -310,7 +316,7 @@ def _held_out_loss(loss: ScoreMatching, z: Tensor, expert: Tensor) -> dict[str, 
     return {"loss": float(each.mean()), "loss error": float(each.std()) / math.sqrt(len(z))}
 
 
-def _log_likelihood(laws: Sequence[Any], z: Tensor, expert: Tensor) -> float:
+def _log_likelihood(laws: Sequence[MoLRMoG], z: Tensor, expert: Tensor) -> float:
     """Mean log p(z | k) of held-out latents, in nats."""
     with torch.no_grad():
         total = sum(float(law.log_prob(z[expert == k]).double().sum()) for k, law in enumerate(laws))

@@ -125,7 +125,7 @@ _CIFAR10 = replace(
     training={"steps": 1500, "batch_size": 256, "learning_rate": 1e-3},
     mog={"rank": 16},
     modes=(1, 8),
-    unet={"channels": (64, 96)},
+    unet={"channels": (32, 48)},
     seeds=(0,),
     samples=2000,
     more_experts=(),
@@ -143,7 +143,6 @@ _PARACHUTE = replace(
     mog={"latent_dim": 48},
     gaussian={"latent_dim": 48},
     modes=(4,),
-    unet={"channels": (64, 96)},
     samples=390,
     pixel_law={"latent_dim": 48, "modes": 4},
 )
