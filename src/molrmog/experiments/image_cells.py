@@ -177,11 +177,9 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
         result |= {"exact sample cpu": watch.cpu, "exact Fréchet": _frechet(exact.x.cpu().numpy(), rows, held)}
     noisy = SCHEDULE(0.5)
     price = metrics.cost(model, z_held[:256], *noisy, expert=others[:256])
-    return (
-        result
-        | {"cost": asdict(price) | counted}
-        | _quality(drawn.x.cpu().numpy(), rows, held, drawn.expert.cpu().numpy(), folder)
-    )
+    counted = {} if model.latent_laws is None else {"parameters": _numbers(model.latent_laws)}
+    x, expert = drawn.x.cpu().numpy(), drawn.expert.cpu().numpy()
+    return result | {"cost": asdict(price) | counted} | _quality(x, rows, held, expert, folder)
 
 
 def _numbers(laws: Sequence[MoLRMoG]) -> int:
