@@ -309,7 +309,9 @@ def _networks(
         add("networks", main, label, "mlp", made.seeds[0], made.mlp, steps=steps)
     n = 8 if 8 in made.modes else made.modes[-1]
     for start, rate in (("random", 5e-3), ("k-means", 5e-3), ("em", made.training["learning_rate"])):
-        options = {**made.mog, "modes": n, "start": start}
+        # Only EM knows tau beforehand; all three learn it.
+        learn = ("mean", "factor", "mode_weights", "tau")
+        options = {**made.mog, "modes": n, "start": start, "learn": learn}
         add("start", main, f"MoG, n = {n}, from {start}", "mog", made.seeds[0], options, learning_rate=rate)
     add("start", main, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
     for chosen in others:
