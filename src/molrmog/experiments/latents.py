@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable
@@ -194,7 +195,8 @@ def build_autoencoder(
     on_step: Callable[[str, int, int, float], object] | None = None,
 ) -> ae.Autoencoder:
     """Train one VAE on its rows: convolutional for images, fully connected for other rows; arguments as above."""
-    if _is_kept(out, settings):
+    made = _described(settings, x)
+    if _is_kept(out, made):
         return ae.load_autoencoder(cast(Path, out))
     torch.manual_seed(settings.seed)
     vae = (
@@ -205,7 +207,7 @@ def build_autoencoder(
     loss = ae.VAELoss(vae, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
     _minimise(loss, [x], settings, len(x), out, name, device, on_step)
     vae.standardise_(x).cpu().requires_grad_(False)
-    return cast(ae.Autoencoder, _kept(vae, out, settings))
+    return cast(ae.Autoencoder, _kept(vae, out, made))
 
 
 def _lora(
@@ -218,14 +220,15 @@ def _lora(
     device: str | None,
     on_step: Callable[[str, int, int, float], object] | None,
 ) -> nn.Module:
-    if _is_kept(out, settings):
+    made = _described(settings, x, expert)
+    if _is_kept(out, made):
         return ae.LoRAExperts.from_pretrained(cast(Path, out))
     torch.manual_seed(settings.seed)
     adapters = ae.LoRAExperts(cast(ae.VAE, shared), experts, rank=settings.rank)
     loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
     _minimise(loss, [x, expert], settings, len(x), out, "adapters", device, on_step)
     adapters.standardise_(x, expert).cpu()
-    return _kept(adapters, out, settings).requires_grad_(False)
+    return _kept(adapters, out, made).requires_grad_(False)
 
 
 def _minimise(
@@ -298,20 +301,28 @@ def _within(out: Path | None, name: str) -> Path | None:
     return None if out is None else out / name
 
 
-def _is_kept(out: Path | None, settings: AutoencoderSettings) -> bool:
+def _described(settings: AutoencoderSettings, *tables: Tensor) -> dict[str, Any]:
+    """What an autoencoder is made of: the settings, and a digest of the rows."""
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(np.ascontiguousarray(table.cpu().numpy()).data)
+    return {**json.loads(json.dumps(asdict(settings))), "rows": digest.hexdigest()}
+
+
+def _is_kept(out: Path | None, made: dict[str, Any]) -> bool:
     if out is None or not (out / _SETTINGS).is_file():
         return False
-    before, now = json.loads((out / _SETTINGS).read_text()), json.loads(json.dumps(asdict(settings)))
-    different = sorted(key for key in now if before.get(key) != now[key])
+    before = json.loads((out / _SETTINGS).read_text())
+    different = sorted(key for key in made if before.get(key) != made[key])
     if different:
         raise ValueError(f"{out} holds an autoencoder of other settings ({', '.join(different)}): name another folder")
     return True
 
 
-def _kept(model: Any, out: Path | None, settings: AutoencoderSettings) -> nn.Module:
-    """The finished model; its settings are written last, as the mark that it is finished."""
+def _kept(model: Any, out: Path | None, made: dict[str, Any]) -> nn.Module:
+    """The finished model; what it is made of is written last, as the mark that it is finished."""
     if out is not None:
         model.save_pretrained(out)
-        text = json.dumps(asdict(settings), indent=2) + "\n"
+        text = json.dumps(made, indent=2) + "\n"
         write_atomically(out / _SETTINGS, lambda part: part.write_text(text))
     return model.eval()
