@@ -215,7 +215,7 @@ def training(
             Dataset), or (N,) integers; `Rows` are taken as finite.
         options: how to train.
         validation: tables like those of `data`; the loss of the average on them, with noise that is always the same, is
-            taken at the start and every `validate_every` steps.
+            taken at the start, every `validate_every` steps, and at the end.
         on_grid: called with the averaged objective and the step every `grid_every` steps, e.g. to draw samples.
 
     Yields:
@@ -521,7 +521,8 @@ class _Run:
     @torch.no_grad()
     def validate_if_due(self) -> None:
         """Loss of the average on the validation rows; blocks of rows are dealt out to the processes."""
-        if self.validation is None or self.step % self.options.validate_every:
+        due = self.step % self.options.validate_every == 0 or self.step == self.options.steps
+        if self.validation is None or not due:
             return
         B, device = self.options.batch_size, self.accelerator.device
         starts = range(0, len(self.validation[0]), B)
