@@ -91,8 +91,10 @@ def test_a_cell_that_fails_says_why_in_a_line_and_the_others_stay(tmp_path):
 
 
 PARENT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
 sys.path.insert(0, sys.argv[1])
 import test_cells
 from molrmog.experiments.cells import run_cells
@@ -127,7 +129,7 @@ def test_a_grid_that_is_killed_leaves_no_process_and_goes_on(tmp_path, killed_by
             time.sleep(0.05)
         child = int(place.read_text())
         parent.send_signal(killed_by)
-        parent.wait()
+        parent.wait(60)
     assert parent.returncode != 0
     try:
         assert ends(child)
