@@ -79,7 +79,7 @@ def test_a_comparison_is_computed_once_and_gone_on_with(tmp_path, monkeypatch, c
     first, rows, numbers = times(tmp_path), results(tmp_path), without_seconds(tmp_path)
 
     # A row for every line and seed of the tables, each with its figures.
-    arms, cells = images._networks(plan("digits", "smoke"), images._sets(plan("digits", "smoke")), {}, 100, 0, "cpu")
+    arms, cells = images._networks(plan("digits", "smoke"), images._sets(plan("digits", "smoke"), 0), {}, 100, 0, "cpu")
     assert {name for name in first if name.startswith("networks/")} == cells.keys()
     assert [(row["part"], row["autoencoders"], row["label"]) for row in rows] == [
         (arm.part, arm.autoencoders, arm.label) for arm in arms
@@ -152,7 +152,7 @@ def test_experts_that_cannot_be_are_a_cell_that_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_plans_compare_the_same_networks_in_the_same_latents(dataset, budget):
     made = plan(dataset, budget)
-    arms, cells = images._networks(made, images._sets(made), {"data": made.data}, 10, 0, "cpu")
+    arms, cells = images._networks(made, images._sets(made, 0), {"data": made.data}, 10, 0, "cpu")
     assert {arm.cell for arm in arms} == cells.keys()
     main = [arm for arm in arms if arm.part == "networks"]
     assert {cells[arm.cell]["network"] for arm in main} == {"unet", "mlp", "gaussian", "mog", "em"}
@@ -168,7 +168,7 @@ def test_plans_compare_the_same_networks_in_the_same_latents(dataset, budget):
 
 def test_other_seeds_are_other_cells():
     made = plan("digits", "smoke")
-    first, second = (images._networks(made, images._sets(made), {}, 10, seed, "cpu")[1] for seed in (0, 1))
+    first, second = (images._networks(made, images._sets(made, seed), {}, 10, seed, "cpu")[1] for seed in (0, 1))
     assert all(cell["seed"] + 1 == second[name]["seed"] for name, cell in first.items())
 
 
