@@ -94,10 +94,10 @@ def test_a_comparison_is_computed_once_and_gone_on_with(tmp_path, monkeypatch, c
         assert samples.shape == (64, 64)
         assert np.isfinite(samples).all()
 
-    # The size of a mixture of 4 modes in R^8 for each of 2 experts: means, factors, weights; and its density.
+    # A mixture of 4 modes in R^8 for each of 2 experts: means, factors, weights, tau and w; and its density.
     for arm, row in zip(arms, rows, strict=True):
         if arm.part == "networks" and row["network"] in ("mog", "em"):
-            assert int(row["parameters"]) == 2 * 4 * (8 + 8 * 8 + 1)
+            assert int(row["parameters"]) == 2 * (4 * (8 + 8 * 8 + 1) + 2)
             expected = mixture_log_likelihood(kept / arm.cell, kept)
             assert float(row["log-likelihood"]) == pytest.approx(expected, rel=1e-4)
 
