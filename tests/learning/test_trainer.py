@@ -373,3 +373,10 @@ def test_what_does_not_fit_is_refused_in_one_line(denoiser, x, given, message):
     with pytest.raises(ValueError, match=message) as error:
         train(denoiser(), x, VPSchedule(), steps=1, device="cpu", **given)
     assert "\n" not in str(error.value)
+
+
+def test_a_device_that_is_not_there_does_not_spoil_the_next_run(tmp_path):
+    with pytest.raises(RuntimeError, match="abacus"):
+        train(MLPDenoiser(3, 4, 1), ROWS, VPSchedule(), steps=1, device="abacus")
+    train(MLPDenoiser(3, 4, 1), ROWS, VPSchedule(), steps=1, device="cpu", out=tmp_path / "run", progress=True)
+    assert (tmp_path / "run" / "model.safetensors").exists()

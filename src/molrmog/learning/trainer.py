@@ -637,20 +637,27 @@ def _accelerator(options: TrainingOptions, find_unused_parameters: bool) -> Acce
     from accelerate.state import AcceleratorState
     from accelerate.utils import patch_environment
 
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+
+    forget()
     # Rows of an expert may all be in other processes' slices, and then its parameters have no gradient here.
     distributed = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
     # Accelerate takes processes without an accelerator for strangers, unless it is told that they are on the CPU.
     found = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     place = {} if options.device in (None, "cuda") else {"ACCELERATE_TORCH_DEVICE": str(options.device)}
-    with patch_environment(**place):
-        return Accelerator(
-            cpu=options.device == "cpu" or (options.device is None and not found),
-            mixed_precision=options.mixed_precision,
-            kwargs_handlers=[distributed],
-            log_with="tensorboard" if options.tensorboard else None,
-            project_dir=None if options.out is None else str(options.out),
-        )
+    try:
+        with patch_environment(**place):
+            return Accelerator(
+                cpu=options.device == "cpu" or (options.device is None and not found),
+                mixed_precision=options.mixed_precision,
+                kwargs_handlers=[distributed],
+                log_with="tensorboard" if options.tensorboard else None,
+                project_dir=None if options.out is None else str(options.out),
+            )
+    except Exception:
+        forget()  # A device that is not there leaves half a state, which whoever asks next would take for a whole one.
+        raise
 
 
 def _is_main_process() -> bool:
