@@ -25,7 +25,7 @@ _SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
 _FEATURES = Literal["pca", "classifier", "squeezenet"]
 _NETWORKS = Literal["mog", "gaussian", "unet", "mlp"]
-_EXPERIMENTS = Literal["images", "floor"]
+_EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces"]
 _IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
 
@@ -229,11 +229,13 @@ def _demo() -> ArgumentParser:
 def _reproduce() -> ArgumentParser:
     parser = _command(
         "Run an experiment and write its page, tables and pictures. The same command again computes "
-        "what is missing. images: MoG, Gaussian and U-Net in the same latents; floor: where the best loss is known."
+        "what is missing. images: MoG, Gaussian and U-Net in the same latents; floor: where the best loss is known; "
+        "estimation, curvature, convergence, overlap: the paper's theory, measured on known laws; subspaces: how many "
+        "rows it takes to recover them."
     )
     add = parser.add_argument
-    add("name", type=_EXPERIMENTS, help="images or floor")
-    add("--out", type=str | None, default=None, metavar="FOLDER", help="runs/NAME-DATASET-BUDGET where not given")
+    add("name", type=_EXPERIMENTS, help="one of them")
+    add("--out", type=str | None, default=None, metavar="FOLDER", help="runs/NAME-BUDGET where not given")
     add("--budget", type=Literal["smoke", "cpu", "gpu"], default="smoke", help="a minute, an hour of four cores, a GPU")
     add(
         "--dataset", type=_IMAGES, default="mnist", help="of images: mnist, fashion-mnist, cifar10, parachute or digits"

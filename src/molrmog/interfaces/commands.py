@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -525,7 +526,7 @@ def reproduce(
     """Run an experiment, or what is missing of it.
 
     Args:
-        name: "images" or "floor".
+        name: an experiment, see `molrmog.experiments`.
         out: folder of the experiment.
         budget: "smoke", "cpu" or "gpu".
         dataset: of "images".
@@ -542,16 +543,15 @@ def reproduce(
     """
     if seed < 0 or (workers is not None and workers < 1):
         raise ValueError(f"--seed {seed}, --workers {workers}: pass 0 or more, and at least 1")
+    options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1}
+    default = f"runs/{name}-{budget}"
     if name == "images":
-        from molrmog.experiments.images import run_images
-
-        folder = Path(out or f"runs/images-{dataset}-{budget}")
-        page = run_images(folder, dataset, budget, seed=seed, workers=workers, device=device, data_dir=data_dir)
-    else:
-        from molrmog.experiments.floor import run_floor
-
-        folder = Path(out or f"runs/floor-{budget}")
-        page = run_floor(folder, cast(Any, budget), seed=seed, workers=workers or os.cpu_count() or 1)
+        options |= {"dataset": dataset, "workers": workers, "device": device}
+        default = f"runs/images-{dataset}-{budget}"
+    if name in ("images", "overlap"):
+        options["data_dir"] = data_dir
+    run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
+    page = run(Path(out or default), budget=budget, **options)
     print(f"report  {page}")
 
 
