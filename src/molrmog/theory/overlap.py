@@ -1,0 +1,186 @@
+"""How much the modes of a law overlap at one noise level.
+
+    xi_ij(x) = r_i(x) r_j(x) <= 1/4  (i != j),        eps_overlap = max_i sum_{j != i} E[xi_ij]
+
+with the gates r of the law at x ~ p_t. They add up to one, so no pairs are needed for the sum over j:
+
+    sum_{j != i} xi_ij = r_i (1 - r_i),               eps_overlap = max_i E[ r_i (1 - r_i) ] <= 1/4
+
+Gates depend on x_t / s and sigma = gamma / s alone, so overlap is a function of sigma, whatever the schedule. It grows
+with noise towards max_i w_i (1 - w_i): with enough noise every mixture overlaps, and no figure means anything without
+its sigma. The gates may be those of all modes, or of subspaces (sums over their modes); for the modes of one subspace,
+measure `denoisers.mog.latent_law` of it.
+
+References:
+    arXiv 2601.01475, the extension to overlapping modes ("bounded overlap").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from molrmog.law import Law, normal
+
+APART = 1e-3
+"""The xi below which arXiv 2601.01475 calls modes separated."""
+
+_ROWS = 4096  # whose gates are held at once
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Overlap of C modes, or C subspaces, as means over rows.
+
+    Attributes:
+        pairs: E[xi_ij], zero on the diagonal, with shape (C, C).
+        pairs_error: standard errors of `pairs`, with shape (C, C).
+        each: E[r_i (1 - r_i)], what i shares with all others, with shape (C,).
+        each_error: standard errors of `each`, with shape (C,).
+        apart: share of the rows on which every xi_ij is below `APART`.
+        rows: how many rows.
+    """
+
+    pairs: Tensor
+    pairs_error: Tensor
+    each: Tensor
+    each_error: Tensor
+    apart: float
+    rows: int
+
+    @property
+    def eps(self) -> float:
+        """eps_overlap, the largest of `each`."""
+        return float(self.each.max())
+
+    @property
+    def largest_pair(self) -> float:
+        """Largest E[xi_ij]."""
+        return float(self.pairs.max())
+
+    @property
+    def mean_pair(self) -> float:
+        """Mean E[xi_ij] over the pairs; 0 where there are none."""
+        C = len(self.each)
+        return float(self.pairs.sum()) / max(C * (C - 1), 1)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Interval for eps_overlap that holds whichever i is largest: of all `each` at once, by Bonferroni.
+
+        It rests on the normal limit of means over rows. Where modes hardly meet, E[xi] comes from few rows out of many,
+        and an interval that reaches 0 is to be read as "not seen on so many rows".
+
+        Args:
+            confidence: probability that all C means lie within theirs, in (0, 1).
+
+        Raises:
+            ValueError: confidence is out of range.
+        """
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence = {confidence}: pass a probability between 0 and 1")
+        reach = NormalDist().inv_cdf(1 - (1 - confidence) / (2 * len(self.each))) * self.each_error
+        return max(0.0, float((self.each - reach).max())), float((self.each + reach).max())
+
+
+@torch.no_grad()
+def gate_overlap(gates: Tensor) -> Overlap:
+    """Overlap of gates on given rows.
+
+    Args:
+        gates: r_i of each row, rows adding up to one, with shape (B, C), B >= 2.
+
+    Returns:
+        Means over the rows, in float64.
+
+    Raises:
+        ValueError: gates have another shape.
+
+    Example:
+        >>> found = gate_overlap(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+        >>> found.eps, found.largest_pair, found.apart
+        (0.125, 0.125, 0.5)
+    """
+    if gates.ndim != 2 or len(gates) < 2 or not gates.shape[1]:
+        raise ValueError(f"gates have shape {tuple(gates.shape)}: pass two rows or more, (B, C)")
+    B, C = gates.shape
+    first, second = (torch.zeros(C, C, dtype=torch.float64, device=gates.device) for _ in range(2))
+    each, each2 = (torch.zeros(C, dtype=torch.float64, device=gates.device) for _ in range(2))
+    apart = 0
+    for r in gates.split(_ROWS):
+        r = r.double()
+        shared = r * (1 - r)
+        square = r.square()
+        first += r.T @ r
+        second += square.T @ square
+        each += shared.sum(0)
+        each2 += shared.square().sum(0)
+        two = r.topk(min(2, C), dim=1).values
+        apart += int((two[:, 0] * two[:, 1] < APART).sum()) if C > 1 else len(r)
+
+    def mean(total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        value = total / B
+        return value, ((squares / B - value.square()).clamp(min=0) / (B - 1)).sqrt()
+
+    off = 1 - torch.eye(C, dtype=first.dtype, device=first.device)
+    return Overlap(*mean(off * first, off * second), *mean(each, each2), apart=apart / B, rows=B)
+
+
+@torch.no_grad()
+def measure_overlap(
+    law: Law, x: Tensor, s: float, gamma: float, *, of: Literal["modes", "subspaces"] = "modes"
+) -> Overlap:
+    """Overlap of a law's modes, or of its subspaces, on noised rows.
+
+    Args:
+        law: any law over R^D.
+        x: rows of x_t with shape (B, D): fresh ones of the law, `law.sample(n, s=s, gamma=gamma).x`, for the figure of
+            the law; real rows, `noised(rows, s, gamma)`, for that of the data.
+        s: signal scale.
+        gamma: noise standard deviation, in data units.
+        of: the modes of all subspaces, or the subspaces.
+
+    Raises:
+        ValueError: `of` is neither, or x does not fit the law.
+
+    Example:
+        >>> from molrmog.mixture import MoLRMoG
+        >>> law = MoLRMoG.random(dim=16, latent_dims=(3, 3), modes=(2, 2), rank=1, noise=0.05, seed=0)
+        >>> x = law.sample(2000, torch.Generator().manual_seed(0), s=0.6, gamma=0.8).x
+        >>> found = measure_overlap(law, x, 0.6, 0.8)
+        >>> low, high = found.interval()
+        >>> 0 < low < found.eps < high < 0.25
+        True
+
+    References:
+        arXiv 2601.01475, xi_ij and eps_overlap.
+    """
+    if of not in ("modes", "subspaces"):
+        raise ValueError(f"of = {of!r}: choose modes or subspaces")
+    gates = torch.cat([law.posterior(rows, s, gamma).responsibilities for rows in x.split(_ROWS)])
+    if of == "subspaces":
+        sums = gates.new_zeros(len(gates), law.subspaces)
+        gates = sums.index_add_(1, law.component_of.to(gates.device), gates)
+    return gate_overlap(gates)
+
+
+def noised(x: Tensor, s: float, gamma: float, generator: torch.Generator | None = None) -> Tensor:
+    """Rows x_t = s x_0 + gamma eps with shape (B, D).
+
+    Args:
+        x: clean rows x_0, with shape (B, D).
+        s: signal scale.
+        gamma: noise standard deviation, in data units.
+        generator: source of randomness, for reproducibility.
+    """
+    return s * x + gamma * normal(tuple(x.shape), generator, like=x)
+
+
+def levels(sigma: float) -> tuple[float, float]:
+    """The s and gamma with gamma / s = sigma and s^2 + gamma^2 = 1, as of every variance-preserving schedule."""
+    s = 1 / math.hypot(1.0, sigma)
+    return s, sigma * s
