@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from molrmog.data import Dataset
     from molrmog.data import load as load_data
     from molrmog.denoisers.base import Denoiser
+    from molrmog.denoisers.blend import BlendDenoiser
     from molrmog.denoisers.experts import Experts, PerExpert
     from molrmog.denoisers.gaussian import GaussianDenoiser
     from molrmog.denoisers.mlp import MLPDenoiser
     from molrmog.denoisers.mog import MoGDenoiser
+    from molrmog.denoisers.patches import PatchDenoiser
+    from molrmog.denoisers.residual import ResidualDenoiser
     from molrmog.denoisers.saved import load
     from molrmog.denoisers.unet import UNetDenoiser
     from molrmog.head_tail import HeadTail
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
 
 _HOMES = {
+    "BlendDenoiser": "denoisers.blend",
     "CosineSchedule": "schedules",
     "Dataset": "data",
     "Denoiser": "denoisers.base",
@@ -43,8 +47,10 @@ _HOMES = {
     "MLPDenoiser": "denoisers.mlp",
     "MoGDenoiser": "denoisers.mog",
     "MoLRMoG": "mixture",
+    "PatchDenoiser": "denoisers.patches",
     "PerExpert": "denoisers.experts",
     "Posterior": "law",
+    "ResidualDenoiser": "denoisers.residual",
     "Samples": "law",
     "Subspace": "mixture",
     "UNetDenoiser": "denoisers.unet",
@@ -59,6 +65,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BlendDenoiser",
     "CosineSchedule",
     "Dataset",
     "Denoiser",
@@ -70,8 +77,10 @@ __all__ = [
     "MLPDenoiser",
     "MoGDenoiser",
     "MoLRMoG",
+    "PatchDenoiser",
     "PerExpert",
     "Posterior",
+    "ResidualDenoiser",
     "Samples",
     "Subspace",
     "UNetDenoiser",

@@ -37,6 +37,7 @@ class MLPDenoiser(Preconditioned):
         experts: int = 0,
         dropout: float = 0.0,
         sigma_data: float = 1.0,
+        inputs: int = 1,
     ) -> None:
         """Build the network.
 
@@ -47,15 +48,16 @@ class MLPDenoiser(Preconditioned):
             experts: number of experts it is told apart by; 0 for none.
             dropout: probability, inside the blocks.
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents.
+            inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
 
         Raises:
             ValueError: a size is out of range.
         """
-        super().__init__(dim, experts, sigma_data)
+        super().__init__(dim, experts, sigma_data, inputs)
         if dim < 1 or depth < 1 or width < 2 or width % 2:
             raise ValueError(f"dim = {dim}, width = {width}, depth = {depth}: pass sizes >= 1 and an even width")
         self.width, self.depth, self.dropout = width, depth, dropout
-        self.enter = nn.Linear(dim, width)
+        self.enter = nn.Linear(inputs * dim, width)
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.expert = nn.Embedding(experts, width) if experts else None
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
@@ -67,11 +69,11 @@ class MLPDenoiser(Preconditioned):
     @property
     def config(self) -> dict[str, Any]:
         """What builds the network."""
-        names = ("dim", "width", "depth", "experts", "dropout", "sigma_data")
+        names = ("dim", "width", "depth", "experts", "dropout", "sigma_data", "inputs")
         return {"denoiser": "MLPDenoiser", **{name: getattr(self, name) for name in names}}
 
     def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
-        """F, with shape (B, D); x with shape (B, D), c_noise and expert with shape (B,)."""
+        """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert with shape (B,)."""
         e = self.noise(waves(c_noise, self.width))
         if self.expert is not None:
             e = e + self.expert(expert)

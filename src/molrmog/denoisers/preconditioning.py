@@ -37,17 +37,21 @@ class Preconditioned(ScoreNetwork):
     Attributes:
         sigma_data: standard deviation sd of a coordinate of the data; 1 for standardised latents.
         experts: how many experts the network is told apart by; 0 where it is told none.
+        inputs: how many rows F sees side by side; more than one only inside a `ResidualDenoiser`.
     """
 
-    def __init__(self, dim: int, experts: int, sigma_data: float) -> None:
+    def __init__(self, dim: int, experts: int, sigma_data: float, inputs: int = 1) -> None:
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
         if experts < 0:
             raise ValueError(f"experts = {experts}: pass 0 for a network that is told no expert")
+        if inputs < 1:
+            raise ValueError(f"inputs = {inputs}: pass 1, or 2 for a network inside a ResidualDenoiser")
         self.dim = dim
         self.experts = experts
         self.sigma_data = sigma_data
+        self.inputs = inputs
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """Estimate E[x_0 | x_t] with shape (B, D).
@@ -63,6 +67,8 @@ class Preconditioned(ScoreNetwork):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        if self.inputs > 1:
+            raise ValueError(f"this network sees {self.inputs} rows side by side: put it into a ResidualDenoiser")
         if expert is not None and not self.experts:
             raise ValueError(f"this {type(self).__name__} is told no expert: build it with experts=K, or pass none")
         index = expert_of_rows(expert, x, self.experts) if self.experts else None

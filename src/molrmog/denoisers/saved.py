@@ -24,6 +24,9 @@ _HOMES = {
     "MLPDenoiser": "denoisers.mlp",
     "PerExpert": "denoisers.experts",
     "Experts": "denoisers.experts",
+    "PatchDenoiser": "denoisers.patches",
+    "BlendDenoiser": "denoisers.blend",
+    "ResidualDenoiser": "denoisers.residual",
 }
 
 
@@ -56,6 +59,24 @@ def build_law(config: dict[str, Any]) -> MoLRMoG | HeadTail:
         raise ValueError(f"the configuration names the law {config.get('law')!r}: there are MoLRMoG, HeadTail")
     head, dim, tail = MoLRMoG(**config["head"]), config["dim"], config["tail"]
     return HeadTail(head, torch.eye(dim, head.dim + tail), torch.zeros(dim), torch.zeros(tail), torch.zeros(()))
+
+
+def config_of(model: object) -> dict[str, Any]:
+    """What builds a law or a denoiser, for :func:`build_base`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(model, MoLRMoG | HeadTail):
+        return {"law": type(model).__name__, **model.config}
+    if isinstance(model, ScoreNetwork):
+        return model.config
+    raise ValueError(f"a {type(model).__name__} is no law and no network of this library: save its state_dict yourself")
+
+
+def build_base(config: dict[str, Any]) -> ScoreNetwork | MoLRMoG | HeadTail:
+    """Build the law or the denoiser that :func:`config_of` described."""
+    return build_denoiser(config) if "denoiser" in config else build_law(config)
 
 
 def build_autoencoders(config: dict[str, Any] | list[dict[str, Any]]) -> nn.Module:

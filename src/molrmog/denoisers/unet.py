@@ -36,6 +36,7 @@ class UNetDenoiser(Preconditioned):
         dropout: float = 0.0,
         experts: int = 0,
         sigma_data: float = 1.0,
+        inputs: int = 1,
     ) -> None:
         """Build the network.
 
@@ -48,6 +49,7 @@ class UNetDenoiser(Preconditioned):
             experts: number of experts it is told apart by; 0 for none.
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents, about 0.5 for
                 pixels in [-1, 1].
+            inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
 
         Raises:
             ValueError: the shape is not (C, H, W), or the channels do not fit.
@@ -60,7 +62,7 @@ class UNetDenoiser(Preconditioned):
             raise ValueError(
                 f"channels = {tuple(channels)}: attention takes a multiple of 8 in the last, or turn it off"
             )
-        super().__init__(math.prod(shape), experts, sigma_data)
+        super().__init__(math.prod(shape), experts, sigma_data, inputs)
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.shape = tuple(int(size) for size in shape)
@@ -71,7 +73,7 @@ class UNetDenoiser(Preconditioned):
         plain = len(channels) - 1
         self.unet = UNet2DModel(
             sample_size=tuple(size + more for size, more in zip(self.shape[1:], self._padding, strict=True)),
-            in_channels=self.shape[0],
+            in_channels=inputs * self.shape[0],
             out_channels=self.shape[0],
             block_out_channels=self.channels,
             layers_per_block=layers,
@@ -88,13 +90,13 @@ class UNetDenoiser(Preconditioned):
     @property
     def config(self) -> dict[str, Any]:
         """What builds the network."""
-        names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data")
+        names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data", "inputs")
         return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}}
 
     def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
-        """F, with shape (B, D); x with shape (B, D), c_noise and expert with shape (B,)."""
+        """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert with shape (B,)."""
         _, height, width = self.shape
         more_height, more_width = self._padding
-        images = nn.functional.pad(x.unflatten(1, self.shape), (0, more_width, 0, more_height))
+        images = nn.functional.pad(x.unflatten(1, (-1, height, width)), (0, more_width, 0, more_height))
         out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=expert, return_dict=False)[0]
         return out[..., :height, :width].flatten(1)

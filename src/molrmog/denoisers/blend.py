@@ -1,0 +1,125 @@
+"""Several denoisers as one: a linear blend, with weights per noise level from least squares on data.
+
+    D(x_t) = m + sum_i w_i(sigma) ( D_i(x_t) - m ),      w(sigma) = argmin_w E | x_0 - D(x_t) |^2,    sigma = gamma / s
+
+The problem is linear in w, so that its solution is closed-form, on training rows noised at each level of a table, and
+no part of the blend is better than the blend there. At low noise patches are right, at high noise a law of whole
+pictures, and in between the two err in different ways.
+
+At low noise all parts say nearly x_t / s, and what they differ in is all that counts. So the regression is one of
+x_0 - M on M - m and the D_i - M, with M the mean of the parts, each scaled to one; a ridge of 1e-4 lets parts that say
+the same share their weight.
+
+References:
+    Breiman, Stacked regressions, Machine Learning 24, 1996.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from molrmog.denoisers.base import Denoiser, ScoreNetwork, level_of_rows
+from molrmog.denoisers.levels import LevelTable, log_sigma_grid, unit_level
+from molrmog.denoisers.saved import build_base, config_of
+from molrmog.law import Noise
+
+_ROWS = 256  # rows at each noise level
+_RIDGE = 1e-4
+
+
+class BlendDenoiser(ScoreNetwork):
+    """A blend of denoisers; equal weights until :meth:`fit_` is called.
+
+    Attributes:
+        parts: the denoisers D_i.
+        weights: w by noise level.
+        mean: m, with shape (D,).
+
+    Example:
+        >>> from molrmog import MoLRMoG
+        >>> law = MoLRMoG.random(dim=8, latent_dims=(2,), modes=(2,), noise=0.1, seed=0)
+        >>> other = MoLRMoG.random(dim=8, latent_dims=(2,), modes=(2,), noise=0.1, seed=1)
+        >>> blend = BlendDenoiser([law, other]).fit_(law.sample(500).x)
+        >>> blend.weights.values[20, 0].item() > 0.9  # the first is right
+        True
+    """
+
+    mean: Tensor
+
+    def __init__(self, parts: Sequence[Denoiser]) -> None:
+        """Put denoisers together.
+
+        Args:
+            parts: torch modules with `dim` and `denoise`, of one dimension.
+
+        Raises:
+            ValueError: there are none, or they differ in dimension.
+        """
+        super().__init__()
+        dims = {cast(Any, part).dim for part in parts}
+        if len(dims) != 1:
+            raise ValueError(f"denoisers of dimensions {sorted(dims)}: pass at least one, all of one dimension")
+        self.dim = int(dims.pop())
+        self.parts = nn.ModuleList(cast("Sequence[nn.Module]", parts))
+        self.weights = LevelTable(len(parts))
+        self.weights.values.fill_(1 / len(parts))
+        self.register_buffer("mean", torch.zeros(self.dim))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the denoiser: the configuration of each part."""
+        return {"denoiser": "BlendDenoiser", "parts": [config_of(part) for part in self.parts]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the denoiser that `config` describes, before its tensors are read."""
+        return cls(cast(Any, [build_base(part).requires_grad_(False) for part in config["parts"]]))
+
+    @torch.no_grad()
+    def fit_(self, x: Tensor, seed: int = 0) -> Self:
+        """Solve for the weights on rows that are noised at every level of the table.
+
+        Args:
+            x: rows with shape (N, D) that the parts may know.
+            seed: of the rows that are taken at each level, and of the noise.
+
+        Returns:
+            Itself.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        self.mean.copy_(x.double().mean(0))
+        for i, log_sigma in enumerate(log_sigma_grid()):
+            s, gamma = unit_level(log_sigma)
+            mine = torch.randint(len(x), (_ROWS,), generator=draw)
+            x0 = x[mine].to(self.mean)
+            xt = s * x0 + gamma * torch.randn(x0.shape, generator=draw).to(x0)
+            said = torch.stack(self._each(xt, s, gamma)).double()  # (parts, B, D)
+            M = said.mean(0)
+            apart = torch.cat([(M - self.mean)[None], said - M]).flatten(1)  # (1 + parts, B D)
+            length = apart.norm(dim=1).clamp(min=1e-12)
+            apart = apart / length[:, None]
+            G = apart @ apart.T + _RIDGE * torch.eye(len(apart)).to(apart)
+            shrink, *u = torch.linalg.solve(G, apart @ (x0 - M).flatten()) / length
+            u = torch.stack(u)
+            self.weights.values[i] = (1 + shrink) / len(u) + u - u.mean()
+        return self
+
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
+        """The blend's estimate of E[x_0 | x_t], with shape (B, D).
+
+        Args:
+            x: the noised rows x_t, with shape (B, D).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation, a float or one per row with shape (B,).
+        """
+        w = self.weights(level_of_rows(s, x), level_of_rows(gamma, x))  # (B, parts)
+        mean = self.mean.to(x.dtype)
+        said = torch.stack([each - mean for each in self._each(x, s, gamma)], 1)  # (B, parts, D)
+        return mean + (w[:, None] @ said)[:, 0]
+
+    def _each(self, x: Tensor, s: Noise, gamma: Noise) -> list[Tensor]:
+        return [cast(Any, part).denoise(x, s, gamma) for part in self.parts]

@@ -1,0 +1,200 @@
+"""A network on top of a closed form: the base does what it knows, the network learns what is left.
+
+    D(x_t) = B(x_t) + c_res F( c_in x_t,  B(x_t) / sd,  c_noise )
+
+B is the denoiser of a law, or any other; F = 0, which is how networks start, gives exactly B. EDM's preconditioning is
+the case of B(x) = c_skip x, one isotropic Gaussian, and of c_res = c_out. A better base leaves less,
+
+    c_res(s, gamma) = ratio(gamma / s) c_out(s, gamma),      ratio^2 = E |x_0 - B(x_t)|^2 / (D c_out^2)
+
+so that the target of F, (x_0 - B) / c_res, has unit mean square at every noise level. The ratio depends on
+sigma = gamma / s alone. It is measured on rows and kept as a table; on samples of the law itself, where B is its
+denoiser, it is the law's posterior variance, E tr Cov[x_0 | x_t] / D.
+
+What the base brings can be taken apart: without `added` it is only an input, D = c_skip x + c_out F(c_in x, B / sd);
+without `as_input` it is only added.
+
+References:
+    Karras et al., arXiv 2206.00364, table 1 (the preconditioning).
+    arXiv 2601.01475, section 3 (the law whose denoiser is the base).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.levels import LevelTable, log_sigma_grid, unit_level
+from molrmog.denoisers.preconditioning import noise_condition
+from molrmog.denoisers.saved import build_base, build_denoiser, config_of
+from molrmog.law import Noise
+
+_ROWS = 256  # rows measured at each noise level
+_LEAST = 1e-3  # a base that leaves less than this share of c_out is scaled as if it left so much
+
+
+class ResidualDenoiser(ScoreNetwork):
+    """A base plus what a network learns on top of it.
+
+    The base is trained along where its parameters ask for gradients; a law that comes from a fit does not.
+
+    Attributes:
+        base: any denoiser over R^D; one that takes experts is told them.
+        network: F, over 2D inputs and D outputs where the base is an input.
+        log_ratio: log(c_res / c_out) by noise level.
+        sigma_data: root mean square sd of a coordinate of the data.
+
+    Example:
+        >>> from molrmog import MLPDenoiser, MoLRMoG
+        >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), rank=1, noise=0.1, seed=0)
+        >>> law = law.requires_grad_(False)
+        >>> x = law.sample(500).x
+        >>> network = ResidualDenoiser(law, MLPDenoiser(8, width=16, inputs=2)).measure_(x)
+        >>> xt = law.sample(3, s=0.8, gamma=0.6).x
+        >>> bool((network.denoise(xt, 0.8, 0.6) == law.denoise(xt, 0.8, 0.6)).all())  # before training
+        True
+    """
+
+    _sigma_data: Tensor
+
+    def __init__(
+        self,
+        base: Denoiser | ExpertDenoiser,
+        network: nn.Module,
+        *,
+        as_input: bool = True,
+        added: bool = True,
+        sigma_data: float = 0.5,
+    ) -> None:
+        """Put a network on a base; call :meth:`measure_` before training.
+
+        Args:
+            base: a torch module with `dim` and `denoise`.
+            network: an `UNetDenoiser` or `MLPDenoiser` with `inputs=2` (1 where the base is no input), or any module
+                called with rows (B, 2D), c_noise (B,) and the experts (B,) or None, that returns rows (B, D).
+            as_input: whether F sees the base's estimate.
+            added: whether the base's estimate is added to what F says.
+            sigma_data: of the data, in data units; :meth:`measure_` replaces it.
+
+        Raises:
+            ValueError: the network does not fit the base.
+        """
+        super().__init__()
+        dim = cast(Any, base).dim
+        wanted = 2 if as_input else 1
+        if getattr(network, "inputs", wanted) != wanted:
+            raise ValueError(f"the network has inputs={cast(Any, network).inputs}: build it with inputs={wanted}")
+        if getattr(network, "dim", dim) != dim:
+            raise ValueError(f"a network over R^{cast(Any, network).dim} on a base over R^{dim}: pass equal dimensions")
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
+        self.base = cast(nn.Module, base)
+        self.network = network
+        self.dim = int(dim)
+        self.as_input, self.added = as_input, added
+        self.log_ratio = LevelTable()
+        self.register_buffer("_sigma_data", torch.tensor(float(sigma_data)))
+
+    @property
+    def sigma_data(self) -> float:
+        """Root mean square of a coordinate of the data."""
+        return float(self._sigma_data)
+
+    @property
+    def experts(self) -> int:
+        """How many experts network or base are told apart by; 0 where neither is told any."""
+        return max(_experts(self.network), _experts(self.base))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the network.
+
+        Raises:
+            ValueError: network or base is none of this library.
+        """
+        return {
+            "denoiser": "ResidualDenoiser",
+            "base": config_of(self.base),
+            "network": config_of(self.network),
+            "as_input": self.as_input,
+            "added": self.added,
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained: those of the network, and of the base where it asks for gradients."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the network that `config` describes, untrained, with a frozen base."""
+        base = build_base(config["base"]).requires_grad_(False)
+        return cls(
+            cast(Any, base), build_denoiser(config["network"]), as_input=config["as_input"], added=config["added"]
+        )
+
+    @torch.no_grad()
+    def measure_(self, x: Tensor, expert: Tensor | None = None, seed: int = 0) -> Self:
+        """Measure on rows what the base leaves at every noise level, so that the target of F has unit mean square.
+
+        Args:
+            x: rows with shape (N, D) that the base may know; samples of the law give its own posterior variance.
+            expert: of each row, with shape (N,), where the base is told experts.
+            seed: of the rows that are taken, and of the noise.
+
+        Returns:
+            Itself.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        self._sigma_data.fill_(x.double().square().mean().sqrt())
+        for i, log_sigma in enumerate(log_sigma_grid()):
+            s, gamma = unit_level(log_sigma)
+            mine = torch.randint(len(x), (min(_ROWS, 4 * len(x)),), generator=draw)
+            x0 = x[mine].to(self._sigma_data)
+            xt = s * x0 + gamma * torch.randn(x0.shape, generator=draw).to(x0)
+            left = (x0 - self._base(xt, s, gamma, None if expert is None else expert[mine])).double().square().mean()
+            c_out = gamma * self.sigma_data / math.hypot(s * self.sigma_data, gamma)
+            self.log_ratio.values[i] = (left.sqrt() / c_out).clamp(min=_LEAST).log()
+        return self
+
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """Estimate E[x_0 | x_t] with shape (B, D).
+
+        Args:
+            x: the noised rows x_t, with shape (B, D).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation, a float or one per row with shape (B,).
+            expert: index of the expert, one for all rows or one per row with shape (B,).
+
+        Raises:
+            ValueError: wrong shapes, or an expert that nobody knows.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        if expert is not None and not self.experts:
+            raise ValueError("neither base nor network is told experts: pass none")
+        base = self._base(x, s, gamma, expert)
+        s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
+        sd = self._sigma_data.to(x.dtype)
+        c_in = (s.square() * sd.square() + gamma.square()).rsqrt()  # (B,)
+        c_out = gamma * sd * c_in
+        seen = torch.cat([c_in[:, None] * x, base / sd], 1) if self.as_input else c_in[:, None] * x
+        index = expert_of_rows(expert, x, _experts(self.network)) if _experts(self.network) else None
+        width = next((parameter.dtype for parameter in self.network.parameters()), x.dtype)
+        F = self.network(seen.to(width), noise_condition(s, gamma).to(width), index).to(x.dtype)
+        if not self.added:
+            return (s * sd.square() * c_in.square())[:, None] * x + c_out[:, None] * F
+        c_res = self.log_ratio(s, gamma).exp() * c_out
+        return base + c_res[:, None] * F
+
+    def _base(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
+        told = {"expert": expert} if _experts(self.base) else {}
+        return cast(Any, self.base).denoise(x, s, gamma, **told)
+
+
+def _experts(module: nn.Module) -> int:
+    return int(getattr(module, "experts", 0))

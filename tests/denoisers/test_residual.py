@@ -1,0 +1,179 @@
+"""A network on a base: nothing at the start, unit targets at every level, EDM where the base is one Gaussian."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import molrmog
+from molrmog import MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert, UNetDenoiser
+from molrmog.denoisers.levels import LevelTable, log_sigma_grid
+from molrmog.denoisers.residual import ResidualDenoiser
+from molrmog.mixture import Subspace
+
+LEVELS = [(1.0, 0.02), (1.0, 0.3), (0.8, 0.6), (0.3, 2.0), (0.0, 1.0)]
+
+
+def a_law(dim=6, seed=0):
+    return MoLRMoG.random(dim, (2, 3), (2, 1), rank=2, noise=0.2, seed=seed).requires_grad_(False)
+
+
+def isotropic(dim, sd):
+    """N(0, sd^2 I) as a law."""
+    part = Subspace(
+        weight=1.0,
+        basis=torch.eye(dim)[:, :1],
+        offset=torch.zeros(dim),
+        tau=sd,
+        mode_weights=torch.ones(1),
+        means=torch.zeros(1, 1),
+        factors=(torch.zeros(1, 1),),
+    )
+    return MoLRMoG.from_subspaces([part]).requires_grad_(False)
+
+
+def noised(law, rows, s, gamma, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    x0 = law.sample(rows, draw).x
+    return x0, s * x0 + gamma * torch.randn(x0.shape, generator=draw)
+
+
+def moved(network, size=0.3):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    return network
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "make", [lambda: MLPDenoiser(6, width=8, inputs=2), lambda: UNetDenoiser((1, 2, 3), (8,), inputs=2)]
+)
+def test_an_untrained_network_leaves_the_base_as_it_is(make, level):
+    law = a_law()
+    network = ResidualDenoiser(law, make()).measure_(law.sample(300).x)
+    _, xt = noised(law, 20, *level)
+    assert torch.equal(network.denoise(xt, *level), law.denoise(xt, *level))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("s", "gamma"), LEVELS[:4])
+def test_the_target_of_the_network_has_unit_mean_square(s, gamma):
+    law = a_law()
+    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2)).measure_(law.sample(4000).x)
+    x0, xt = noised(law, 20_000, s, gamma, seed=2)
+    nn.init.ones_(network.network.leave.bias)
+    scale = float((network.denoise(xt[:1], s, gamma) - law.denoise(xt[:1], s, gamma)).mean())  # F = 1 adds c_res
+    target = (x0 - law.denoise(xt, s, gamma)) / scale
+    assert float(target.square().mean()) == pytest.approx(1.0, abs=0.15)  # tables of 256 rows a level
+    # On samples of the law the scale is its posterior variance.
+    assert scale**2 == pytest.approx(float(law.posterior(xt, s, gamma).variance.mean()), rel=0.15)
+
+
+def test_on_one_isotropic_gaussian_it_is_edm():
+    sd = 0.7
+    law = isotropic(6, sd)
+    edm = moved(MLPDenoiser(6, width=8, sigma_data=sd))
+    network = ResidualDenoiser(law, edm, as_input=False, sigma_data=sd)  # ratio 1 at every level
+    for s, gamma in LEVELS[:4]:
+        _, xt = noised(law, 10, s, gamma)
+        torch.testing.assert_close(network.denoise(xt, s, gamma), edm.denoise(xt, s, gamma), rtol=1e-4, atol=1e-5)
+    measured = network.measure_(law.sample(20_000, torch.Generator().manual_seed(0)).x)
+    assert measured.sigma_data == pytest.approx(sd, rel=0.01)
+    assert float(measured.log_ratio.values.abs().max()) < 0.1  # 256 x 6 numbers a level
+
+
+def test_a_base_that_is_only_an_input_does_not_add():
+    law = a_law()
+    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2), added=False, sigma_data=0.5)
+    _, xt = noised(law, 10, 0.8, 0.6)
+    skip = 0.8 * 0.25 / (0.64 * 0.25 + 0.36)
+    torch.testing.assert_close(network.denoise(xt, 0.8, 0.6), skip * xt)
+    moved(network.network)
+    seen = network.denoise(xt, 0.8, 0.6)
+    network.base = a_law(seed=3)
+    assert not torch.allclose(seen, network.denoise(xt, 0.8, 0.6))
+
+
+def test_the_base_is_trained_along_only_where_it_asks():
+    law = a_law()
+    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2))
+    _, xt = noised(law, 10, 1.0, 0.3)
+    network.denoise(xt, 1.0, 0.3).square().sum().backward()
+    assert all(parameter.grad is None for parameter in law.parameters())
+    assert network.num_parameters == network.network.num_parameters
+    along = MoGDenoiser(law, learn=("mean",))
+    network = ResidualDenoiser(along, MLPDenoiser(6, width=8, inputs=2))
+    network.denoise(xt, 1.0, 0.3).square().sum().backward()
+    assert float(along.law.mean.grad.abs().max()) > 0
+    assert network.num_parameters == network.network.num_parameters + along.law.mean.numel()
+
+
+def test_experts_reach_base_and_network():
+    parts = PerExpert([MoGDenoiser(a_law(seed=k)) for k in range(3)]).requires_grad_(False)
+    network = ResidualDenoiser(parts, moved(MLPDenoiser(6, width=8, experts=3, inputs=2)))
+    _, xt = noised(a_law(), 6, 1.0, 0.3)
+    expert = torch.arange(6) % 3
+    network.measure_(xt, expert)
+    together = network.denoise(xt, 1.0, 0.3, expert)
+    for k in range(3):
+        alone = network.denoise(xt[expert == k], 1.0, 0.3, k)
+        torch.testing.assert_close(together[expert == k], alone, rtol=1e-4, atol=1e-5)
+    assert network.experts == 3
+
+
+def test_it_comes_back_from_a_folder(tmp_path):
+    law = a_law()
+    network = ResidualDenoiser(law, moved(MLPDenoiser(6, width=8, inputs=2))).measure_(law.sample(200).x).eval()
+    network.save_pretrained(tmp_path)
+    again = molrmog.load(tmp_path)
+    _, xt = noised(law, 10, 0.8, 0.6)
+    assert isinstance(again, ResidualDenoiser)
+    assert torch.equal(network.denoise(xt, 0.8, 0.6), again.denoise(xt, 0.8, 0.6))
+    assert again.num_parameters == network.num_parameters
+    assert again.sigma_data == network.sigma_data
+
+
+def test_any_module_may_be_the_network(tmp_path):
+    class Mean(nn.Module):
+        def forward(self, x, c_noise, expert):
+            return x.unflatten(1, (2, -1)).mean(1)
+
+    law = a_law()
+    network = ResidualDenoiser(law, Mean())
+    _, xt = noised(law, 10, 0.8, 0.6)
+    assert network.denoise(xt, 0.8, 0.6).shape == (10, 6)
+    with pytest.raises(ValueError, match="a Mean is no law and no network of this library"):
+        network.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResidualDenoiser(a_law(), MLPDenoiser(6)), "inputs=1: build it with inputs=2"),
+        (lambda: ResidualDenoiser(a_law(), MLPDenoiser(6, inputs=2), as_input=False), "build it with inputs=1"),
+        (lambda: ResidualDenoiser(a_law(), MLPDenoiser(5, inputs=2)), r"over R\^5 on a base over R\^6"),
+        (lambda: ResidualDenoiser(a_law(), MLPDenoiser(6, inputs=2), sigma_data=0.0), "sigma_data = 0.0"),
+        (lambda: MLPDenoiser(6, inputs=2).denoise(torch.zeros(1, 6), 1.0, 0.1), "put it into a ResidualDenoiser"),
+        (
+            lambda: ResidualDenoiser(a_law(), MLPDenoiser(6, inputs=2)).denoise(torch.zeros(1, 6), 1.0, 0.1, 0),
+            "pass none",
+        ),
+    ],
+)
+def test_a_bad_request_says_what_to_do(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_table_is_linear_in_log_sigma_and_constant_beyond_its_ends():
+    table = LevelTable(2)
+    grid = log_sigma_grid()
+    table.values[:, 0], table.values[:, 1] = grid, -2 * grid
+    log_sigma = torch.tensor([-3.3, 0.17, 4.0])
+    s = torch.tensor([0.5, 2.0, 1.0])
+    found = table(s, s * log_sigma.exp())
+    torch.testing.assert_close(found, torch.stack([log_sigma, -2 * log_sigma], 1), rtol=1e-5, atol=1e-5)
+    ends = table(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))[:, 0]
+    torch.testing.assert_close(ends, torch.tensor([math.log(1e-3), math.log(1e2)]))
