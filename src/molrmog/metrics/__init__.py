@@ -1,5 +1,6 @@
 """What a model is worth: likelihood, distances between pictures and sets, memorisation, clusters, denoising, cost."""
 
+from molrmog.metrics.agreement import Agreement, agreement, jump_time
 from molrmog.metrics.clip import CLIPScore
 from molrmog.metrics.clustering import Clustering, assign, clustering
 from molrmog.metrics.cost import Cost, Stopwatch, cost, count_flops
@@ -21,6 +22,7 @@ from molrmog.metrics.subspaces import SubspaceError, principal_angles, subspace_
 
 __all__ = [
     "LPIPS",
+    "Agreement",
     "CLIPScore",
     "ClassifierFeatures",
     "Clustering",
@@ -39,6 +41,7 @@ __all__ = [
     "SqueezeNetFeatures",
     "Stopwatch",
     "SubspaceError",
+    "agreement",
     "assign",
     "clustering",
     "cost",
@@ -48,6 +51,7 @@ __all__ = [
     "edm_weight",
     "frechet_distance",
     "frechet_from_moments",
+    "jump_time",
     "log_likelihood",
     "memorisation",
     "nearest",
