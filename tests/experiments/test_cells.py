@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from molrmog.experiments.cells import CELL_NAME, report_progress, run_cells
+from molrmog.experiments.cells import CELL_NAME, Crew, report_progress, run_cells
 
 
 def square(settings, folder):
@@ -88,6 +88,24 @@ def test_a_cell_that_fails_says_why_in_a_line_and_the_others_stay(tmp_path):
     # What failed is tried again, and what it said is forgotten.
     with pytest.raises(RuntimeError, match="cell bad failed: its process was ended"):
         run_cells(gone, {"bad": {"x": 1}}, tmp_path, workers=1)
+
+
+def who(settings, folder):
+    return {"process": os.getpid()}
+
+
+def test_a_crew_serves_several_grids(tmp_path):
+    with Crew(workers=1) as crew:
+        assert crew.run(square, {}, tmp_path) == {}
+        processes = {crew.run(who, {name: {"x": 1}}, tmp_path, title=name)[name]["process"] for name in "ab"}
+        assert len(processes) == 1
+        assert crew.run(square, {"c": {"x": 3}}, tmp_path)["c"]["value"] == 9
+        # A cell that fails ends the processes, and later grids have others.
+        with pytest.raises(RuntimeError, match="cell d failed"):
+            crew.run(gone, {"d": {"x": 1}}, tmp_path)
+        processes.add(crew.run(who, {"e": {"x": 1}}, tmp_path)["e"]["process"])
+        assert len(processes) == 2
+    assert all(ends(process) for process in processes)
 
 
 PARENT = """
