@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from molrmog.progress import progress
 from molrmog.saving import write_atomically
 
 CELLS_NAME, CELL_NAME = "cells", "cell.json"
@@ -30,6 +32,66 @@ _SETTINGS_NAME, _PROGRESS_NAME, _ERROR_NAME = "settings.json", "progress", "erro
 
 Compute = Callable[[dict[str, Any], Path], dict[str, Any]]
 """What a cell computes: settings and its folder in, a result for JSON out; a function of a module."""
+
+
+class Crew:
+    """Worker processes that compute one grid after another, and end with the block.
+
+    A process imports torch and all that cells need, which costs seconds; the stages of an experiment share a crew:
+
+        with Crew(workers=4) as crew:
+            trained = crew.run(train_cell, cells, out, title="training")
+            measured = crew.run(measure_cell, others, out, title="measuring")
+
+    Attributes:
+        workers: processes at a time.
+        threads: of each process.
+    """
+
+    def __init__(self, workers: int, threads: int = 1) -> None:
+        self.workers = workers
+        self.threads = threads
+        self._at_work: list[_Worker] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._at_work:
+            self._at_work.pop().end()
+
+    def run(
+        self, compute: Compute, cells: Mapping[str, Mapping[str, Any]], out: Path, *, title: str = "cells"
+    ) -> dict[str, dict[str, Any]]:
+        """Compute all cells that are not there yet; see `run_cells`."""
+        folders = {name: out / CELLS_NAME / name for name in cells}
+        waiting = [name for name in cells if _result(folders[name], cells[name]) is None]
+        done = len(cells) - len(waiting)
+        while len(self._at_work) < min(self.workers, len(waiting)):
+            self._at_work.append(_Worker(self.threads))
+        try:
+            with progress() as show:
+                show(title, done, len(cells), f"{done} of {len(cells)}")
+                while waiting or any(worker.cell for worker in self._at_work):
+                    for worker in self._at_work:
+                        if worker.cell is None and waiting:
+                            name = waiting.pop(0)
+                            _prepare(folders[name], cells[name])
+                            worker.begin(compute, name, cells[name], folders[name])
+                        elif worker.cell is not None and worker.has_ended():
+                            name, worker.cell = worker.cell, None
+                            if _result(folders[name], cells[name]) is None:
+                                raise RuntimeError(f"cell {name} failed: {_why(folders[name])}")
+                            done += 1
+                    parts = {w.cell: _share(folders[w.cell]) for w in self._at_work if w.cell}
+                    doing = [f"{done} of {len(cells)}", *(f"{name} {part:.0%}" for name, part in parts.items())]
+                    show(title, done + sum(parts.values()), len(cells), "  ".join(doing))
+                    time.sleep(0.05)
+        except BaseException:
+            self.__exit__()  # some are in the middle of a cell
+            raise
+        found = {name: _result(folders[name], cells[name]) for name in cells}
+        return {name: result for name, result in found.items() if result is not None}
 
 
 def run_cells(
@@ -41,7 +103,7 @@ def run_cells(
     threads: int = 1,
     title: str = "cells",
 ) -> dict[str, dict[str, Any]]:
-    """Compute all cells that are not there yet, with a progress bar on stderr.
+    """Compute all cells that are not there yet, and show on stderr how far that is.
 
     Args:
         compute: see `Compute`.
@@ -49,7 +111,7 @@ def run_cells(
         out: folder of the experiment.
         workers: processes at a time.
         threads: of each process.
-        title: of the progress bar.
+        title: of what is shown.
 
     Returns:
         Name to result, in the order of `cells`.
@@ -57,58 +119,30 @@ def run_cells(
     Raises:
         RuntimeError: a cell failed; the others that were running are stopped, what they kept stays.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    folders = {name: out / CELLS_NAME / name for name in cells}
-    waiting = [name for name in cells if _result(folders[name], cells[name]) is None]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[doing]}"), TimeElapsedColumn())
-    done = len(cells) - len(waiting)
-    crew = [_Worker(compute, threads) for _ in range(min(workers, len(waiting)))]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=len(cells), completed=done, doing=f"{done} of {len(cells)}")
-        try:
-            while waiting or any(worker.cell for worker in crew):
-                for worker in crew:
-                    if worker.cell is None and waiting:
-                        name = waiting.pop(0)
-                        _prepare(folders[name], cells[name])
-                        worker.begin(name, cells[name], folders[name])
-                    elif worker.cell is not None and worker.has_ended():
-                        name, worker.cell = worker.cell, None
-                        if _result(folders[name], cells[name]) is None:
-                            raise RuntimeError(f"cell {name} failed: {_why(folders[name])}")
-                        done += 1
-                parts = {worker.cell: _progress(folders[worker.cell]) for worker in crew if worker.cell}
-                doing = f"{done} of {len(cells)}  " + "  ".join(f"{name} {part:.0%}" for name, part in parts.items())
-                bar.update(task, completed=done + sum(parts.values()), doing=doing)
-                time.sleep(0.05)
-        finally:
-            for worker in crew:
-                worker.end()
-    found = {name: _result(folders[name], cells[name]) for name in cells}
-    return {name: result for name, result in found.items() if result is not None}
+    with Crew(workers, threads) as crew:
+        return crew.run(compute, cells, out, title=title)
 
 
 class _Worker:
     """A process that computes one cell after another; `cell` is the one it is at, or None."""
 
-    def __init__(self, compute: Compute, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, other = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(compute, other, threads), daemon=True)
+        self.process = spawn.Process(target=_work, args=(other, threads), daemon=True)
         self.process.start()
         other.close()
         self.cell: str | None = None
 
-    def begin(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
+    def begin(self, compute: Compute, name: str, settings: Mapping[str, Any], folder: Path) -> None:
         self.cell = name
-        self.pipe.send((dict(settings), folder))
+        with suppress(BrokenPipeError):  # a process that died is one that has ended
+            self.pipe.send((compute, dict(settings), folder))
 
     def has_ended(self) -> bool:
         """Whether the cell is done, or the process with it."""
         if self.pipe.poll():
-            with suppress(EOFError):
+            with suppress(EOFError, OSError):
                 self.pipe.recv()
             return True
         return not self.process.is_alive()
@@ -119,22 +153,20 @@ class _Worker:
 
 
 def report_progress(folder: Path, share: float) -> None:
-    """Say how much of a cell is done, from inside it; a cell whose parent is gone ends here."""
+    """Say how much of a cell is done, from inside it."""
     with suppress(OSError):
         (folder / _PROGRESS_NAME).write_text(f"{share:.4f}")
-    parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:
-        raise SystemExit("the process that asked for this cell is gone")
 
 
-def _serve(compute: Compute, pipe: Connection, threads: int) -> None:
+def _work(pipe: Connection, threads: int) -> None:
     """Compute the cells that come through the pipe, and say when each has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and stops us
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
     while True:
-        settings, folder = pipe.recv()
+        compute, settings, folder = pipe.recv()
         try:
             result = compute(settings, folder)
         except Exception as error:
@@ -146,6 +178,14 @@ def _serve(compute: Compute, pipe: Connection, threads: int) -> None:
             write_atomically(folder / CELL_NAME, lambda part, text=text: part.write_text(text + "\n"))
             (folder / _PROGRESS_NAME).unlink(missing_ok=True)
         pipe.send(None)
+
+
+def _end_with_the_parent() -> None:
+    """Leave no process behind where the parent is killed: its next run must find the folders free."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _prepare(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -168,7 +208,7 @@ def _result(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return kept["result"] if kept.get("settings") == json.loads(json.dumps(settings)) else None
 
 
-def _progress(folder: Path) -> float:
+def _share(folder: Path) -> float:
     try:
         return float((folder / _PROGRESS_NAME).read_text())
     except (OSError, ValueError):
