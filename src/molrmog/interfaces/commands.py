@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from molrmog.interfaces.runs import (
 from molrmog.interfaces.trained import Trained
 from molrmog.learning.em import EMState
 from molrmog.mixture import MoLRMoG
+from molrmog.progress import progress, status
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule, VPSchedule
 
@@ -92,7 +92,7 @@ def fit(
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    with _status(f"reading {data}"):
+    with status(f"reading {data}"):
         source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
         train, held = load_parts(data, held_out=held_out, seed=seed, **source)
     if labels and train.labels is None:
@@ -114,7 +114,7 @@ def fit(
         save_run(part, law, train, held, settings, records)
     run = Run(folder)
     try:
-        with _status("measuring"):
+        with status("measuring"):
             measured = evaluation.likelihood(law, train, held)
             samples = evaluation.draw(law, min(_FIT_SAMPLES, max(len(held), _GRID)) if evaluate else _GRID, seed)
             if evaluate:
@@ -140,7 +140,7 @@ def fit(
 def fit_and_record(
     train: Dataset, *, labels: bool, command: str, name: str = "EM", **options: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """Fit with a progress bar on stderr.
+    """Fit, and show how far that is on stderr.
 
     Args:
         train: the rows.
@@ -155,14 +155,10 @@ def fit_and_record(
     Raises:
         ValueError: the data or options do not fit.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     passes: list[dict[str, Any]] = []
     start = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figure]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None, figure="finding a start")
+    with progress() as show:
+        show(name, text="finding a start")
 
         def on_iteration(state: EMState) -> None:
             if state.iteration == 0:  # a fit begins; with head="auto" several do, and the last one counts
@@ -177,11 +173,11 @@ def fit_and_record(
                 }
             )
             total = options.get("max_iter", 50)
-            figure = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
-            bar.update(task, completed=state.iteration, total=total, figure=figure)
+            text = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
+            show(name, state.iteration, total, text)
 
         law = molrmog.fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
-        bar.update(task, total=1, completed=1)
+        show(name, 1, total=1)
     record = {
         "kind": "fit",
         "command": command,
@@ -281,7 +277,7 @@ def sample(
     if isinstance(model, Trained):
         if subspace is not None:
             raise ValueError("--subspace belongs to a law, and this run is a network: pass --expert")
-        with _status("sampling"):
+        with status("sampling"):
             found = model.sample(num, expert=expert, sampler=sampler or "heun", steps=steps, schedule=noise, seed=seed)
         x, arrays = found.x, {"expert": found.expert.numpy()}
     elif expert is not None:
@@ -359,7 +355,7 @@ def evaluate(
     source = data or settings.get("data")
     if source is None:
         raise ValueError(f"{run} does not say what it was fitted to: pass DATA")
-    with _status(f"reading {source}"):
+    with status(f"reading {source}"):
         train, held = load_parts(
             source,
             data_dir=data_dir or settings.get("data_dir"),
@@ -381,7 +377,7 @@ def evaluate(
         name = settings["network"]
         expert = place.experts()[1]
         expert = expert if train.name == layout.name and len(expert) == len(held) else None
-        with _status("measuring"):
+        with status("measuring"):
             measured, samples = evaluation.network(
                 model,
                 place.records(),
@@ -396,7 +392,7 @@ def evaluate(
             )
     else:
         name = "law"
-        with _status("measuring"):
+        with status("measuring"):
             samples = evaluation.draw(model, num_samples, seed)
             measured = evaluation.likelihood(model, train, held)
             for space in spaces:
@@ -405,7 +401,7 @@ def evaluate(
             measured += evaluation.clusters(model, held)
             if lpips is not None:
                 measured += evaluation.diversity(samples, train, lpips, seed)
-    with _status("measuring"):
+    with status("measuring"):
         if clip is not None and prompt is not None:
             measured += evaluation.text_score(samples, held, clip, prompt)
         place.record([m.to_record(law=name, command=command) for m in measured])
@@ -618,11 +614,3 @@ def _check_file(path: Path | None, *, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists: name another file, or pass --overwrite")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-
-
-@contextmanager
-def _status(text: str) -> Generator[None]:
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield

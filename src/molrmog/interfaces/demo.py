@@ -44,6 +44,7 @@ from molrmog.interfaces import commands, evaluation
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import METRICS_NAME, SAMPLES_NAME, Run, staged
 from molrmog.interfaces.trained import Trained
+from molrmog.progress import progress
 from molrmog.saving import write_atomically
 from molrmog.schedules import VPSchedule
 
@@ -89,9 +90,6 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
     Raises:
         OSError: the folder cannot be written.
     """
-    from rich.console import Console
-
-    console = Console(stderr=True)
     with staged(out, overwrite=True) as part:
         train, held = load_parts("digits", dequantise=True, seed=seed)
         fits = {
@@ -102,9 +100,10 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
         spaces = evaluation.feature_spaces(FEATURES, train, held)
         samples: dict[str, np.ndarray] = {}
         measured: dict[str, list[evaluation.Measurement]] = {}
-        with console.status("measuring") as status:
+        with progress() as show:
+            models = len(fits) + len(trained)
             for name, (law, _) in fits.items():
-                status.update(f"measuring {name}")
+                show("measuring", len(measured), models, name)
                 samples[name] = evaluation.draw(law, len(held), seed)
                 measured[name] = evaluation.likelihood(law, train, held)
                 for space in spaces:
@@ -112,10 +111,11 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
                 measured[name] += evaluation.memorisation(samples[name], train, held, seed)
                 measured[name] += evaluation.clusters(law, held)
             for name, network in trained.items():
-                status.update(f"measuring {name}")
+                show("measuring", len(measured), models, name)
                 measured[name], samples[name] = evaluation.network(
                     network, curves[name], train, held, held_expert, spaces=spaces, num=len(held), seed=seed
                 )
+            show("measuring", models, models, "")
         main = next(iter(LAWS))
         law, records = fits[main]
         settings = {"data": "digits", "out": str(out), **LAWS[main], "dequantise": True, "seed": seed}

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -56,6 +56,7 @@ from molrmog.interfaces.trained import Trained
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, train_objective
 from molrmog.metrics import Stopwatch
+from molrmog.progress import progress, status
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule
 
@@ -181,7 +182,11 @@ def _train(
             beta=settings["beta"],
             seed=settings["seed"],
         )
-        with _stage(folder, "autoencoders"), _bars() as on_step:
+        with _stage(folder, "autoencoders"), progress() as show:
+
+            def on_step(name: str, step: int, steps: int, loss: float) -> None:
+                show(name, step, steps, f"loss {loss:.4g}")
+
             place, device = folder / AUTOENCODERS_NAME, settings["device"]
             autoencoders = build_autoencoders(train.x, expert, train.shape, made, place, device=device, on_step=on_step)
             z, held_z = (encode_all(autoencoders, *rows) for rows in ((train.x, expert), (held.x, held_expert)))
@@ -268,10 +273,8 @@ def _finish(
     command: str,
 ) -> tuple[list[evaluation.Measurement], Path]:
     """Samples, measurements, and the report."""
-    from rich.console import Console
-
     num = min(_SAMPLES, max(len(held), _GRID)) if settings["evaluate"] else _GRID
-    with Console(stderr=True).status("measuring"):
+    with status("measuring"):
         measured, x = evaluation.network(
             trained,
             run.records(),
@@ -305,23 +308,6 @@ def _stage(folder: Path, name: str) -> Generator[None]:
     finally:
         times = {"seconds": round(watch.wall, 3), "cpu_seconds": round(watch.cpu, 3)}
         append_records(folder, [{"kind": "stage", "name": name, **times}])
-
-
-@contextmanager
-def _bars() -> Generator[Callable[[str, int, int, float], None]]:
-    """A bar on stderr for every autoencoder that is trained."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def on_step(name: str, step: int, steps: int, loss: float) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=steps)
-            bars.update(tasks[name], completed=step, description=f"{name}, loss {loss:.4g}")
-
-        yield on_step
 
 
 def _sweep(folder: Path) -> None:

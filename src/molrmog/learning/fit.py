@@ -24,6 +24,7 @@ from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_coordinates
 from molrmog.mixture import MoLRMoG
+from molrmog.progress import progress as stages
 
 _SMALLEST_SPREAD = 1e-9
 _PATIENCE = 3  # passes without a better held-out log-likelihood
@@ -193,15 +194,10 @@ def _settle(
         if labels is None
         else _steps_by_class(law, rows, labels, weights, **options)
     )
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn
-
     best, best_value, since = law, -math.inf, 0
     before, flat = -math.inf, 0
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figure]}"))
-    bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
-    with bar:
-        task = bar.add_task("EM", total=max_iter, figure="")
+    with stages(shown=progress) as show:
+        show("EM", total=max_iter)
         for state in steps:
             value = state.penalised if held_out is None else mean_log_prob(state.law, held_out)
             if value > best_value:
@@ -210,7 +206,7 @@ def _settle(
                 since += 1
             name = "log p" if held_out is None else "held-out log p"
             figure = state.log_likelihood if held_out is None else value
-            bar.update(task, completed=state.iteration, figure=f"{name} {figure:.2f} nats/row")
+            show("EM", state.iteration, text=f"{name} {figure:.2f} nats/row")
             if on_iteration is not None:
                 on_iteration(state)
             flat = flat + 1 if state.penalised - before < tol * rows.dim else 0

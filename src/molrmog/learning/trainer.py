@@ -47,6 +47,7 @@ from molrmog.learning.checkpoints import Checkpoint, append_record, forget_recor
 from molrmog.learning.rows import Rows
 from molrmog.learning.score_matching import Levels, ScoreMatching, Targets, Weighting
 from molrmog.mixture import MoLRMoG
+from molrmog.progress import progress as stages
 from molrmog.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -255,10 +256,9 @@ def train_objective(
     progress: bool = False,
 ) -> None:
     """Run `training` to its end; `progress` shows a bar with the loss. Arguments and errors as there."""
-    with _progress_bar(options.steps) if progress else nullcontext() as advance:
+    with stages(shown=progress and _is_main_process()) as show:
         for state in training(objective, data, options, validation=validation, on_grid=on_grid):
-            if advance is not None:
-                advance(state)
+            show("training", state.step, options.steps, f"loss {state.loss:.4g}")
 
 
 def train(
@@ -771,20 +771,3 @@ def _seeded(*key: int, device: torch.device) -> Generator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(_seed(*key))
         yield
-
-
-@contextmanager
-def _progress_bar(steps: int) -> Generator[Callable[[TrainingState], None] | None]:
-    if not _is_main_process():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=steps)
-
-        def advance(state: TrainingState) -> None:
-            bar.update(task, completed=state.step, description=f"loss {state.loss:.4g}")
-
-        yield advance

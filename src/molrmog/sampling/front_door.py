@@ -12,8 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+import itertools
 from typing import Literal, cast, overload
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from molrmog.denoisers.base import Denoiser
 from molrmog.law import Law
+from molrmog.progress import progress as stages
 from molrmog.sampling.base import Sampler, Trajectory
 from molrmog.sampling.exact import Exact
 from molrmog.sampling.jumps import gaussian_flow
@@ -167,13 +167,13 @@ def sample(
                 x = law.sample(shape[0], generator, s=s, gamma=gamma).x.to(dtype=dtype, device=device)
         chunks = torch.split(x, batch_size or shape[0])
         states: list[Tensor] = []  # of the first chunk, then of the second, ...
-        with _progress_bar(len(chunks) * len(times)) if progress else nullcontext() as advance:
+        with stages(shown=progress) as show:
+            done = itertools.count(1)
 
             def on_state(state: Tensor) -> None:
                 if trajectory:
                     states.append(state)
-                if advance is not None:
-                    advance()
+                show("sampling", next(done), len(chunks) * len(times))
 
             x = torch.cat([walker.run(chunk, times, on_state) for chunk in chunks])
     if not trajectory:
@@ -189,13 +189,3 @@ def _law_of_jump(candidate: object, dim: int) -> Law:
     if law.dim != dim:
         raise ValueError(f"jump_law has D = {law.dim}, but the samples are to have D = {dim}")
     return law
-
-
-@contextmanager
-def _progress_bar(total: int) -> Generator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("sampling", total=total)
-        yield lambda: bar.advance(task)
