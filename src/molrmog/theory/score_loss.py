@@ -2,7 +2,7 @@
 
 At one noise level, on rows x_i of the noised truth with weights q_i that sum to one,
 
-    L(theta)     = 1/2 sum_i q_i |e_i|^2,      e_i = score_theta(x_i) - score*(x_i)       (1/2 E |score_theta - score*|^2)
+    L(theta)     = 1/2 sum_i q_i |e_i|^2,      e_i = score_theta(x_i) - score*(x_i)     (1/2 E |score_theta - score*|^2)
     gradient     = sum_i q_i J_i^T e_i,        J_i = d score_theta(x_i) / d theta
     Gauss-Newton = sum_i q_i J_i^T J_i
     Hessian      = Gauss-Newton + sum_i q_i sum_a e_ia d^2 score_theta(x_i)_a / d theta^2
