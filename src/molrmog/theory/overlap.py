@@ -1,4 +1,4 @@
-"""How much the modes of a law overlap at one noise level.
+"""How much the modes of a law overlap at one noise level, and what that does to the curvature of its loss.
 
     xi_ij(x) = r_i(x) r_j(x) <= 1/4  (i != j),        eps_overlap = max_i sum_{j != i} E[xi_ij]
 
@@ -10,6 +10,16 @@ Gates depend on x_t / s and sigma = gamma / s alone, so overlap is a function of
 with noise towards max_i w_i (1 - w_i): with enough noise every mixture overlaps, and no figure means anything without
 its sigma. The gates may be those of all modes, or of subspaces (sums over their modes); for the modes of one subspace,
 measure `denoisers.mog.latent_law` of it.
+
+Curvature. Split the Hessian of the score-matching loss at the truth, with respect to (mu, U), into what modes give that
+never meet, and the rest: H = H_sep + dH. With S_c = s^2 U_c U_c^T + v I in the latent space and T(X) = S_c^-1 X S_c^-1,
+
+    H_sep = blockdiag_c w_c [ s^2 S_c^-2,  tr( T(X_p) X_q S_c^-1 ) ],     X_p = s^2 (E_p U_c^T + U_c E_p^T)
+    lambda_min(H) >= alpha - |dH|,    alpha = lambda_min(H_sep)           (Weyl, off the gauge directions of both)
+
+and the paper bounds |dH| by C' eps_overlap. At the truth the Hessian is a Gauss-Newton matrix, so it is never negative
+and is zero only where modes coincide; at a distance from the truth nothing keeps it from being negative. "Strong
+convexity is lost" therefore is a statement about a ball, and its radius belongs to it.
 
 References:
     arXiv 2601.01475, the extension to overlapping modes ("bounded overlap").
@@ -26,6 +36,7 @@ import torch
 from torch import Tensor
 
 from molrmog.law import Law, normal
+from molrmog.theory.score_loss import ScoreLoss
 
 APART = 1e-3
 """The xi below which arXiv 2601.01475 calls modes separated."""
@@ -184,3 +195,109 @@ def levels(sigma: float) -> tuple[float, float]:
     """The s and gamma with gamma / s = sigma and s^2 + gamma^2 = 1, as of every variance-preserving schedule."""
     s = 1 / math.hypot(1.0, sigma)
     return s, sigma * s
+
+
+@dataclass(frozen=True)
+class SplitCurvature:
+    """Curvature of a score-matching loss at the truth, off the gauge directions, split by overlap.
+
+    Attributes:
+        smallest: lambda_min(H).
+        largest: lambda_max(H).
+        separated_smallest: alpha, lambda_min(H_sep).
+        separated_largest: lambda_max(H_sep).
+        change: spectral norm of dH = H - H_sep.
+        weakest: unit eigenvector of `smallest` in theta, with shape (P,).
+    """
+
+    smallest: float
+    largest: float
+    separated_smallest: float
+    separated_largest: float
+    change: float
+    weakest: Tensor
+
+    @property
+    def weyl(self) -> float:
+        """The lower bound alpha - |dH| of `smallest`."""
+        return self.separated_smallest - self.change
+
+
+def separated_hessian(loss: ScoreLoss) -> Tensor:
+    """H_sep: the Hessian at the truth if every row told its mode, as modes that never meet do, with shape (P, P).
+
+    Args:
+        loss: of a law whose means and factors are learned.
+
+    Raises:
+        ValueError: something else is learned.
+
+    References:
+        arXiv 2601.01475, the blocks H_mumu and H_UU of separated modes, here for every U.
+    """
+    if loss.learn != ("mean", "factor"):
+        raise ValueError(f"learn = {loss.learn}: blocks of separated modes are known for mean and factor")
+    law, s2 = loss.truth, loss.s**2
+    theta = loss.theta_of(law)
+    H = theta.new_zeros(len(theta), len(theta))
+    for k in range(law.subspaces):
+        part = law.subspace(k)
+        v = s2 * part.tau**2 + loss.gamma**2
+        for mode, (pi, U) in enumerate(zip(part.mode_weights, part.factors, strict=True)):
+            w, (d, r) = part.weight * pi, U.shape
+            inverse = torch.linalg.inv(s2 * U @ U.T + v * torch.eye(d).to(U))
+            at = loss.entries("mean", k, mode)
+            H[at[:, None], at] = w * s2 * inverse @ inverse
+            E = torch.eye(d * r).to(U).view(-1, d, r)  # one entry of U each
+            X = s2 * (E @ U.T + U @ E.mT)
+            at = loss.entries("factor", k, mode)
+            H[at[:, None], at] = w * torch.einsum("pij,qji->pq", inverse @ X @ inverse, X @ inverse)
+    return H
+
+
+def off_gauge(H: Tensor, gauge: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a matrix on the complement of some directions.
+
+    Args:
+        H: symmetric, with shape (P, P).
+        gauge: orthonormal directions, with shape (P, G).
+
+    Returns:
+        With shapes (P - G,) and (P, P - G).
+    """
+    rest = torch.linalg.qr(gauge, mode="complete").Q[:, gauge.shape[1] :]
+    values, vectors = torch.linalg.eigh(rest.T @ H @ rest)
+    return values, rest @ vectors
+
+
+def split_curvature(loss: ScoreLoss) -> SplitCurvature:
+    """Curvature at the truth, and how far it is from that of separated modes.
+
+    Args:
+        loss: of a law whose means and factors are learned. On `score_loss.stratified_rows` H_sep is without sampling
+            error, so that |dH| comes from overlap alone.
+    """
+    theta = loss.theta_of(loss.truth)
+    gauge = loss.gauge(theta)
+    H, separated = loss.gauss_newton(theta), separated_hessian(loss)
+    values, vectors = off_gauge(H, gauge)
+    alone, change = (off_gauge(matrix, gauge)[0] for matrix in (separated, H - separated))
+    return SplitCurvature(
+        smallest=float(values[0]),
+        largest=float(values[-1]),
+        separated_smallest=float(alone[0]),
+        separated_largest=float(alone[-1]),
+        change=float(change.abs().max()),
+        weakest=vectors[:, 0],
+    )
+
+
+def smallest_near(loss: ScoreLoss, moves: Tensor) -> Tensor:
+    """Smallest eigenvalue, off the gauge there, of the Hessian at points near the truth, with shape (M,).
+
+    Args:
+        loss: whose Hessian is meant.
+        moves: of theta from the truth, with shape (M, P); their lengths are the radius.
+    """
+    points = loss.theta_of(loss.truth) + moves
+    return torch.stack([off_gauge(loss.hessian(theta), loss.gauge(theta))[0][0] for theta in points])
