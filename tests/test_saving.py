@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -11,8 +12,9 @@ import safetensors.torch
 import torch
 
 import molrmog
-from molrmog import HeadTail, MoLRMoG
-from molrmog.saving import CONFIG_NAME, MODEL_NAME
+from molrmog import Experts, HeadTail, MLPDenoiser, MoLRMoG, PerExpert
+from molrmog.autoencoders import LinearAutoencoder
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked
 from oracles.laws import head_tail_law, ragged_law
 
 
@@ -239,3 +241,39 @@ def test_a_pickle_in_disguise_is_not_run(folder, tmp_path):
     with pytest.raises(ValueError, match="corrupt or truncated"):
         molrmog.load(folder)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_one_network_in_two_places_is_saved(tmp_path):
+    network, autoencoder = MLPDenoiser(2, width=8, depth=1), LinearAutoencoder.from_pca(torch.randn(20, 5), 2)
+    model = Experts([autoencoder, autoencoder], PerExpert([network, network]), [0.5, 0.5])
+    model.save_pretrained(tmp_path)
+    x, expert = torch.randn(4, 5), torch.tensor([0, 1, 1, 0])
+    assert torch.equal(molrmog.load(tmp_path).denoise(x, 1.0, 0.5, expert), model.denoise(x, 1.0, 0.5, expert))
+    assert model.num_parameters == network.num_parameters
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from molrmog.saving import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path):
+    pytest.importorskip("fcntl")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with (
+                pytest.raises(BlockingIOError, match="run is being written by another process"),
+                locked(tmp_path / "run"),
+            ):
+                pytest.fail("two hold one folder")
+        finally:
+            holder.kill()
+    with locked(tmp_path / "run"):
+        pass

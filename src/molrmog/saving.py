@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +51,8 @@ def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Te
     Args:
         folder: created where it does not exist.
         config: JSON-serialisable; what builds the model.
-        tensors: name to tensor, on any device.
+        tensors: name to tensor, on any device; those that share memory, as one network in two places has, are written
+            once each, and apart when they are read.
 
     Raises:
         OSError: the folder cannot be written; a model that was there is left whole.
@@ -59,7 +61,13 @@ def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Te
 
     folder = Path(folder)
     text = json.dumps(config, indent=2)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if place in places else own  # safetensors takes no two names for one piece of memory
+        places.add(place)
     write_atomically(folder / MODEL_NAME, lambda part: save_file(plain, part, metadata={"config": text}))
     write_atomically(folder / CONFIG_NAME, lambda part: part.write_text(text + "\n"))
     return folder
@@ -104,6 +112,48 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(config, dict):
         raise ValueError(f"the configuration in {source} is not a JSON object: save the model again")
     return cast("dict[str, Any]", config), tensors
+
+
+@contextmanager
+def locked(folder: Path, run: Path | None = None) -> Generator[None]:
+    """Keep other processes out of a folder while the block runs; the lock ends with its process, however that ends.
+
+    Nothing is locked where the system or the disk knows no such locks (`flock`).
+
+    Args:
+        folder: what is locked; made where it does not exist.
+        run: what the message names; the folder where None.
+
+    Raises:
+        BlockingIOError: another process holds the folder.
+    """
+    handle = _lock(folder, run or folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path, run: Path) -> int | None:
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(
+            f"{run} is being written by another process: wait for it, or name another folder"
+        ) from None
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _local_folder(name: str) -> Path:

@@ -128,8 +128,8 @@ class PerExpert(ScoreNetwork):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that are trained, of all experts together."""
-        return sum(denoiser.num_parameters for denoiser in self.networks)
+        """Numbers that are trained, of all experts together; a denoiser that several share counts once."""
+        return sum(denoiser.num_parameters for denoiser in set(self.networks))
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
