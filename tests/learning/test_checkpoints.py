@@ -99,12 +99,20 @@ DAMAGES = {
     ),
     "a file that is gone": lambda path: (path / "optimizer.safetensors").unlink(),
     "a truncated state": lambda path: (path / "state.json").write_text('{"step": 2, "los'),
+    "a state that was changed": lambda path: edit(path / "state.json", '"step": 2', '"step": 3'),
+    "a state without its digest": lambda path: edit(path / "state.json", '"state.json"', '"else.json"'),
     "an empty state": lambda path: (path / "state.json").write_text(""),
     "another state": lambda path: (path / "state.json").write_text("[1]"),
     "a state without files": lambda path: (path / "state.json").write_text('{"step": 2, "sha256": 5}'),
     "a state that is no text": lambda path: (path / "state.json").write_bytes(b"\xff\xfe\x00"),
     "no state": lambda path: (path / "state.json").unlink(),
 }
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def flipped(content):
@@ -321,8 +329,25 @@ def test_other_data_are_refused(tmp_path):
     options = TrainingOptions(steps=2, batch_size=4, out=tmp_path, device="cpu")
     x = torch.randn(20, 6)
     list(training(objective, (x,), options))
-    with pytest.raises(ValueError, match=r"data was 20 rows .*, now 20 rows"):
-        list(training(objective, (x + 1,), options))
+    one_row = x.clone()
+    one_row[9, 2] += 1e-3
+    for other in (x + 1, one_row, x.flip(0)):
+        with pytest.raises(ValueError, match=r"data was 20 rows .*, now 20 rows"):
+            list(training(objective, (other,), options))
+
+
+def test_a_folder_has_one_training_at_a_time(tmp_path):
+    def a_training():
+        objective = ScoreMatching(small_runs.MLPDenoiser(6, width=8, depth=1), VPSchedule())
+        options = TrainingOptions(steps=3, batch_size=4, out=tmp_path / "run", log_every=1, device="cpu")
+        return training(objective, (torch.ones(20, 6),), options)
+
+    first = a_training()
+    assert next(first).step == 1
+    with pytest.raises(BlockingIOError, match="run is being written by another process: wait for it"):
+        next(a_training())
+    first.close()
+    assert [state.step for state in a_training()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

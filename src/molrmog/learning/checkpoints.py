@@ -4,7 +4,7 @@
         model.safetensors       the network as the last step left it
         average.safetensors     its moving average
         optimizer.safetensors   the moments of Adam
-        state.json              step, samples, settings, ..., and the SHA-256 of each of the files above
+        state.json              step, samples, settings, ..., and the SHA-256 of each of the files above and of itself
 
 A checkpoint is written into a folder of another name and renamed, so a run that is killed leaves no half of one. What a
 disk loses later is found by the digests: such a checkpoint is passed over with a warning, and the one before is used.
@@ -67,8 +67,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> bool:
         for name, tensors in checkpoint.tensors.items():
             # Clones, because safetensors takes no two names for one piece of memory, as tied weights have.
             save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, _file(part, name))
-        files = {name: _digest(_file(part, name)) for name in checkpoint.tensors}
-        state = {"step": checkpoint.step, **checkpoint.state, "sha256": files}
+        digests = {name: _digest(_file(part, name)) for name in checkpoint.tensors}
+        state = {"step": checkpoint.step, **checkpoint.state}
+        state["sha256"] = {**digests, _STATE: _digest_of_state({**state, "sha256": digests})}
         (part / _STATE).write_text(json.dumps(state, indent=2) + "\n")
         if place.exists():
             shutil.rmtree(place)
@@ -155,6 +156,9 @@ def _read(path: Path) -> Checkpoint:
     from safetensors.torch import load
 
     state = json.loads((path / _STATE).read_text())
+    own = state["sha256"].pop(_STATE)
+    if own != _digest_of_state(state):
+        raise ValueError(f"{_STATE} is not what was written")
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, digest in state.pop("sha256").items():
         if _digest(_file(path, name)) != digest:
@@ -175,6 +179,11 @@ def _file(folder: Path, name: str) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_state(state: dict[str, Any]) -> str:
+    """Of all that the state says, but for this digest."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -48,6 +48,7 @@ from molrmog.learning.rows import Rows
 from molrmog.learning.score_matching import Levels, ScoreMatching, Targets, Weighting
 from molrmog.mixture import MoLRMoG
 from molrmog.progress import progress as stages
+from molrmog.saving import locked
 from molrmog.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -225,22 +226,25 @@ def training(
     Raises:
         ValueError: the tables do not fit together, nothing is to be trained, or the folder holds a run with other
             settings, which the message names.
+        BlockingIOError: another process trains in the folder.
         RuntimeError: the loss or the gradient is not finite; the message says at which step and what to do.
     """
     run = _Run(objective, data, options, validation)
+    keeps = run.out is not None and run.accelerator.is_main_process
     try:
-        run.resume()
-        while run.step < options.steps:
-            run.take_step()
-            run.validate_if_due()
-            done = run.step == options.steps
-            state = run.log() if done or run.step % options.log_every == 0 else None
-            if done or run.step % options.checkpoint_every == 0:
-                run.save()
-            if on_grid is not None and run.step % options.grid_every == 0 and run.accelerator.is_main_process:
-                on_grid(run.average.module, run.step)
-            if state is not None:
-                yield state
+        with locked(run.out / CHECKPOINTS_NAME, run.out) if run.out is not None and keeps else nullcontext():
+            run.resume()
+            while run.step < options.steps:
+                run.take_step()
+                run.validate_if_due()
+                done = run.step == options.steps
+                state = run.log() if done or run.step % options.log_every == 0 else None
+                if done or run.step % options.checkpoint_every == 0:
+                    run.save()
+                if on_grid is not None and run.step % options.grid_every == 0 and run.accelerator.is_main_process:
+                    on_grid(run.average.module, run.step)
+                if state is not None:
+                    yield state
     finally:
         run.close()
     run.keep_average()
@@ -440,7 +444,7 @@ class _Run:
         self.retractions = [cast(Any, module).retract_ for module in retractable if hasattr(module, "retract_")]
         family = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer]
         optimizer = family(parameters, options.learning_rate, options.betas, weight_decay=options.weight_decay)
-        self.settings = _settings(self.objective, self.data, options)
+        self.settings = {} if options.out is None else _settings(self.objective, self.data, options)
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
 
         self.out = None if options.out is None else Path(options.out)
@@ -689,21 +693,21 @@ def _settings(objective: nn.Module, data: Sequence[Table], options: TrainingOpti
         **getattr(objective, "config", {}),
         "model": ", ".join(f"{type(part).__name__} ({_digest(json.dumps(part.config, default=str))})" for part in made),
         "parameters": f"{sum(p.numel() for p in objective.parameters())} numbers ({_digest(*trained)})",
-        "data": f"{len(data[0])} rows ({_digest(*(_ends(table) for table in data))})",
+        "data": f"{len(data[0])} rows ({_digest_of_rows(data)})",
     }
 
 
-def _ends(table: Table) -> bytes:
-    """The first and last rows of a table; enough to tell one data set from another."""
-    if isinstance(table, Tensor):
-        return table.cpu().numpy().tobytes()
-    count = len(table)
-    return b"".join(table[at].cpu().numpy().tobytes() for at in (slice(0, 64), slice(max(0, count - 64), count)))
+def _digest_of_rows(data: Sequence[Table]) -> str:
+    """Of every number of every table, in the order of the rows and the dtype of the training: a second for 1 GB."""
+    digest = hashlib.sha256()
+    for table in data:
+        for part in [table] if isinstance(table, Tensor) else (chunk for _, chunk in table.chunks()):
+            digest.update(part.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:12]
 
 
-def _digest(*parts: str | bytes) -> str:
-    joined = b"\n".join(part.encode() if isinstance(part, str) else part for part in parts)
-    return hashlib.sha256(joined).hexdigest()[:12]
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _nested(flat: dict[str, Tensor], like: dict[str, Any]) -> dict[str, Any]:
