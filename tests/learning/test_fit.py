@@ -307,7 +307,7 @@ def with_bad(x, value):
         (lambda x: {"latent_dim": (2, 2, 2)}, "one per subspace"),
         (lambda x: {"modes": 0}, "modes = 0: pass numbers >= 1"),
         (lambda x: {"modes": (1,)}, "one per subspace"),
-        (lambda x: {"subspaces": 0}, "at least 1"),
+        (lambda x: {"subspaces": 0}, "subspaces = 0: pass 1 or more"),
         (lambda x: {"rank": -1}, "rank"),
         (lambda x: {"head": 1}, "head = 1: pass a number from latent_dim = 2 to D = 12"),
         (lambda x: {"head": 13}, "head = 13"),

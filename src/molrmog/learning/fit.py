@@ -117,6 +117,8 @@ def fit(
                 f"columns{classes}: start from a law of the same shape"
             )
         subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
+    if subspaces < 1:
+        raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
     dims = _per_subspace("latent_dim", latent_dim, subspaces)
     counts = _per_subspace("modes", modes, subspaces)
     _check_sizes(rows, dims, counts)
@@ -263,10 +265,8 @@ def _row_weights(weights: Any, rows: int) -> Tensor:
 
 def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
     values = [value] * subspaces if isinstance(value, int | np.integer) else list(value)
-    if subspaces < 1 or len(values) != subspaces:
-        raise ValueError(
-            f"{name} = {value} for {subspaces} subspaces: pass one number, or one per subspace (at least 1)"
-        )
+    if len(values) != subspaces:
+        raise ValueError(f"{name} = {value} for {subspaces} subspaces: pass one number, or one per subspace")
     if min(values) < 1:
         raise ValueError(f"{name} = {value}: pass numbers >= 1")
     return [int(v) for v in values]
