@@ -28,6 +28,7 @@ References:
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import io
 import json
@@ -500,6 +501,8 @@ def _read(
         return hub_name, _read_hub(hub_name, split, image_size)
     if os.sep in text or Path(text).suffix:
         raise FileNotFoundError(f"no file or folder {text}" + "".join(f", nor in {root}" for root in roots))
+    if close := difflib.get_close_matches(_key(text), known, n=1):
+        raise ValueError(f"unknown data set {text!r}: did you mean {known[close[0]]}?")
     raise ValueError(
         f"unknown data set {text!r}: known are digits, {', '.join(_PUBLISHED)}, the path of an image folder or of a "
         ".npy, .npz or .parquet file, and hf:owner/name"
