@@ -58,7 +58,7 @@ def test_pca_coordinates_agree_with_scikit_learn_up_to_sign(digits):
 def test_all_components_keep_all_distances():
     x = np.random.default_rng(0).standard_normal((50, 6))
     space = PixelPCA(x, dim=64)
-    assert space.name == "pixels, PCA to 6"
+    assert space.name == "6 principal components of the training rows"
     torch.testing.assert_close(torch.pdist(space(x)), torch.pdist(torch.from_numpy(x)))
 
 

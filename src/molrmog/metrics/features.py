@@ -111,7 +111,7 @@ class PixelPCA:
         dim: number of components, at most min(N, D) of which are kept.
 
     Attributes:
-        name: "pixels, PCA to F".
+        name: "F principal components of the training rows".
         explained: share of the variance of the reference that the components hold, in [0, 1].
 
     Raises:
@@ -133,7 +133,7 @@ class PixelPCA:
         self.components = np.asarray(pca.components_, np.float64)  # (F, D)
         self.mean = np.asarray(pca.mean_, np.float64)  # (D,)
         self.explained = float(np.nan_to_num(pca.explained_variance_ratio_).sum())
-        self.name = f"pixels, PCA to {len(self.components)}"
+        self.name = f"{len(self.components)} principal components of the training rows"
 
     def __call__(self, x: Rows) -> Tensor:
         """Principal coordinates with shape (N, F), float64, of rows with shape (N, D)."""
