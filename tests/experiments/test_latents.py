@@ -105,6 +105,17 @@ def test_experts_that_do_not_fit_are_refused():
         assign_experts(x[:21], y[:21], 2)
 
 
+def test_classes_are_any_integers_in_their_order():
+    x, y = labelled(3)
+    names = np.array([-1, 5, 7])
+    own, others = assign_experts(x, names[y], 3, others=(x[:2], np.array([7, -1])))
+    assert torch.equal(own, torch.from_numpy(y))
+    assert others.tolist() == [2, 0]
+    assert assign_experts(x, names[y], 6)[0].max() == 5
+    with pytest.raises(ValueError, match="class 6 has held-out rows but no training rows"):
+        assign_experts(x, names[y], 3, others=(x[:2], np.array([6, -1])))
+
+
 # Autoencoders
 
 
@@ -197,6 +208,9 @@ def test_a_folder_of_other_settings_is_refused(digits, tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(beta, channels\): name another folder"):
         build_autoencoder(x, SHAPE, replace(TINY, beta=0.5, channels=(8, 16)), tmp_path)
     assert not list(tmp_path.glob(".*.part"))
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .*: delete the folder .*, and run again"):
+        build_autoencoder(x, SHAPE, TINY, tmp_path)
 
 
 def test_rows_that_are_no_images_get_fully_connected_vaes(digits):

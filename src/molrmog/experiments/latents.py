@@ -89,12 +89,13 @@ def assign_experts(
 ) -> tuple[Tensor, Tensor | None]:
     """The expert of every row, by its label or by clustering.
 
-    With labels, fewer experts than classes own neighbouring classes together; more split every class by clustering, so
-    their number must be a multiple of the classes'. Clusters are the subspaces of a law fitted by EM.
+    Labels may be any integers, and are taken in their order. Fewer experts than classes own neighbouring classes
+    together; more split every class by clustering, so their number must be a multiple of the classes'. Clusters are the
+    subspaces of a law fitted by EM.
 
     Args:
         x: rows with shape (N, D).
-        labels: classes 0 to C - 1 with shape (N,), or None to cluster.
+        labels: one of C classes for each row, with shape (N,), or None to cluster.
         experts: number K of experts.
         others: further rows, such as held-out ones, with their labels.
         seed: of the clustering.
@@ -103,22 +104,26 @@ def assign_experts(
         Experts 0 to K - 1 with shape (N,) and those of the other rows, or None.
 
     Raises:
-        ValueError: K does not fit the number of classes, or the rows.
+        ValueError: K does not fit the number of classes, or the rows; or a class has other rows only.
     """
     parts = [(x, labels)] if others is None else [(x, labels), others]
     if labels is None:
         law = _clusters(x, experts, seed) if experts > 1 else None
         found = [np.zeros(len(rows), np.int64) if law is None else assign(law, rows)[0] for rows, _ in parts]
     else:
-        classes = int(labels.max()) + 1
+        names = np.unique(labels)
+        classes = len(names)
+        strange = np.setdiff1d(np.asarray(parts[-1][1]), names)
+        if len(strange):
+            raise ValueError(f"class {strange[0]} has held-out rows but no training rows: leave it out of the data")
         if experts > classes and experts % classes:
             raise ValueError(f"{experts} experts for {classes} classes: pass a multiple of {classes}, or fewer")
         split = max(1, experts // classes)
-        found = [np.asarray(y, np.int64) * min(experts, classes) // classes for _, y in parts]
+        found = [np.searchsorted(names, np.asarray(y)) * min(experts, classes) // classes for _, y in parts]
         for c in range(classes if split > 1 else 0):
-            law = _clusters(x[labels == c], split, seed)
+            law = _clusters(x[labels == names[c]], split, seed)
             for expert, (rows, y) in zip(found, parts, strict=True):
-                mine = np.asarray(y) == c
+                mine = np.asarray(y) == names[c]
                 if mine.any():
                     expert[mine] = c * split + assign(law, rows[mine])[0]
     own, *rest = (torch.from_numpy(expert.astype(np.int64)) for expert in found)
@@ -312,7 +317,10 @@ def _described(settings: AutoencoderSettings, *tables: Tensor) -> dict[str, Any]
 def _is_kept(out: Path | None, made: dict[str, Any]) -> bool:
     if out is None or not (out / _SETTINGS).is_file():
         return False
-    before = json.loads((out / _SETTINGS).read_text())
+    try:
+        before = dict(json.loads((out / _SETTINGS).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{out / _SETTINGS} is damaged ({error}): delete the folder {out}, and run again") from None
     different = sorted(key for key in made if before.get(key) != made[key])
     if different:
         raise ValueError(f"{out} holds an autoencoder of other settings ({', '.join(different)}): name another folder")
