@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from molrmog.progress import progress
-from molrmog.saving import write_atomically
+from molrmog.saving import locked, write_atomically
 
 CELLS_NAME, CELL_NAME = "cells", "cell.json"
 _SETTINGS_NAME, _PROGRESS_NAME, _ERROR_NAME = "settings.json", "progress", "error"
@@ -64,6 +64,12 @@ class Crew:
         self, compute: Compute, cells: Mapping[str, Mapping[str, Any]], out: Path, *, title: str = "cells"
     ) -> dict[str, dict[str, Any]]:
         """Compute all cells that are not there yet; see `run_cells`."""
+        with locked(out / CELLS_NAME, out):
+            return self._run(compute, cells, out, title)
+
+    def _run(
+        self, compute: Compute, cells: Mapping[str, Mapping[str, Any]], out: Path, title: str
+    ) -> dict[str, dict[str, Any]]:
         folders = {name: out / CELLS_NAME / name for name in cells}
         waiting = [name for name in cells if _result(folders[name], cells[name]) is None]
         done = len(cells) - len(waiting)
@@ -118,6 +124,7 @@ def run_cells(
 
     Raises:
         RuntimeError: a cell failed; the others that were running are stopped, what they kept stays.
+        BlockingIOError: another process computes cells of this experiment.
     """
     with Crew(workers, threads) as crew:
         return crew.run(compute, cells, out, title=title)
