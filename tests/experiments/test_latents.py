@@ -132,6 +132,28 @@ def test_linear_autoencoders_are_the_principal_components_of_each_expert(digits)
         torch.testing.assert_close(found[expert == k].numpy(), centre + (own - centre) @ axes.T @ axes)
 
 
+def test_latents_may_be_images(digits):
+    x, expert = digits
+    made = replace(TINY, latent_dim=(2, 2, 2))
+    for kind, shape in (("vae", (2, 2, 2)), ("linear", (8,))):
+        model = build_autoencoders(x, expert, SHAPE, replace(made, kind=kind))
+        assert {each.latent_shape for each in model} == {shape}
+        assert encode_all(model, x, expert).shape == (90, 8)
+    with pytest.raises(ValueError, match=r"latent_shape = \(2, 4, 4\): 2 stages end at 2 x 2"):
+        build_autoencoders(x, expert, SHAPE, replace(TINY, latent_dim=(2, 4, 4)))
+
+
+def test_one_linear_autoencoder_is_kept(digits, tmp_path):
+    x, expert = digits
+    made = replace(TINY, kind="linear", latent_dim=(2, 2, 2))
+    model = build_autoencoder(x, SHAPE, made, tmp_path)
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    assert_same(tensors(build_autoencoder(x, SHAPE, made, tmp_path)), tensors(model))
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="holds an autoencoder of other settings"):
+        build_autoencoder(x[expert == 1], SHAPE, made, tmp_path)
+
+
 def test_encode_and_decode_are_inverse_and_go_by_expert(digits):
     x, expert = digits
     model = build_autoencoders(x, expert, SHAPE, replace(TINY, kind="linear"))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,7 +87,7 @@ def compute_autoencoder(settings: Settings, folder: Path) -> dict[str, Any]:
     how: dict[str, Any] = {"device": settings["device"], "on_step": _watched(folder)}
     with metrics.Stopwatch() as watch:
         if settings["expert"] is None:
-            model: Any = build_autoencoders(x, own, rows.shape, made, place, **how)
+            model: Any = _autoencoders(folder, settings["set"], rows, own, **how)
         else:
             mine, at = x[own == settings["expert"]], place / f"expert-{settings['expert']:02d}"
             model = build_autoencoder(mine, rows.shape, made, at, **how)
@@ -356,17 +356,26 @@ def _experts(folder: Path, chosen: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _autoencoder_settings(chosen: Settings) -> AutoencoderSettings:
-    channels = tuple(chosen["autoencoder"]["channels"])
-    return replace(AutoencoderSettings(**chosen["autoencoder"]), channels=channels)
+    # JSON has lists for tuples.
+    settings: dict[str, Any] = {
+        key: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+        for key, value in chosen["autoencoder"].items()
+    }
+    return AutoencoderSettings(**settings)
 
 
 def _autoencoder_folder(folder: Path, chosen: Settings) -> Path:
     return experiment_of(folder) / "autoencoders" / chosen["name"]
 
 
-def _autoencoders(folder: Path, chosen: Settings, rows: Dataset, own: Tensor) -> torch.nn.Module:
-    made = _autoencoder_settings(chosen)
-    return build_autoencoders(rows.x, own, rows.shape, made, _autoencoder_folder(folder, chosen))
+def _autoencoders(folder: Path, chosen: Settings, rows: Dataset, own: Tensor, **how: Any) -> torch.nn.Module:
+    made, place = _autoencoder_settings(chosen), _autoencoder_folder(folder, chosen)
+    if made.kind != "linear":
+        return build_autoencoders(rows.x, own, rows.shape, made, place, **how)
+    # Principal components of 3,000 pixels take seconds an expert: every cell reads them, one computes.
+    x = torch.from_numpy(np.asarray(rows.x))
+    at = enumerate(place / f"expert-{k:02d}" for k in range(chosen["experts"]))
+    return torch.nn.ModuleList(build_autoencoder(x[own == k], rows.shape, made, out) for k, out in at).eval()
 
 
 def _watched(folder: Path) -> Callable[[str, int, int, float], None]:

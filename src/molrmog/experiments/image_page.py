@@ -111,27 +111,18 @@ def write_image_page(
             (),
             [*_reconstructions(out, rows, encoded), *_grids(out, rows, "networks", found["networks"])],
         ),
-        Section(
-            "Start",
-            "The same MoG network from three starts; step 0 is the start itself.",
-            [Table(_COLUMNS, _rows(found["start"]))],
-            [_curves(found["start"], "Loss on held-out latents while training.")],
-        ),
-        Section(
-            "Experts and autoencoders",
-            "The MoG network where the number of experts, the way rows are shared among them, or the kind of "
-            "autoencoder differ. Losses in different latents cannot be compared, distances of samples can.",
-            [
-                Table(
-                    ("autoencoders", *_COLUMNS[:5], *_COLUMNS[7:]),
-                    [[label[0], *_without_loss(row)] for label, row in _ablations(found["ablations"])],
-                )
-            ]
-            if found["ablations"]
-            else (),
-        ),
-        Section("Autoencoders", _AUTOENCODERS, [_autoencoders(encoded, trained)]),
     ]
+    if found["start"]:
+        text = "The same MoG network from several starts; step 0 is the start itself."
+        curves = _curves(found["start"], "Loss on held-out latents while training.")
+        sections.append(Section("Start", text, [Table(_COLUMNS, _rows(found["start"]))], [curves]))
+    if found["ablations"]:
+        table = Table(
+            ("autoencoders", *_COLUMNS[:5], *_COLUMNS[7:]),
+            [[label[0], *_without_loss(row)] for label, row in _ablations(found["ablations"])],
+        )
+        sections.append(Section("Experts and autoencoders", _ABLATIONS, [table]))
+    sections.append(Section("Autoencoders", _AUTOENCODERS, [_autoencoders(encoded, trained)]))
     if found["pixels"]:
         text = "Without autoencoders, over the pixels themselves."
         sections.append(
@@ -298,6 +289,10 @@ def _reconstructions(out: Path, rows: Dataset, encoded: Cells) -> list[Figure]:
     ]
 
 
+_ABLATIONS = (
+    "The networks where the number of experts, the way rows are shared among them, or the kind of autoencoder differ. "
+    "Losses in different latents cannot be compared, distances of samples can."
+)
 _AUTOENCODERS = (
     "What held-out rows lose on the way into the latents and back. A name "
     "says the kind, how rows are shared among experts, and how many there are; “light” is a cheaper training."

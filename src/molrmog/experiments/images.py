@@ -45,10 +45,13 @@ class Plan:
         autoencoder: of the networks' comparison.
         light: the autoencoder of the ablations over K and kinds, cheaper.
         training: options of `molrmog.train` that all networks share.
+        rates: learning rates that differ, by the name of the network.
         patience: how many times longer one more MLP is trained; 1 leaves it out.
         mog: options of `latent_network` for "mog" and "em", but for the modes.
         gaussian: the same for "gaussian".
         modes: n_k of the MoG networks.
+        laws: further laws by EM alone, (n_k, rank of the modes; full where None).
+        starts: of one MoG network side by side, in the part of that name.
         unet: options of `latent_network` for "unet".
         mlp: the same for "mlp".
         seeds: of the networks' comparison; ablations take the first.
@@ -71,10 +74,13 @@ class Plan:
     training: Mapping[str, Any] = field(
         default_factory=lambda: {"steps": 1500, "batch_size": 256, "learning_rate": 1e-3}
     )
+    rates: Mapping[str, float] = field(default_factory=dict)
     patience: int = 1
     mog: Mapping[str, Any] = field(default_factory=dict)
     gaussian: Mapping[str, Any] = field(default_factory=dict)
     modes: tuple[int, ...] = (4, 8, 40)
+    laws: tuple[tuple[int, int | None], ...] = ()
+    starts: tuple[str, ...] = ("random", "k-means", "em")
     unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (48, 64)})
     mlp: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -118,33 +124,41 @@ _MNIST = Plan(
     pixel_training={"steps": 200, "batch_size": 128},
     pixel_law={"latent_dim": 32, "modes": 8},
 )
+_CIFAR_VAE = AutoencoderSettings(
+    latent_dim=(3, 8, 8), passes=16, learning_rate=3e-3, beta=0.02, reconstruction="mse", channels=(32, 64)
+)
 _CIFAR10 = replace(
     _MNIST,
     data="cifar10",
-    autoencoder=AutoencoderSettings(latent_dim=128, passes=6, channels=(32, 64), beta=0.003),
-    training={"steps": 1500, "batch_size": 256, "learning_rate": 1e-3},
-    mog={"rank": 16},
-    modes=(1, 8),
-    unet={"channels": (32, 48)},
-    seeds=(0,),
-    samples=2000,
+    autoencoder=_CIFAR_VAE,
+    light=_CIFAR_VAE,
     more_experts=(),
-    kinds=(),
+    kinds=("linear",),
+    mog={},
+    modes=(4,),
+    laws=((8, None), (40, None), (4, 16), (8, 64)),
+    starts=(),
+    rates={"mog": 2e-4, "gaussian": 2e-4},
+    unet={"channels": (48, 96)},
+    seeds=(0,),
     pixel_unet=None,
-    pixel_law={"latent_dim": 128, "modes": 8, "head": 256},
+    pixel_law={"latent_dim": 128, "modes": 4, "head": 256},
 )
 _PARACHUTE = replace(
     _CIFAR10,
     data="imagenette-parachute",
     image_size=64,
-    experts=4,
+    experts=1,
     by="cluster",
     autoencoder=AutoencoderSettings(kind="taef2"),
-    mog={"latent_dim": 48},
-    gaussian={"latent_dim": 48},
-    modes=(4,),
+    light=AutoencoderSettings(kind="taef2", latent_dim=96),
+    more_experts=(("cluster", 4),),
+    training={"steps": 600, "batch_size": 256, "learning_rate": 1e-3},
+    mog={"latent_dim": 96},
+    gaussian={"latent_dim": 96},
+    laws=((8, None), (40, None), (4, 16)),
     samples=390,
-    pixel_law={"latent_dim": 48, "modes": 4},
+    pixel_law=None,
 )
 
 
@@ -279,6 +293,7 @@ def _networks(
     def add(
         part: str, chosen: Any, label: str, network: str, own: int, options: Mapping[str, Any], **training: Any
     ) -> None:
+        rate = {"learning_rate": made.rates[network]} if network in made.rates else {}
         where = "pixels" if chosen is None else chosen["name"]
         settings = {
             **common,
@@ -286,7 +301,7 @@ def _networks(
             "network": network,
             "seed": seed + own,
             "options": dict(options),
-            "training": {} if network == "em" else {**made.training, **training},
+            "training": {} if network == "em" else {**made.training, **rate, **training},
         }
         cell = next((name for name, other in cells.items() if other == settings), None)
         if cell is None:
@@ -304,16 +319,21 @@ def _networks(
         for n in made.modes:
             add("networks", main, f"MoG, n = {n}", "mog", own, {**made.mog, "modes": n, "start": "em"})
             add("networks", main, f"law by EM, n = {n}", "em", own, {**made.mog, "modes": n})
+        for n, rank in made.laws:
+            label = f"law by EM, n = {n}, {'full rank' if rank is None else f'rank {rank}'}"
+            add("networks", main, label, "em", own, {**made.mog, "modes": n, "rank": rank})
     if made.patience > 1:
         label, steps = f"MLP, {made.patience}x steps", made.patience * made.training["steps"]
         add("networks", main, label, "mlp", made.seeds[0], made.mlp, steps=steps)
     n = 8 if 8 in made.modes else made.modes[-1]
-    for start, rate in (("random", 5e-3), ("k-means", 5e-3), ("em", made.training["learning_rate"])):
+    for start in made.starts:
         # Only EM knows tau beforehand; all three learn it.
+        rate = {} if start == "em" else {"learning_rate": 5e-3}
         learn = ("mean", "factor", "mode_weights", "tau")
         options = {**made.mog, "modes": n, "start": start, "learn": learn}
-        add("start", main, f"MoG, n = {n}, from {start}", "mog", made.seeds[0], options, learning_rate=rate)
-    add("start", main, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
+        add("start", main, f"MoG, n = {n}, from {start}", "mog", made.seeds[0], options, **rate)
+    if made.starts:
+        add("start", main, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
     for chosen in others:
         add("ablations", chosen, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
         if chosen["autoencoder"]["kind"] != "vae":

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -50,7 +51,8 @@ class AutoencoderSettings:
 
     Attributes:
         kind: see the table of the module.
-        latent_dim: dimension d of the latents; fixed where the autoencoder is pretrained.
+        latent_dim: dimension d of flat latents, or the shape (c, h, w) of latents that are images (see `ConvVAE`),
+            d = c h w; fixed where the autoencoder is pretrained.
         steps: training steps of each VAE; as many passes over its rows as `passes` says where None.
         passes: over the rows of an expert, where `steps` is None.
         batch_size: rows of a step.
@@ -63,7 +65,7 @@ class AutoencoderSettings:
     """
 
     kind: str = "vae"
-    latent_dim: int = 32
+    latent_dim: int | tuple[int, int, int] = 32
     steps: int | None = None
     passes: float = 20.0
     batch_size: int = 64
@@ -73,6 +75,11 @@ class AutoencoderSettings:
     channels: tuple[int, ...] = (32, 64)
     rank: int = 8
     seed: int = 0
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Event shape of the latents, (d,) or (c, h, w)."""
+        return (self.latent_dim,) if isinstance(self.latent_dim, int) else tuple(self.latent_dim)
 
     def steps_for(self, rows: int) -> int:
         """Training steps on so many rows."""
@@ -159,7 +166,7 @@ def build_autoencoders(
         expert: of each row, with shape (N,).
         shape: event shape of a row.
         settings: what to build.
-        out: folder that keeps what is trained; None keeps nothing.
+        out: folder that keeps what is trained, so nothing of linear ones; None keeps nothing.
         device: where to train; the best there is where None.
         on_step: called now and then with a name, the step, the number of steps, and the loss.
 
@@ -173,8 +180,7 @@ def build_autoencoders(
     rows = [(expert == k).nonzero()[:, 0] for k in range(int(expert.max()) + 1)]
     how: Any = {"device": device, "on_step": on_step}
     if settings.kind == "linear":
-        flats = [ae.LinearAutoencoder.from_pca(x[mine], settings.latent_dim, shape) for mine in rows]
-        return nn.ModuleList(flats).requires_grad_(False).eval()
+        return nn.ModuleList(build_autoencoder(x[mine], shape, settings) for mine in rows).eval()
     if settings.kind == "vae":
         several = [
             build_autoencoder(x[mine], shape, settings, _within(out, f"expert-{k:02d}"), name=f"VAE {k}", **how)
@@ -199,15 +205,21 @@ def build_autoencoder(
     device: str | None = "cpu",
     on_step: Callable[[str, int, int, float], object] | None = None,
 ) -> ae.Autoencoder:
-    """Train one VAE on its rows: convolutional for images, fully connected for other rows; arguments as above."""
+    """One autoencoder from its rows, linear or a VAE, convolutional for images and fully connected for other rows.
+
+    Arguments as above; `out` keeps linear ones, too.
+    """
     made = _described(settings, x)
     if _is_kept(out, made):
         return ae.load_autoencoder(cast(Path, out))
+    if settings.kind == "linear":
+        flat = ae.LinearAutoencoder.from_pca(x, math.prod(settings.latent_shape), shape).requires_grad_(False)
+        return cast(ae.Autoencoder, _kept(flat, out, made))
     torch.manual_seed(settings.seed)
     vae = (
-        ae.ConvVAE(shape, settings.latent_dim, channels=settings.channels)
+        ae.ConvVAE(shape, latent_shape=settings.latent_shape, channels=settings.channels)
         if len(shape) == 3
-        else ae.MLPVAE(shape, settings.latent_dim)
+        else ae.MLPVAE(shape, math.prod(settings.latent_shape))
     )
     loss = ae.VAELoss(vae, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
     _minimise(loss, [x], settings, len(x), out, name, device, on_step)
