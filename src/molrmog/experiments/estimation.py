@@ -1,0 +1,554 @@
+"""How many rows a score needs: the excess error of learned scores, E || s_theta - s* ||^2, against n, D and the shape.
+
+Laws are drawn at random in the span of their subspaces, R^q, and embedded into R^D by a random isometry, so that D
+changes and the angles between subspaces do not. Rows and errors live in R^D. One noise level stands for all where not
+said otherwise: gamma = 0.5, s^2 + gamma^2 = 1.
+
+| method        | learns                          | by                                                            |
+| ------------- | ------------------------------- | ------------------------------------------------------------- |
+| known         | weights, mu, U                  | EM, A, b and tau held at the truth                            |
+| known-tau     | weights, mu, U, tau             | EM, A and b held                                              |
+| learned       | everything                      | EM without prior                                              |
+| learned-prior | everything                      | EM with the library's prior                                   |
+| dsm           | weights, mu, U                  | score matching at that noise level, in R^q                    |
+| flat          | as many modes, full covariances | EM without prior, no subspaces                                |
+| kernel        | nothing                         | the rows themselves, see `molrmog.theory.empirical`           |
+| mlp           | a small network                 | score matching at that noise level, stopped at its best step  |
+
+All but the last two start at the truth, so that what is measured is estimation and not a search; one sweep counts what
+other starts end at. `known` and `dsm` are functions of the coordinates in R^q when tau is known and the same for all
+subspaces: on rows that agree there, their errors agree in every D to rounding. The measurement on independent rows
+shows that the code in R^D has it, too.
+
+References:
+    arXiv 2601.01475, section 4 (estimation error).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.mlp import MLPDenoiser
+from molrmog.experiments.cells import report_progress, run_cells
+from molrmog.experiments.estimation_page import write_report
+from molrmog.experiments.page import write_csv
+from molrmog.learning.fit import fit
+from molrmog.learning.starts import mog_start
+from molrmog.metrics import Stopwatch
+from molrmog.mixture import MoLRMoG, Subspace
+from molrmog.saving import write_atomically
+from molrmog.theory.empirical import EmpiricalDenoiser
+from molrmog.theory.estimation import (
+    GapBound,
+    asymptotic_error,
+    block_gaps,
+    embedded,
+    embedded_rows,
+    embedding,
+    row_losses,
+    score_error,
+)
+from molrmog.theory.known_bases import fit_modes, fit_scores
+
+Budget = Literal["smoke", "cpu", "gpu"]
+
+GAMMA = 0.5
+LEVELS = (0.2, 0.5, 0.8)
+"""Noise levels whose errors add up to the total, each weighed by gamma^2, as in the loss of the noise eps."""
+_NEAR = 1e-3  # nats per row that a start may end below the one at the truth, and count as the same optimum
+
+
+@dataclass(frozen=True)
+class LawShape:
+    """A law to draw from, all subspaces of one shape, see `MoLRMoG.random`.
+
+    Attributes:
+        subspaces: K.
+        modes: n of every subspace.
+        latent_dim: d of every subspace.
+        rank: r of every mode.
+        noise: tau.
+    """
+
+    subspaces: int = 3
+    modes: int = 2
+    latent_dim: int = 4
+    rank: int = 2
+    noise: float = 0.1
+
+    def draw(self, seed: int) -> MoLRMoG:
+        """The law of a seed over R^q, q = K d, in float64."""
+        K, d = self.subspaces, self.latent_dim
+        shape: dict[str, Any] = {"latent_dims": [d] * K, "modes": [self.modes] * K, "rank": self.rank}
+        law = MoLRMoG.random(K * d, **shape, noise=self.noise, seed=seed, dtype=torch.float64)
+        return law.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class EstimationBudget:
+    """How much is spent; a sweep that is given no seeds is left out.
+
+    Attributes:
+        seeds: of each sweep, by its name.
+        rows: n of the sweep over n, which is in R^dim.
+        dim: D of all sweeps but those over D.
+        dims: D of the sweep over D.
+        dim_rows: its n.
+        repeats: independent draws of rows at the two `compared` D, for each seed.
+        compared: the two D whose errors the claim compares.
+        shape_rows: n of the sweeps over K, n_k, d_k and the noise level.
+        shapes: those sweeps, name to values.
+        dsm_rows: n of score matching.
+        pool: rows from which gaps are taken, gaps at n up to an eighth of it.
+        peer_dims: D of the comparison of methods.
+        peer_rows: its n.
+        fresh: rows on which is measured.
+        steps: of the MLP.
+    """
+
+    seeds: dict[str, int]
+    rows: tuple[int, ...]
+    dim: int
+    dims: tuple[int, ...]
+    dim_rows: int
+    repeats: int
+    compared: tuple[int, int]
+    shape_rows: int
+    shapes: dict[str, tuple[int, ...]]
+    dsm_rows: tuple[int, ...]
+    pool: int
+    peer_dims: tuple[int, ...]
+    peer_rows: tuple[int, ...]
+    fresh: int
+    steps: int
+
+
+_SHAPES = {"subspaces": (1, 2, 4, 8), "modes": (1, 2, 4, 8), "latent_dim": (2, 4, 8, 16)}
+_CPU = EstimationBudget(
+    seeds={"n": 8, "dim": 10, "gap": 4, "peers": 2, "shape": 6, "starts": 3, "dsm": 3},
+    rows=tuple(2**i for i in range(6, 16)),
+    dim=64,
+    dims=(32, 64, 128, 256, 512, 1024, 2048, 4096),
+    dim_rows=1024,
+    repeats=10,
+    compared=(64, 2048),
+    shape_rows=4096,
+    shapes=_SHAPES,
+    dsm_rows=(256, 1024, 4096),
+    pool=2**17,
+    peer_dims=(32, 128, 512, 2048),
+    peer_rows=(64, 256, 1024, 4096, 16384),
+    fresh=2048,
+    steps=1500,
+)
+BUDGETS = {
+    "smoke": EstimationBudget(
+        seeds={"n": 2, "dim": 2, "gap": 1, "peers": 1, "shape": 1, "starts": 1, "dsm": 1},
+        rows=(256, 1024, 4096),
+        dim=16,
+        dims=(16, 64, 256),
+        dim_rows=512,
+        repeats=2,
+        compared=(16, 256),
+        shape_rows=512,
+        shapes={"subspaces": (1, 2), "modes": (1, 2), "latent_dim": (2, 4)},
+        dsm_rows=(256,),
+        pool=2**12,
+        peer_dims=(16, 64),
+        peer_rows=(64, 512),
+        fresh=512,
+        steps=60,
+    ),
+    "cpu": _CPU,
+    "gpu": replace(
+        _CPU,
+        seeds={"n": 64, "dim": 64, "gap": 32, "peers": 4, "shape": 32, "starts": 16, "dsm": 16},
+        repeats=20,
+        pool=2**19,
+        fresh=8192,
+        steps=10_000,
+    ),
+}
+
+
+def run_estimation(out: str | Path, budget: Budget = "cpu", seed: int = 0, workers: int = 1) -> Path:
+    """Measure how the errors of learned scores fall; the same call goes on where it stopped.
+
+    Args:
+        out: folder of the experiment: report.html, results.csv, settings.json, cells/.
+        budget: "smoke" (seconds), "cpu" (minutes), or "gpu" (more seeds and rows, on the CPU still: hours).
+        seed: of the first law; further ones count up from it.
+        workers: processes at a time, one thread each.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: an unknown budget, or a number out of range.
+        RuntimeError: a cell failed; see `run_cells`.
+    """
+    if budget not in BUDGETS:
+        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
+    if seed < 0 or workers < 1:
+        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    out, spent = Path(out), BUDGETS[budget]
+    cells = _cells(spent, seed)
+    settings = {"budget": budget, "seed": seed, "cells": cells}
+    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    results = run_cells(compute_cell, cells, out, workers=workers, title="estimation")
+    records = [
+        {"sweep": cells[name]["sweep"], "seed": cells[name]["seed"], **record}
+        for name, result in results.items()
+        for record in result["records"]
+    ]
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    write_csv(out / "results.csv", columns, [[record.get(column) for column in columns] for record in records])
+    shown = {key: value for key, value in asdict(spent).items() if key != "seeds"}
+    settings = {
+        "budget": budget,
+        "first seed": seed,
+        "law": asdict(LawShape()),
+        "seeds of each sweep": spent.seeds,
+    } | shown
+    settings["command"] = f"molrmog reproduce estimation --budget {budget} --seed {seed}"
+    return write_report(out, records, spent.compared, settings)
+
+
+def _cells(spent: EstimationBudget, seed: int) -> dict[str, dict[str, Any]]:
+    """Name to settings: everything that a cell depends on."""
+    own: dict[str, dict[str, Any]] = {
+        "n": {"dim": spent.dim, "rows": spent.rows},
+        "dim": {"dims": spent.dims, "rows": spent.dim_rows, "repeats": spent.repeats, "compared": spent.compared},
+        "shape": {"dim": max(spent.dim, 128), "rows": spent.shape_rows, "shapes": spent.shapes},
+        "starts": {"dim": spent.dim, "rows": spent.dim_rows},
+        "dsm": {"rows": spent.dsm_rows},
+        "gap": {"pool": spent.pool},
+    }
+    cells: dict[str, dict[str, Any]] = {}
+    for sweep, count in spent.seeds.items():
+        for one in range(seed, seed + count):
+            shared = {"sweep": sweep, "law": asdict(LawShape()), "seed": one, "fresh": spent.fresh}
+            if sweep == "peers":
+                for dim in spent.peer_dims:
+                    more = {"dim": dim, "rows": spent.peer_rows, "steps": spent.steps}
+                    cells[f"peers-D{dim}-seed{one}"] = shared | more
+            else:
+                cells[f"{sweep}-seed{one}"] = shared | own[sweep]
+    return cells
+
+
+def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One seed of one sweep; every record holds a method, where it was measured, and the error there."""
+    sweep = {"n": _n, "dim": _dim, "shape": _shape, "starts": _starts, "dsm": _dsm, "gap": _gap, "peers": _peers}
+    return {"records": sweep[settings["sweep"]](settings, folder)}
+
+
+class _Space:
+    """A law embedded into R^D, and rows of it; seeds make those of one seed and D the same everywhere."""
+
+    def __init__(self, inner: MoLRMoG, dim: int, seed: int) -> None:
+        self.inner, self.dim = inner, dim
+        self.Q = embedding(inner.dim, dim, seed)
+        self.law = embedded(inner, self.Q)
+        self.generator = torch.Generator().manual_seed(1000 * seed + dim)
+
+    def rows(self, y: Tensor) -> Tensor:
+        """Rows in R^D that are y (n, q) in the span."""
+        return embedded_rows(y, self.Q, self.inner.noise_floor, self.generator)
+
+
+def s_of(gamma: float) -> float:
+    """The signal scale at a noise level, variance preserving."""
+    return math.sqrt(1 - gamma * gamma)
+
+
+def _found(
+    denoiser: Any, space: _Space, fresh: Tensor, gamma: float = GAMMA, noise: Tensor | None = None
+) -> dict[str, Any]:
+    error = score_error(denoiser, space.law, fresh, s_of(gamma), gamma, seed=1, noise=noise)
+    return {"error": error.mean, "standard_error": error.standard_error}
+
+
+def _learned(start: MoLRMoG, x: Tensor, prior_rows: float | None = 0.0, **options: Any) -> MoLRMoG:
+    """EM of everything from `start`; modes without rows are dropped, which the small n know."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fixed: dict[str, Any] = {"tol": 1e-8, "max_iter": 100, **options}
+        return cast(MoLRMoG, fit(x, start=start, prior_rows=prior_rows, **fixed))
+
+
+def _n(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Errors against n at three noise levels; the gap at the fit; tr(F^+ G)."""
+    inner = LawShape(**settings["law"]).draw(settings["seed"])
+    space = _Space(inner, settings["dim"], settings["seed"])
+    draw = torch.Generator().manual_seed(settings["seed"])
+    s = s_of(GAMMA)
+    asymptotic = asymptotic_error(inner, inner.sample(4 * settings["fresh"], draw).x, s, GAMMA)
+    pool = row_losses(inner, inner.sample(32 * settings["fresh"], draw).x, s, GAMMA, pairs=2, seed=1)
+    records: list[dict[str, Any]] = [{"method": "asymptotic", "D": space.dim, "gamma": GAMMA, "error": asymptotic}]
+    for i, n in enumerate(settings["rows"]):
+        y = inner.sample(n, draw).x
+        x, fresh = space.rows(y), space.rows(inner.sample(settings["fresh"], draw).x)
+        fits = {
+            "known": fit_modes(space.law, x).law,
+            "known-tau": fit_modes(space.law, x, learn_tau=True).law,
+            "learned": _learned(space.law, x),
+        }
+        if n <= 4096:
+            fits["learned-prior"] = _learned(space.law, x, prior_rows=None)
+        for method, law in fits.items():
+            where = {"method": method, "D": space.dim, "n": n, "modes_left": sum(law.modes)}
+            records += [where | {"gamma": gamma} | _found(law, space, fresh, gamma) for gamma in LEVELS]
+        own = fit_modes(inner, y).law
+        excess = _found(fits["known"], space, fresh)["error"]
+        gap = float(row_losses(own, y, s, GAMMA, pairs=4, seed=2).mean() - pool.mean()) - excess
+        records.append({"method": "gap at the fit", "D": inner.dim, "n": n, "gamma": GAMMA, "error": abs(gap)})
+        report_progress(folder, (i + 1) / len(settings["rows"]))
+    return records
+
+
+def _dim(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Errors against D: rows that agree in the span, then independent ones at two D."""
+    seed, n = settings["seed"], settings["rows"]
+    inner = LawShape(**settings["law"]).draw(seed)
+    draw = torch.Generator().manual_seed(seed)
+    y, y_fresh = inner.sample(n, draw).x, inner.sample(settings["fresh"], draw).x
+    eps = torch.randn(y_fresh.shape, generator=draw, dtype=y.dtype)
+    records: list[dict[str, Any]] = []
+    for i, dim in enumerate(settings["dims"]):
+        space = _Space(inner, dim, seed)
+        x, fresh = space.rows(y), space.rows(y_fresh)
+        noise = embedded_rows(eps, space.Q, 1.0, space.generator)
+        with_tau = fit_modes(space.law, x, learn_tau=True).law
+        fits = {"known": fit_modes(space.law, x).law, "known-tau": with_tau, "learned": _learned(space.law, x)}
+        for method, law in fits.items():
+            records.append(
+                {"method": method, "D": dim, "n": n, "gamma": GAMMA, **_found(law, space, fresh, noise=noise)}
+            )
+        for gamma in LEVELS:
+            off = _off_span(with_tau, space, fresh, gamma)
+            records.append({"method": "tau off the span", "D": dim, "n": n, "gamma": gamma, "error": off})
+        report_progress(folder, (i + 1) / (1 + len(settings["dims"])))
+    for dim in settings["compared"]:
+        space = _Space(inner, dim, seed)
+        fresh = space.rows(inner.sample(settings["fresh"], draw).x)
+        for repeat in range(settings["repeats"]):
+            law = fit_modes(space.law, space.rows(inner.sample(n, draw).x)).law
+            where = {"method": "known, independent rows", "D": dim, "n": n, "gamma": GAMMA, "repeat": repeat}
+            records.append(where | _found(law, space, fresh))
+    return records
+
+
+@torch.no_grad()
+def _off_span(law: MoLRMoG, space: _Space, fresh: Tensor, gamma: float) -> float:
+    """The part of the error off the span of all subspaces, where only tau can be wrong."""
+    xt = s_of(gamma) * fresh + gamma * torch.randn(fresh.shape, generator=space.generator, dtype=fresh.dtype)
+    apart = law.score(xt, s_of(gamma), gamma) - space.law.score(xt, s_of(gamma), gamma)
+    return float((apart.square().sum(1) - (apart @ space.Q).square().sum(1)).mean())
+
+
+def _shape(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Errors with A known against K, n_k and d_k, one at a time, and against the noise level."""
+    seed, n = settings["seed"], settings["rows"]
+    draw = torch.Generator().manual_seed(seed)
+    records: list[dict[str, Any]] = []
+    settled = LawShape(**settings["law"])
+    sweeps = [(name, value) for name, values in settings["shapes"].items() for value in values]
+    for i, (name, value) in enumerate([*sweeps, ("gamma", 0)]):
+        shape = settled if name == "gamma" else replace(settled, **{name: value})
+        space = _Space(shape.draw(seed), settings["dim"], seed)
+        x, fresh = (space.rows(space.inner.sample(rows, draw).x) for rows in (n, settings["fresh"]))
+        law = fit_modes(space.law, x).law
+        for gamma in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9) if name == "gamma" else (GAMMA,):
+            where = {"method": "known", "D": space.dim, "n": n, "varied": name, "gamma": gamma}
+            numbers = {"K": shape.subspaces, "n_k": shape.modes, "d_k": shape.latent_dim}
+            records.append(where | numbers | _found(law, space, fresh, gamma))
+        report_progress(folder, (i + 1) / (1 + len(sweeps)))
+    return records
+
+
+def _starts(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Which starts end at the optimum next to the truth, and what the likeliest of them is worth."""
+    seed, n = settings["seed"], settings["rows"]
+    shape = LawShape(**settings["law"])
+    space = _Space(shape.draw(seed), settings["dim"], seed)
+    draw = torch.Generator().manual_seed(seed)
+    x, fresh = (space.rows(space.inner.sample(rows, draw).x) for rows in (n, settings["fresh"]))
+    best = fit_modes(space.law, x)
+    known = [
+        (start, fit_modes(_start(space.law, x, shape, start, one), x, max_iter=300))
+        for start in ("k-means", "random")
+        for one in range(4)
+    ]
+    runs: list[tuple[str, MoLRMoG]] = [("known, truth", best.law)]
+    runs += [(f"known, {start}", found.law) for start, found in known]
+    report_progress(folder, 0.5)
+    runs.append(("learned, truth", _learned(space.law, x)))
+    options: dict[str, Any] = {"subspaces": shape.subspaces, "latent_dim": shape.latent_dim, "modes": shape.modes}
+    for one in range(4):
+        law = cast(MoLRMoG, fit(x, **options, rank=shape.rank, seed=one, max_iter=200, tol=1e-6))
+        runs.append(("learned, clustered", law))
+    truth = {run.split(",")[0]: float(law.log_prob(x).mean()) for run, law in runs if run.endswith("truth")}
+    records: list[dict[str, Any]] = []
+    for run, law in runs:
+        likelihood = float(law.log_prob(x).mean())
+        at = {"method": run, "D": space.dim, "n": n, "gamma": GAMMA, "log_likelihood": likelihood}
+        lacking = truth[run.split(",")[0]] - likelihood
+        records.append(at | {"lacking": lacking, "reached": lacking < _NEAR} | _found(law, space, fresh))
+    return records
+
+
+def _start(truth: MoLRMoG, x: Tensor, shape: LawShape, start: str, seed: int) -> MoLRMoG:
+    """The true subspaces with modes that start on the rows nearest to each."""
+    parts = [truth.subspace(k) for k in range(truth.subspaces)]
+    latents = torch.stack([(x - part.offset) @ part.basis for part in parts])  # (K, n, d)
+    nearest = latents.square().sum(2).argmax(0)  # all offsets are 0: the most energy inside is the least outside
+    for k, part in enumerate(parts):
+        own = latents[k, nearest == k]
+        found = mog_start(own, shape.latent_dim, shape.modes, cast(Any, start), seed, rank=shape.rank).subspace(0)
+        parts[k] = replace(
+            part,
+            weight=len(own) / len(x),
+            mode_weights=found.mode_weights.to(x),
+            means=found.means,
+            factors=found.factors,
+        )
+    return MoLRMoG.from_subspaces(parts).requires_grad_(False)
+
+
+def _dsm(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Score matching beside EM on the same rows in R^q, and what each costs."""
+    inner = LawShape(**settings["law"]).draw(settings["seed"])
+    space = _Space(inner, inner.dim, settings["seed"])
+    draw = torch.Generator().manual_seed(settings["seed"])
+    fresh = space.rows(inner.sample(4 * settings["fresh"], draw).x)
+    records: list[dict[str, Any]] = []
+    for i, n in enumerate(settings["rows"]):
+        x = space.rows(inner.sample(n, draw).x)
+        for method in ("known", "dsm"):
+            with Stopwatch() as watch:
+                if method == "known":
+                    law = fit_modes(space.law, x).law
+                else:
+                    law = fit_scores(space.law, x, s_of(GAMMA), GAMMA, draws=8, max_iter=60)
+            where = {"method": method, "D": space.dim, "n": n, "gamma": GAMMA, "cpu_seconds": watch.cpu}
+            records.append(where | _found(law, space, fresh))
+        report_progress(folder, (i + 1) / len(settings["rows"]))
+    return records
+
+
+def _gap(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """E |L - L_n| at the truth, and the largest over laws around it; the bound's shape."""
+    seed, s = settings["seed"], s_of(GAMMA)
+    inner = LawShape(**settings["law"]).draw(seed)
+    draw = torch.Generator().manual_seed(seed)
+    y = inner.sample(settings["pool"], draw).x
+    losses: list[Tensor] = []
+    for i in range(8):
+        law = MoLRMoG.from_subspaces([inner.subspace(k) for k in range(inner.subspaces)]).requires_grad_(False)
+        if i:
+            law.mean.add_(0.2 * torch.randn(law.mean.shape, generator=draw, dtype=y.dtype))
+            law.factor.mul_(1 + 0.2 * torch.randn(law.factor.shape, generator=draw, dtype=y.dtype))
+        losses.append(row_losses(law, y, s, GAMMA, seed=seed))
+        report_progress(folder, (i + 1) / 8)
+    pool, bound = torch.stack(losses), GapBound.of(inner, y, s, GAMMA)
+    records: list[dict[str, Any]] = []
+    n = 64
+    while n <= settings["pool"] // 8:
+        gaps = block_gaps(pool, n).abs()  # (8, blocks)
+        at = {"D": inner.dim, "n": n, "gamma": GAMMA}
+        records.append({"method": "gap at the truth", **at, "error": float(gaps[0].mean())})
+        records.append({"method": "largest gap of 8 laws", **at, "error": float(gaps.amax(0).mean())})
+        named = {"R": bound.radius, "B_mu": bound.mean_radius, "constant": bound.constant}
+        records.append({"method": "shape of the bound", **at, **named, "error": bound.at(n)})
+        n *= 2
+    return records
+
+
+def _peers(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """All methods on the same rows of one D."""
+    seed, dim = settings["seed"], settings["dim"]
+    inner = LawShape(**settings["law"]).draw(seed)
+    space = _Space(inner, dim, seed)
+    draw = torch.Generator().manual_seed(seed)
+    fresh = space.rows(inner.sample(settings["fresh"] // 2, draw).x)
+    held_out = space.rows(inner.sample(settings["fresh"] // 4, draw).x)
+    records: list[dict[str, Any]] = [{"method": "scale", "D": dim, "gamma": GAMMA, "error": _scale(space, fresh)}]
+    for i, n in enumerate(settings["rows"]):
+        x = space.rows(inner.sample(n, draw).x)
+        fits: dict[str, Any] = {"known": fit_modes(space.law, x).law, "kernel": EmpiricalDenoiser(x)}
+        if n * dim <= 2**23:
+            fits["learned"] = _learned(space.law, x)
+        if dim <= 128 and n > 64:
+            floor = 0.5 * inner.noise_floor
+            fits["flat"] = _learned(flat_law(space.law), x, noise_floor=floor, tol=1e-6, max_iter=30)
+        if dim <= 512 and n > 64:
+            fits["mlp"] = _mlp(x, space, held_out, settings["steps"], seed)
+        for method, denoiser in fits.items():
+            records.append({"method": method, "D": dim, "n": n, "gamma": GAMMA, **_found(denoiser, space, fresh)})
+        report_progress(folder, (i + 1) / len(settings["rows"]))
+    return records
+
+
+@torch.no_grad()
+def _scale(space: _Space, fresh: Tensor) -> float:
+    """E || s* + x / v ||^2: the error of a score that knows the noise and no subspace, the same in every D."""
+    s = s_of(GAMMA)
+    v = s * s * space.inner.noise_floor**2 + GAMMA * GAMMA
+    xt = s * fresh + GAMMA * torch.randn(fresh.shape, generator=space.generator, dtype=fresh.dtype)
+    return float((space.law.score(xt, s, GAMMA) + xt / v).square().sum(1).mean())
+
+
+def flat_law(law: MoLRMoG) -> MoLRMoG:
+    """The same density as a flat mixture: one subspace, all of R^D, with every mode in it.
+
+    Args:
+        law: whose tau is the same for all subspaces.
+    """
+    parts = [law.subspace(k) for k in range(law.subspaces)]
+    axes = parts[0].basis.new_zeros(law.dim, law.dim).fill_diagonal_(1.0)
+    factors = [part.basis @ U for part in parts for U in part.factors]
+    flat = Subspace(
+        weight=1.0,
+        basis=axes,
+        offset=axes.new_zeros(law.dim),
+        tau=parts[0].tau,
+        mode_weights=torch.cat([part.weight * part.mode_weights for part in parts]),
+        means=torch.cat([part.offset + part.means @ part.basis.T for part in parts]),
+        factors=tuple(torch.cat([U, axes[:, U.shape[1] :] * 0], 1) for U in factors),  # room for full rank
+    )
+    return MoLRMoG.from_subspaces([flat]).requires_grad_(False)
+
+
+def _mlp(x: Tensor, space: _Space, held_out: Tensor, steps: int, seed: int) -> MLPDenoiser:
+    """A small network trained at one noise level in float32, as it was when best on fresh rows (which favours it)."""
+    s, best = s_of(GAMMA), math.inf
+    rows, draw = x.float(), torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = MLPDenoiser(space.dim, width=128, depth=2, sigma_data=float(rows.square().mean().sqrt()))
+    kept = {name: value.clone() for name, value in network.state_dict().items()}
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(1, steps + 1):
+        x0 = rows[torch.randint(len(rows), (256,), generator=draw)]
+        xt = s * x0 + GAMMA * torch.randn(x0.shape, generator=draw)
+        loss = (network.denoise(xt, s, GAMMA) - x0).square().sum(1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % max(1, steps // 10) == 0:
+            error = score_error(network, space.law, held_out.float(), s, GAMMA).mean
+            if error < best:
+                best, kept = error, {name: value.clone() for name, value in network.state_dict().items()}
+    network.load_state_dict(kept)
+    return network.double()
