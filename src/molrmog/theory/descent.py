@@ -30,14 +30,10 @@ _ROUNDING = 1e-12  # relative, of a loss
 
 
 class Loss(Protocol):
-    """A smooth loss over the parameters theta of a law, with shape (P,)."""
+    """A smooth loss over the parameters theta of a law, with shape (P,), such as `ScoreLoss`."""
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """The loss, a scalar."""
-        ...
-
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient, with shape (P,)."""
+        """The loss, a scalar that autograd and `torch.func` see through."""
         ...
 
     def hessian(self, theta: Tensor) -> Tensor:
@@ -96,10 +92,6 @@ class SymmetricPair:
         """The loss, a scalar."""
         return self.free(self.M @ theta)
 
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient, with shape (P,)."""
-        return self.M.T @ self.free.gradient(self.M @ theta)
-
     def hessian(self, theta: Tensor) -> Tensor:
         """Hessian, with shape (P, P)."""
         return self.M.T @ self.free.hessian(self.M @ theta) @ self.M
@@ -123,6 +115,13 @@ class SymmetricPair:
         return self.free.law_of(self.M @ theta)
 
 
+def gradient(loss: Loss, theta: Tensor) -> Tensor:
+    """Gradient of a loss, with shape (P,)."""
+    with torch.enable_grad():
+        at = theta.detach().requires_grad_()
+        return torch.autograd.grad(loss(at), at)[0]
+
+
 def gradient_descent(loss: Loss, theta: Tensor, step: float) -> Iterator[Tensor]:
     """Gradient descent from theta, which is the first iterate.
 
@@ -133,7 +132,7 @@ def gradient_descent(loss: Loss, theta: Tensor, step: float) -> Iterator[Tensor]
     """
     while True:
         yield theta
-        theta = theta - step * loss.gradient(theta)
+        theta = theta - step * gradient(loss, theta)
 
 
 def preconditioned_descent(loss: Loss, theta: Tensor, metric: Tensor) -> Iterator[Tensor]:
@@ -147,7 +146,7 @@ def preconditioned_descent(loss: Loss, theta: Tensor, metric: Tensor) -> Iterato
     inverse = torch.linalg.pinv(metric, rtol=1e-9, hermitian=True)
     while True:
         yield theta
-        theta = theta - inverse @ loss.gradient(theta)
+        theta = theta - inverse @ gradient(loss, theta)
 
 
 def gauss_newton_descent(loss: Loss, theta: Tensor, damping: float = 1e-2) -> Iterator[Tensor]:
@@ -162,7 +161,7 @@ def gauss_newton_descent(loss: Loss, theta: Tensor, damping: float = 1e-2) -> It
     while True:
         yield theta
         curvature, V = torch.linalg.eigh(loss.gauss_newton(theta))
-        along = V.T @ loss.gradient(theta)
+        along = V.T @ gradient(loss, theta)
         for _ in range(30):
             moved = theta - V @ (along / (curvature.clamp(min=0) + damping * curvature[-1]))
             lower = loss(moved)
@@ -184,7 +183,7 @@ def adam(loss: Loss, theta: Tensor, learning_rate: float) -> Iterator[Tensor]:
     optimiser = torch.optim.Adam([theta], lr=learning_rate)
     while True:
         yield theta.clone()
-        theta.grad = loss.gradient(theta)
+        theta.grad = gradient(loss, theta)
         optimiser.step()
 
 
@@ -243,7 +242,7 @@ def minimiser(loss: Loss, theta: Tensor, tolerance: float = 1e-11) -> Tensor:
     for _ in range(30):
         Q = off_gauge(loss.gauge(theta))
         curvature, V = torch.linalg.eigh(Q.T @ loss.hessian(theta) @ Q)
-        step = Q @ V @ ((V.T @ (Q.T @ loss.gradient(theta))) / curvature)
+        step = Q @ V @ ((V.T @ (Q.T @ gradient(loss, theta))) / curvature)
         theta = theta - step
         if float(step.norm()) <= tolerance and bool(curvature[0] > 0):
             return theta

@@ -1,0 +1,126 @@
+"""Does gradient descent contract at the rate that the curvature predicts, against its peers, and from where?
+
+Everything is known but the means and factors (mu, U), at one noise level of s^2 + gamma^2 = 1. Three kinds of cells:
+
+| cells   | ask                                                                                                  |
+| ------- | ---------------------------------------------------------------------------------------------------- |
+| rate    | the contraction per step with the step 2 / (alpha + L'), against (kappa - 1) / (kappa + 1)            |
+| methods | iterations and CPU seconds to an error, for gradient descent, preconditioned, Gauss-Newton, Adam, EM |
+| basin   | how often descent and EM end at the limit, by the size of the perturbation and by the kind of start  |
+
+on two losses over rows that stay fixed, so that a step is a deterministic map:
+
+    population   rows whose modes have exact moments, targets the truth's own score: the minimum is the truth
+    empirical    fewer rows of the truth, each noised once, targets -(x_t - s x_0) / gamma^2: minimum by Newton
+
+and on four laws in R^16: two modes at +mu and -mu whose parameters are tied as in the paper, the same two modes free of
+each other, four modes of uneven weights and covariances, and two subspaces of two such modes each.
+
+References:
+    arXiv 2601.01475, section 4 (linear convergence of gradient descent, two modes and many).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from molrmog.experiments.cells import run_cells
+from molrmog.experiments.convergence_cells import LAWS, compute_cell
+from molrmog.experiments.convergence_page import write_report
+from molrmog.saving import write_atomically
+
+Budget = Literal["smoke", "cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class ConvergenceBudget:
+    """How much is spent.
+
+    Attributes:
+        gammas: noise levels of the rates.
+        laws: whose rates are measured, names of `LAWS`.
+        seeds: how many draws of rows and starts.
+        population: rows of the population loss.
+        empirical: rows of the empirical loss.
+        methods: noise levels at which methods are compared.
+        basin_gammas: noise levels at which basins are measured.
+        basin_rows: rows of the population loss there.
+        sizes: of the perturbations, see `perturbed`.
+        starts: how many of each size, and of each kind.
+    """
+
+    gammas: tuple[float, ...]
+    laws: tuple[str, ...]
+    seeds: int
+    population: int
+    empirical: int
+    methods: tuple[float, ...]
+    basin_gammas: tuple[float, ...]
+    basin_rows: int
+    sizes: tuple[float, ...]
+    starts: int
+
+
+_SIZES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
+_LOW = (0.6, 0.45, 0.35)
+BUDGETS = {
+    "smoke": ConvergenceBudget((0.8, 0.7, 0.6), ("pair", "four"), 1, 256, 512, (0.6,), (0.6,), 128, (0.2, 0.8), 4),
+    "cpu": ConvergenceBudget((0.8, *_LOW), tuple(LAWS), 2, 2048, 1024, _LOW, _LOW, 256, _SIZES, 12),
+    "gpu": ConvergenceBudget((0.8, *_LOW, 0.25), tuple(LAWS), 5, 16384, 4096, _LOW, _LOW, 1024, _SIZES, 64),
+}
+
+
+def run_convergence(out: str | Path, budget: Budget = "cpu", seed: int = 0, workers: int = 1) -> Path:
+    """Measure contraction, methods and basins, and write the page; the same call again goes on where it stopped.
+
+    Args:
+        out: folder of the experiment: report.html, rates.csv, methods.csv, basins.csv, settings.json, cells/.
+        budget: "smoke" (seconds), "cpu" (minutes), or "gpu" (more rows, seeds and a lower noise level; no GPU needed).
+        seed: of the first draw of rows and starts; further ones count up from it.
+        workers: processes at a time, one thread each.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: an unknown budget, or a number out of range.
+    """
+    if budget not in BUDGETS:
+        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: pass at least one")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    spent = BUDGETS[budget]
+    cells = _grid(spent, seed)
+    settings = {"budget": budget, "seed": seed, "cells": cells}
+    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    # Long cells first, so that no worker ends alone with one.
+    order = sorted(cells, key=lambda name: (cells[name]["gamma"], cells[name]["law"] in ("tied", "pair")))
+    results = run_cells(compute_cell, {name: cells[name] for name in order}, out, workers=workers, title="convergence")
+    records = [{**cells[name], **results[name]} for name in cells]
+    return write_report(out, records, asdict(spent), budget, seed)
+
+
+def _grid(spent: ConvergenceBudget, seed: int) -> dict[str, dict[str, Any]]:
+    """Everything a cell depends on, by name."""
+    cells: dict[str, dict[str, Any]] = {}
+    for law in spent.laws:
+        for gamma in spent.gammas:
+            for loss, rows in (("population", spent.population), ("empirical", spent.empirical)):
+                for one in range(seed, seed + spent.seeds):
+                    given = {"law": law, "gamma": gamma, "loss": loss, "rows": rows, "seed": one}
+                    cells[f"rate/{law}-{gamma:g}-{loss}-seed{one}"] = {"kind": "rate", **given}
+        if law == "two-by-two":
+            continue
+        if law != "tied":
+            for gamma in spent.methods:
+                given = {"law": law, "gamma": gamma, "loss": "empirical", "rows": spent.empirical, "seed": seed}
+                cells[f"methods/{law}-{gamma:g}"] = {"kind": "methods", **given}
+        for gamma in spent.basin_gammas:
+            given = {"law": law, "gamma": gamma, "loss": "population", "rows": spent.basin_rows, "seed": seed}
+            cells[f"basin/{law}-{gamma:g}"] = {"kind": "basin", **given, "sizes": spent.sizes, "starts": spent.starts}
+    return cells
