@@ -9,6 +9,7 @@
 | convergence | whether gradient descent contracts at the rate that the curvature predicts, and from where |
 | overlap     | how much modes overlap, in known laws and in real latents, and what it costs           |
 | subspaces   | how many rows it takes to recover the subspaces                                        |
+| hybrid      | what a network gains that starts from a closed form instead of from nothing            |
 
 An experiment is a function of a folder and a budget that computes what is missing there and returns its page.
 """

@@ -1,0 +1,508 @@
+"""`molrmog reproduce hybrid`: what a network gains that starts from a closed form instead of from nothing.
+
+| arm                 | base               | the base is | asks                                       |
+| ------------------- | ------------------ | ----------- | ------------------------------------------ |
+| plain               | –                  | –           | the U-Net alone, under EDM preconditioning |
+| law                 | a law, K by label  | in and out  | the residual network, see `ResidualDenoiser` |
+| law, input only     | the same           | an input    | is it enough to see the law                |
+| law, added only     | the same           | added       | is it enough to start from the law         |
+| Gaussian            | one full Gaussian  | in and out  | what the mixture adds                      |
+| blend               | law and patches    | in and out  | what a better base adds                    |
+| plain, RATE ...     | –                  | –           | is the plain network tuned                 |
+
+"few" in the data's name is the same on the first 1,000 and 5,000 rows. Budgets: "smoke" is seconds at toy size, "cpu"
+hours of four cores, "gpu" what a graphics card allows.
+
+References:
+    arXiv 2601.01475, section 3 (the law); arXiv 2206.00364, table 1 (the preconditioning of the plain network).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molrmog import pictures
+from molrmog.experiments import image_cells
+from molrmog.experiments.cells import run_cells
+from molrmog.experiments.hybrid_cells import compute_arm, compute_base
+from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
+from molrmog.saving import write_atomically
+
+DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
+BUDGETS = ("smoke", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network and what is beneath it.
+
+    Attributes:
+        base: name of a base; None for the network alone.
+        as_input: whether the network sees what the base says.
+        added: whether it is added to what the network says.
+        training: options that differ from the plan's.
+    """
+
+    base: str | None = None
+    as_input: bool = True
+    added: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PLAIN, _LAW = "plain", "law"
+_ARMS = {
+    _PLAIN: Arm(),
+    _LAW: Arm("law"),
+    "law, input only": Arm("law", added=False),
+    "law, added only": Arm("law", as_input=False),
+    "Gaussian": Arm("gaussian"),
+}
+_TUNING = {
+    f"plain, {name}": Arm(training=options)
+    for name, options in (
+        ("rate 5e-4", {"learning_rate": 5e-4}),
+        ("rate 2e-3", {"learning_rate": 2e-3}),
+        ("rate 4e-3", {"learning_rate": 4e-3}),
+        ("EMA 0.99", {"ema_decay": 0.99}),
+        ("warm-up 500", {"warmup": 500}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison computes.
+
+    Attributes:
+        data: name or path of the data.
+        image_size: crop and resize images to so many pixels a side.
+        rows: training rows; all where None.
+        bases: name to kind and options, see `hybrid_cells`; a blend comes after its parts.
+        arms: name to arm; those whose name begins with "plain," only tune.
+        unet: options of `UNetDenoiser`.
+        training: options of `TrainingOptions` that all arms share.
+        weighting: of the loss, see `ScoreMatching`.
+        seeds: of network, batches, noise and samples.
+        marks: shares of the steps at which samples are measured.
+        samples: drawn at a mark.
+        sampler_steps: of Heun's method at a mark.
+        few_steps: of Heun's method after training, with and without a jump.
+        tolerance: of the jump, see `jump_time`.
+    """
+
+    data: str
+    image_size: int | None = None
+    rows: int | None = None
+    bases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    arms: Mapping[str, Arm] = field(default_factory=lambda: _ARMS)
+    unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (24, 48, 64)})
+    training: Mapping[str, Any] = field(
+        default_factory=lambda: {"steps": 2000, "batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.995}
+    )
+    weighting: str = "edm"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    marks: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+    samples: int = 1000
+    sampler_steps: int = 18
+    few_steps: tuple[int, ...] = (4, 6, 9, 12, 18)
+    tolerance: float = 0.05
+
+
+_GAUSSIAN = {"kind": "law", "subspaces": 1, "latent_dim": 8, "modes": 1, "head": 8}
+_MNIST = Plan(
+    "mnist",
+    bases={
+        "law": {"kind": "law", "labels": True, "latent_dim": 32, "modes": 8},
+        "gaussian": _GAUSSIAN,
+        "head-tail": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 8, "head": 128},
+        "patches": {"kind": "patches", "size": 8, "stride": 4, "patches": 50_000, "latent_dim": 32, "modes": 50},
+        "blend": {"kind": "blend", "parts": ("head-tail", "patches")},
+    },
+    arms={**_ARMS, "blend": Arm("blend"), **_TUNING},
+)
+_CIFAR10 = replace(
+    _MNIST,
+    data="cifar10",
+    bases={
+        "law": {"kind": "law", "labels": True, "latent_dim": 128, "modes": 8, "head": 256},
+        "gaussian": _GAUSSIAN,
+        "patches": {"kind": "patches", "size": 8, "stride": 4, "patches": 100_000, "latent_dim": 96, "modes": 50},
+        "blend": {"kind": "blend", "parts": ("law", "patches")},
+    },
+    training={"steps": 2000, "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995},
+)
+_PARACHUTE = replace(
+    _CIFAR10,
+    data="imagenette-parachute",
+    image_size=64,
+    bases={
+        "law": {"kind": "law", "subspaces": 1, "latent_dim": 64, "modes": 4, "head": 128},
+        "gaussian": _GAUSSIAN,
+        "patches": {"kind": "patches", "size": 8, "stride": 4, "patches": 100_000, "latent_dim": 96, "modes": 50},
+        "blend": {"kind": "blend", "parts": ("law", "patches")},
+    },
+    samples=390,
+)
+_SMOKE = Plan(
+    "digits",
+    rows=600,
+    bases={
+        "law": {"kind": "law", "labels": True, "latent_dim": 8, "modes": 2},
+        "gaussian": {**_GAUSSIAN, "latent_dim": 4, "head": 4},
+        "patches": {"kind": "patches", "size": 4, "stride": 2, "patches": 2000, "latent_dim": 8, "modes": 4},
+        "blend": {"kind": "blend", "parts": ("law", "patches")},
+    },
+    arms={**_ARMS, "blend": Arm("blend")},
+    unet={"channels": (8, 16)},
+    training={"steps": 40, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.9, "warmup": 5},
+    seeds=(0,),
+    marks=(0.5, 1),
+    samples=100,
+    sampler_steps=4,
+    few_steps=(3,),
+    tolerance=0.5,
+)
+
+
+def plan(dataset: str, budget: str, rows: int | None = None) -> Plan:
+    """The plan of a data set and budget.
+
+    Args:
+        dataset: one of `DATASETS`.
+        budget: one of `BUDGETS`.
+        rows: training rows; all where None.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if dataset not in DATASETS or budget not in BUDGETS:
+        raise ValueError(
+            f"dataset {dataset!r}, budget {budget!r}: choose among {', '.join(DATASETS)} and {', '.join(BUDGETS)}"
+        )
+    if dataset == "digits" or budget == "smoke":
+        data = "imagenette-parachute" if dataset == "parachute" else dataset
+        return replace(_SMOKE, data=data, image_size=16 if dataset == "parachute" else None, rows=rows or _SMOKE.rows)
+    made = {
+        "mnist": _MNIST,
+        "fashion-mnist": replace(_MNIST, data="fashion-mnist"),
+        "cifar10": _CIFAR10,
+        "parachute": _PARACHUTE,
+    }[dataset]
+    if budget == "gpu":
+        more = {"steps": 20_000, "batch_size": 256, "mixed_precision": "bf16", "ema_decay": 0.999}
+        made = replace(made, unet={"channels": (64, 128, 128), "layers": 2}, samples=5000)
+        made = replace(made, training={**made.training, **more})
+    return replace(made, rows=rows)
+
+
+def run_hybrid(
+    out: Path,
+    dataset: str = "mnist",
+    budget: str = "cpu",
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    device: str = "cpu",
+    data_dir: str | None = None,
+) -> Path:
+    """Compute a comparison, or what is missing of it, and write its page.
+
+    Args:
+        out: folder of the experiment: cells, results.csv, pictures and report.html.
+        dataset: one of `DATASETS`.
+        budget: one of `BUDGETS`.
+        rows: training rows, the first of the data; all where None.
+        seed: added to the seeds of the plan.
+        workers: processes at a time; as many as cores where None, one on a GPU.
+        device: where networks are trained.
+        data_dir: folder to look for data in first.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: an unknown name, or data that do not fit.
+        RuntimeError: a cell failed.
+    """
+    made = plan(dataset, budget, rows)
+    out = Path(out)
+    workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
+    source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
+    image_cells.space(*image_cells.parts(source))  # trains the classifier once, before the cells ask for it
+    bases: dict[str, Any] = {}
+    for title, blends in (("bases", False), ("blends", True)):
+        cells = {
+            f"bases/{name}": {"source": source, "base": dict(base)}
+            for name, base in made.bases.items()
+            if (base["kind"] == "blend") == blends
+        }
+        bases |= run_cells(compute_base, cells, out, workers=workers, title=title)
+    cells = _arm_cells(made, source, seed, device)
+    results = run_cells(compute_arm, cells, out, workers=workers, title="networks")
+    settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
+    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    return _write_report(out, made, dataset, budget, bases, cells, results)
+
+
+def _arm_cells(made: Plan, source: Mapping[str, Any], seed: int, device: str) -> dict[str, dict[str, Any]]:
+    cells: dict[str, dict[str, Any]] = {}
+    for name, arm in made.arms.items():
+        tunes = name.startswith("plain,")
+        training = {**made.training, **arm.training}
+        steps = training["steps"]
+        for own in made.seeds[:1] if tunes else made.seeds:
+            cells[f"arms/{slug(name)}/{own}"] = {
+                "source": source,
+                "arm": {"name": name, "base": arm.base, "as_input": arm.as_input, "added": arm.added},
+                "unet": dict(made.unet),
+                "training": training,
+                "weighting": made.weighting,
+                "seed": seed + own,
+                "device": device,
+                "every": math.gcd(*(round(steps * share) for share in made.marks)),
+                "marks": [steps] if tunes else [round(steps * share) for share in made.marks],
+                "samples": made.samples,
+                "sampler_steps": made.sampler_steps,
+                "few_steps": list(made.few_steps) if name in (_PLAIN, _LAW) else [],
+                "jump_law": "law",
+                "tolerance": made.tolerance,
+            }
+    return cells
+
+
+def slug(name: str) -> str:
+    """A name for folders."""
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
+
+
+def time_to_reach(marks: Sequence[Mapping[str, Any]], wanted: float, what: str = "Fréchet") -> float | None:
+    """Training seconds after which a figure that falls is at most `wanted`, by interpolation between marks.
+
+    Args:
+        marks: records with "cpu" and the figure, in the order of training.
+        wanted: the figure to reach.
+        what: name of the figure.
+
+    Returns:
+        The seconds, linear in the logarithms of both between two marks; the first mark's where it is there already;
+        None where it is never reached.
+
+    Example:
+        >>> marks = [{"cpu": 10.0, "Fréchet": 100.0}, {"cpu": 1000.0, "Fréchet": 1.0}]
+        >>> round(time_to_reach(marks, 10.0))
+        100
+    """
+    measured = [(mark["cpu"], mark[what]) for mark in marks if what in mark]
+    if measured and measured[0][1] <= wanted:
+        return measured[0][0]
+    for (early, above), (late, below) in pairwise(measured):
+        if below <= wanted < above:
+            share = math.log(above / wanted) / math.log(above / below)
+            return early * (late / early) ** share
+    return None
+
+
+def _write_report(
+    out: Path,
+    made: Plan,
+    dataset: str,
+    budget: str,
+    bases: Mapping[str, Any],
+    cells: Mapping[str, Any],
+    results: Mapping[str, Any],
+) -> Path:
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for name, settings in cells.items():
+        by_arm.setdefault(settings["arm"]["name"], []).append(results[name])
+    compared = {name: runs for name, runs in by_arm.items() if not name.startswith("plain,")}
+    columns = ("arm", "seed", "step", "cpu", "wall", "validation_loss", "Fréchet", "precision", "recall")
+    columns += ("memorisation", "copies")
+    marks = [
+        [cells[name]["arm"]["name"], cells[name]["seed"], *(mark.get(column) for column in columns[2:])]
+        for name, result in results.items()
+        for mark in result["marks"]
+    ]
+    write_csv(out / "results.csv", columns, marks)
+    few = [
+        [cells[name]["arm"]["name"], cells[name]["seed"], record["evaluations"], record["jump"], record["Fréchet"]]
+        for name, result in results.items()
+        for record in result.get("few", [])
+    ]
+    write_csv(out / "sampling.csv", ("arm", "seed", "evaluations", "jump", "Fréchet"), few)
+    share = _speedup(compared)
+    cards = [
+        Card(
+            number(share, 2), "of the plain network's training time", "until the one on the law is as good, by Fréchet"
+        ),
+        Card(_final(compared[_LAW]), "Fréchet, on the law", f"plain: {_final(compared[_PLAIN])}"),
+    ]
+    sections = [
+        Section("Quality by training time", _TIME_TEXT, [_mark_table(compared)], _curves(compared)),
+        Section("At the end", _END_TEXT, [_end_table(compared)]),
+        Section("Sampling with fewer evaluations", _FEW_TEXT, [_few_table(compared)]),
+        Section("Bases alone", _BASE_TEXT, [_base_table(bases)]),
+        Section("The plain network, tuned", _TUNING_TEXT, [_tuning_table(by_arm)]),
+        Section("Samples", _SAMPLE_TEXT, (), _grids(out, cells, dataset)),
+    ]
+    command = f"molrmog reproduce hybrid --dataset {dataset} --budget {budget}"
+    settings = {"command": command, **asdict(made)}
+    return write_page(
+        out / "report.html", f"A network on a closed form: {dataset}", _TEXT, sections, settings, cards=cards
+    )
+
+
+_TEXT = """\
+A network that starts from nothing spends most of its training on what a fitted law already knows. Here the same U-Net \
+learns alone, and as the residual of a base that is exact or nearly free: same rows, batches, noise, optimiser, number \
+of steps."""
+_TIME_TEXT = """\
+Fréchet distance of samples to the held-out rows against processor seconds of training, the price of the base \
+included, measurements left out. The law is fitted in the seconds that stand under “Bases alone”; they are not \
+included."""
+_END_TEXT = "After the last step. Memorisation: median distance to the nearest training row over that of held-out rows."
+_FEW_TEXT = """\
+Heun's method with fewer steps; with a jump it starts from exact noised samples of the law, at the lowest noise level \
+from which on network and law agree within the stated tolerance."""
+_BASE_TEXT = """\
+Denoising loss of the bases without any network, weighted as EDM weights it, by range of log γ at s = 1; seconds to \
+fit, and processor seconds for 128 rows."""
+_TUNING_TEXT = """\
+One seed each, all else as in the comparison: whether another learning rate, average or warm-up would have made the \
+plain network better."""
+_SAMPLE_TEXT = "Of the first seed, after the last step; not picked."
+
+
+def _speedup(compared: Mapping[str, list[dict[str, Any]]]) -> float | None:
+    """Median over seeds of the share of the plain network's time that the one on the law needs to be as good."""
+    shares: list[float] = []
+    for plain, ours in zip(compared[_PLAIN], compared[_LAW], strict=True):
+        end = plain["marks"][-1]
+        spent = time_to_reach(ours["marks"], end["Fréchet"])
+        shares.append(math.inf if spent is None else spent / end["cpu"])
+    middle = float(np.median(shares))
+    return middle if math.isfinite(middle) else None
+
+
+def _final(runs: Sequence[Mapping[str, Any]], what: str = "Fréchet") -> str:
+    return mean_spread([run["marks"][-1][what] for run in runs])
+
+
+def _mark_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
+    steps = [mark["step"] for mark in compared[_PLAIN][0]["marks"] if "Fréchet" in mark]
+    rows: list[list[Cell]] = []
+    for name, runs in compared.items():
+        cells: list[Cell] = [name]
+        for step in steps:
+            found = [mark for run in runs for mark in run["marks"] if mark["step"] == step]
+            cells.append(mean_spread([mark["Fréchet"] for mark in found]))
+        spent = [run["marks"][-1]["cpu"] for run in runs]
+        rows.append(
+            [*cells, mean_spread(spent), mean_spread([100 * run["base_share"] for run in runs if "base_share" in run])]
+        )
+    columns = ("arm", *(f"{step} steps" for step in steps), "CPU s in all", "base, % of a step")
+    return Table(columns, rows, "Fréchet distance, mean and standard deviation over seeds.")
+
+
+def _end_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
+    keys = ("validation_loss", "Fréchet", "precision", "recall", "memorisation")
+    rows: list[list[Cell]] = []
+    for name, runs in compared.items():
+        reached = [
+            None if spent is None else spent / plain["marks"][-1]["cpu"]
+            for plain, run in zip(compared[_PLAIN], runs, strict=True)
+            for spent in [time_to_reach(run["marks"], plain["marks"][-1]["Fréchet"])]
+        ]
+        when = " · ".join("never" if share is None else f"{share:.2f}" for share in reached)
+        rows.append([name, runs[0]["parameters"], *(_final(runs, key) for key in keys), when])
+    columns = (
+        "arm",
+        "parameters",
+        "held-out loss",
+        "Fréchet",
+        "precision",
+        "recall",
+        "memorisation",
+        "time to plain's end",
+    )
+    return Table(columns, rows, "The last column: share of the plain network's seconds, seed by seed.")
+
+
+def _few_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
+    found = {name: [record for run in runs for record in run.get("few", [])] for name, runs in compared.items()}
+    evaluations = sorted({record["evaluations"] for records in found.values() for record in records})
+    rows: list[list[Cell]] = []
+    for name, records in found.items():
+        for jumps in (False, True):
+            own = [record for record in records if (record["jump"] is not None) == jumps]
+            values = [[r["Fréchet"] for r in own if r["evaluations"] == n] for n in evaluations]
+            if own:
+                rows.append([name, "jump" if jumps else "from noise", *(mean_spread(value) for value in values)])
+    return Table(("arm", "start", *(f"{n} evaluations" for n in evaluations)), rows, "Fréchet distance.")
+
+
+def _base_table(bases: Mapping[str, Any]) -> Table:
+    first = next(iter(bases.values()))
+    ends = [
+        f"{low:g} to {high:g}".replace("-inf to", "below").replace(" to inf", " up") for low, high, _ in first["ranges"]
+    ]
+    rows: list[list[Cell]] = [
+        [
+            name.removeprefix("bases/"),
+            base["loss"],
+            *(loss for _, _, loss in base["ranges"]),
+            base["wall"],
+            128 * base["seconds_per_row"],
+        ]
+        for name, base in bases.items()
+    ]
+    return Table(("base", "loss", *ends, "fit, s", "128 rows, CPU s"), rows)
+
+
+def _tuning_table(by_arm: Mapping[str, list[dict[str, Any]]]) -> Table:
+    rows: list[list[Cell]] = [
+        [name, runs[0]["marks"][-1]["validation_loss"], runs[0]["marks"][-1]["Fréchet"]]
+        for name, runs in by_arm.items()
+        if name.startswith(_PLAIN)
+    ]
+    return Table(("network", "held-out loss", "Fréchet"), rows)
+
+
+def _curves(compared: Mapping[str, list[dict[str, Any]]]) -> list[Figure]:
+    colors = ("#808080", "#e08a2e", "#d8b04a", "#b0603b", "#3b7dd8", "#4f9d69")
+    figures: list[Figure] = []
+    for what, caption in (("Fréchet", "Fréchet distance"), ("validation_loss", "held-out loss")):
+        fig, (axis,) = pictures.figure(5.2, 3.4)
+        for (name, runs), color in zip(compared.items(), colors, strict=False):
+            for i, run in enumerate(runs):
+                points = [(mark["cpu"], mark[what]) for mark in run["marks"] if mark.get(what) is not None]
+                axis.plot(*zip(*points, strict=True), color=color, lw=1.2, marker=".", label=name if i == 0 else None)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("training, CPU seconds")
+        axis.set_ylabel(caption)
+        fig.legend(loc="outside upper center", frameon=False, fontsize=8, labelcolor="#808080", ncols=3)
+        figures.append(Figure(pictures.svg_uri(fig), f"{caption} by training time, every seed"))
+    return figures
+
+
+def _grids(out: Path, cells: Mapping[str, Any], dataset: str) -> list[Figure]:
+    rows, _ = image_cells.parts(next(iter(cells.values()))["source"])
+    figures: list[Figure] = []
+    for name, settings in cells.items():
+        arm = settings["arm"]["name"]
+        if name.endswith("/0") and not arm.startswith("plain,"):
+            samples = np.load(out / "cells" / name / "samples.npy")
+            figures.append(
+                Figure(pictures.png_uri(pictures.grid(rows.to_images(samples))), arm, f"samples of {arm}, {dataset}")
+            )
+    return figures

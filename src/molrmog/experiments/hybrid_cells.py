@@ -1,0 +1,217 @@
+"""The cells of the comparison of networks with and without a closed form beneath them.
+
+    rows -> bases (laws, patches, blends) -> networks on them, measured while they train -> fewer steps in sampling
+
+| stage  | a cell                     | keeps                                                                      |
+| ------ | -------------------------- | -------------------------------------------------------------------------- |
+| bases  | one base                   | the base, its denoising loss by noise level, its price                     |
+| blends | one blend of bases         | the same                                                                   |
+| arms   | one network, one seed      | the network, its quality at marks along the training, and by sampler steps |
+
+All networks of a comparison have the same backbone, rows, noise levels, weighting, batches, optimiser and number of
+steps, at a constant learning rate, and are measured by the moving average of their weights. Training seconds are
+processor time of steps alone: the price of the base is in them, measurements are not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molrmog import metrics
+from molrmog.data import Dataset
+from molrmog.denoisers.base import Denoiser, ScoreNetwork
+from molrmog.denoisers.blend import BlendDenoiser
+from molrmog.denoisers.patches import PatchDenoiser, patches_of
+from molrmog.denoisers.residual import ResidualDenoiser
+from molrmog.denoisers.saved import load
+from molrmog.denoisers.unet import UNetDenoiser
+from molrmog.experiments.cells import experiment_of, report_progress
+from molrmog.experiments.image_cells import parts, space
+from molrmog.law import Law
+from molrmog.learning.fit import fit
+from molrmog.learning.score_matching import ScoreMatching
+from molrmog.learning.trainer import TrainingOptions, training
+from molrmog.sampling import sample
+from molrmog.saving import write_atomically
+from molrmog.schedules import VPSchedule
+
+SCHEDULE = VPSchedule()
+SHOWN = 64  # samples kept for pictures
+_LOSS_ROWS = 2000  # held-out rows of a denoising loss
+_NEIGHBOURS = 2000  # rows compared by nearest neighbours
+_PRICED = 10  # calls of a base that are timed
+
+Settings = dict[str, Any]
+
+
+def compute_base(settings: Settings, folder: Path) -> dict[str, Any]:
+    """One base; settings hold "source" and "base", whose "kind" is "law", "patches" or "blend"."""
+    rows, held = parts(settings["source"])
+    with metrics.Stopwatch() as watch:
+        base = _made(settings["base"], rows, folder)
+    cast(Any, base).save_pretrained(folder / "model")
+    loss = metrics.denoising_loss(base, np.asarray(held.x)[:_LOSS_ROWS], draws=2)
+    return {
+        "wall": watch.wall,
+        "cpu": watch.cpu,
+        "loss": loss.loss,
+        "standard_error": loss.standard_error,
+        "ranges": [(part.low, part.high, part.loss) for part in loss.ranges],
+        "seconds_per_row": _price(base, rows, 128),
+    }
+
+
+def _made(chosen: Settings, rows: Dataset, folder: Path) -> Denoiser:
+    options = {key: value for key, value in chosen.items() if key not in ("kind", "labels")}
+    x = torch.from_numpy(np.asarray(rows.x))
+    labels = rows.labels if chosen.get("labels") else None
+    if chosen["kind"] == "law":
+        return cast(Denoiser, fit(x, labels, **options))
+    if chosen["kind"] == "patches":
+        size, stride, drawn = (options.pop(name) for name in ("size", "stride", "patches"))
+        patches = patches_of(x, rows.shape, size, drawn, torch.Generator().manual_seed(0))
+        return PatchDenoiser(fit(patches, **options), rows.shape, size, stride)
+    several = [base_of(folder, name) for name in options["parts"]]
+    return BlendDenoiser(several).fit_(x)
+
+
+def base_of(folder: Path, name: str) -> Denoiser:
+    """A base that was computed before, frozen; `folder` is that of any cell."""
+    base = load(experiment_of(folder) / "cells" / "bases" / name / "model")
+    return cast(Denoiser, base.requires_grad_(False).eval())
+
+
+def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Train one network and measure it on the way; for the settings see `hybrid`."""
+    rows, held = parts(settings["source"])
+    x = torch.from_numpy(np.asarray(rows.x))
+    network = arm_network(settings, folder, x, rows.shape)
+    options = TrainingOptions(
+        **settings["training"],
+        annealing="constant",
+        seed=settings["seed"],
+        device=settings["device"],
+        out=folder / "run",
+        log_every=settings["every"],
+        checkpoint_every=settings["every"],
+        validate_every=settings["every"],
+        keep=1,
+    )
+    loss = ScoreMatching(cast(Denoiser, network), SCHEDULE, weighting=settings["weighting"])
+    validation = [torch.from_numpy(np.asarray(held.x)[:_LOSS_ROWS])]
+    for state in training(loss, [x], options, validation=validation):
+        report_progress(folder, 0.9 * state.step / options.steps)
+        reached = {
+            "step": state.step,
+            "cpu": state.cpu_seconds,
+            "wall": state.seconds,
+            "validation_loss": state.validation_loss,
+        }
+        if state.step in settings["marks"]:
+            trained = cast(Denoiser, cast(ScoreMatching, state.average).denoiser)
+            drawn = _drawn(trained, rows, settings, settings["sampler_steps"])
+            reached |= quality(drawn, rows, held, full=state.step == options.steps)
+            np.save(folder / "samples.npy", drawn[:SHOWN])
+        _keep(folder / "marks" / f"{state.step}.json", reached)
+    network.eval()
+    network.save_pretrained(folder / "model")
+    marks = sorted((json.loads(path.read_text()) for path in (folder / "marks").glob("*.json")), key=_step)
+    result: dict[str, Any] = {"marks": marks, "parameters": network.num_parameters}
+    if isinstance(network, ResidualDenoiser):
+        batch = settings["training"]["batch_size"]
+        spent = _price(cast(Denoiser, network.base), rows, batch) * batch
+        result["base_share"] = spent / (marks[-1]["cpu"] / marks[-1]["step"])
+    if settings["few_steps"]:
+        result["few"] = _few_steps(cast(Denoiser, network), folder, rows, held, settings)
+    return result
+
+
+def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> ScoreNetwork:
+    """The untrained network of an arm: a U-Net alone, or on a base."""
+    torch.manual_seed(settings["seed"])
+    arm = settings["arm"]
+    if arm["base"] is None:
+        return UNetDenoiser(shape, sigma_data=0.5, **settings["unet"])
+    unet = UNetDenoiser(shape, sigma_data=0.5, inputs=2 if arm["as_input"] else 1, **settings["unet"])
+    network = ResidualDenoiser(base_of(folder, arm["base"]), unet, as_input=arm["as_input"], added=arm["added"])
+    return network.measure_(x, seed=settings["seed"])
+
+
+def _few_steps(
+    network: Denoiser, folder: Path, rows: Dataset, held: Dataset, settings: Settings
+) -> list[dict[str, Any]]:
+    """Quality by network evaluations, from pure noise and from where the law takes over."""
+    law = cast(Law, base_of(folder, settings["jump_law"]))
+    seen = np.asarray(rows.x)[:512]
+    jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
+    found: list[dict[str, Any]] = []
+    for steps in settings["few_steps"]:
+        for start in (None, jump) if jump is not None else (None,):
+            drawn = _drawn(network, rows, settings, steps, jump=start, law=law)
+            record = {"evaluations": 2 * steps - 1, "jump": start, **quality(drawn, rows, held, full=False)}
+            found.append(record)
+    return found
+
+
+def _drawn(
+    network: Denoiser,
+    rows: Dataset,
+    settings: Settings,
+    steps: int,
+    *,
+    jump: float | None = None,
+    law: Law | None = None,
+) -> np.ndarray:
+    generator = torch.Generator().manual_seed(settings["seed"])
+    start = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
+    several = [
+        sample(network, SCHEDULE, (n, rows.dim), sampler="heun", steps=steps, generator=generator, **cast(Any, start))
+        for n in _batches(settings["samples"], 256)
+    ]
+    return torch.cat(several).cpu().numpy()
+
+
+def quality(x: np.ndarray, rows: Dataset, held: Dataset, *, full: bool) -> dict[str, Any]:
+    """Fréchet distance of samples to held-out rows; precision, recall and memorisation where `full`."""
+    features = space(rows, held)
+    found: dict[str, Any] = {"Fréchet": metrics.frechet_distance(features(x), features(np.asarray(held.x)))}
+    if full:
+        few, real = x[:_NEIGHBOURS], np.asarray(held.x)[:_NEIGHBOURS]
+        shares = metrics.precision_recall(features(few), features(real))
+        copies = metrics.memorisation(few, np.asarray(rows.x), real)
+        found |= {"precision": shares.precision, "recall": shares.recall}
+        found |= {"memorisation": copies.ratio, "copies": copies.closer_than_1}
+    return found
+
+
+def _price(base: Denoiser, rows: Dataset, batch: int) -> float:
+    """Processor seconds per row of a base, at noise levels as in training."""
+    x = torch.from_numpy(np.asarray(rows.x)[:batch])
+    s, gamma, eps = ScoreMatching(base, SCHEDULE).draw(len(x), torch.Generator().manual_seed(0))
+    xt = s[:, None] * x + gamma[:, None] * eps
+    with torch.no_grad():
+        base.denoise(xt, s, gamma)
+        with metrics.Stopwatch() as watch:
+            for _ in range(_PRICED):
+                base.denoise(xt, s, gamma)
+    return watch.cpu / (_PRICED * len(x))
+
+
+def _keep(path: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record)
+    write_atomically(path, lambda part: part.write_text(text))
+
+
+def _step(record: Mapping[str, Any]) -> int:
+    return record["step"]
+
+
+def _batches(rows: int, most: int) -> list[int]:
+    return [min(most, rows - start) for start in range(0, rows, most)]

@@ -1,0 +1,99 @@
+"""Plans that fit together, times that are read off right, and a small run from end to end that can be repeated."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from molrmog.experiments import hybrid
+from molrmog.experiments.hybrid import BUDGETS, DATASETS, Arm, plan, run_hybrid, time_to_reach
+
+TINY = replace(
+    hybrid._SMOKE,
+    rows=120,
+    bases={
+        "law": {"kind": "law", "labels": True, "latent_dim": 4, "modes": 1, "max_iter": 2},
+        "patches": {
+            "kind": "patches",
+            "size": 4,
+            "stride": 4,
+            "patches": 200,
+            "latent_dim": 4,
+            "modes": 2,
+            "max_iter": 2,
+        },
+        "blend": {"kind": "blend", "parts": ("law", "patches")},
+    },
+    arms={
+        "plain": Arm(),
+        "law": Arm("law"),
+        "blend": Arm("blend", added=False),
+        "plain, faster": Arm(training={"warmup": 1}),
+    },
+    unet={"channels": (8,), "attention": False},
+    training={"steps": 4, "batch_size": 16, "learning_rate": 2e-3, "ema_decay": 0.5, "warmup": 2},
+    samples=20,
+    sampler_steps=2,
+    few_steps=(2,),
+    tolerance=10.0,
+)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_plan_names_bases_that_it_makes(dataset, budget):
+    made = plan(dataset, budget)
+    assert {arm.base for arm in made.arms.values()} - {None} <= set(made.bases)
+    for name, base in made.bases.items():
+        assert set(base.get("parts", ())) <= set(list(made.bases)[: list(made.bases).index(name)])
+    assert {"plain", "law"} <= set(made.arms)
+    steps = made.training["steps"]
+    assert all(float(steps * share).is_integer() for share in made.marks)
+
+
+def test_an_unknown_plan_says_what_there_is():
+    with pytest.raises(ValueError, match="choose among mnist"):
+        plan("mnst", "cpu")
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def marks(*pairs):
+    return [{"cpu": cpu, "Fréchet": value} for cpu, value in pairs]
+
+
+@pytest.mark.parametrize(
+    ("reached", "seconds"),
+    [
+        (marks((1.0, 8.0), (4.0, 2.0)), 2.0),  # half way in both logarithms
+        (marks((1.0, 3.0), (4.0, 2.0)), 1.0),  # before the first mark: no sooner than it
+        (marks((1.0, 8.0), (4.0, 5.0)), None),
+        (marks((1.0, 8.0), (2.0, 9.0), (4.0, 4.0)), 4.0),
+        ([*marks((1.0, 8.0)), {"cpu": 2.0}, *marks((4.0, 2.0))], 2.0),
+    ],
+)
+def test_time_to_reach_four(reached, seconds):
+    found = time_to_reach(reached, 4.0)
+    assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_a_run_can_be_repeated_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(hybrid, "_SMOKE", TINY)
+    page = run_hybrid(tmp_path / "a", "digits", "smoke", workers=2)
+    rows = table(tmp_path / "a" / "results.csv")
+    assert [row["arm"] for row in rows] == ["plain"] * 2 + ["law"] * 2 + ["blend"] * 2 + ["plain, faster"] * 2
+    assert [row["Fréchet"] == "" for row in rows] == [False] * 6 + [True, False]
+    assert "Quality by training time" in page.read_text()
+    few = table(tmp_path / "a" / "sampling.csv")
+    assert {(row["arm"], row["jump"] != "") for row in few} == {(a, j) for a in ("plain", "law") for j in (True, False)}
+
+    cell = tmp_path / "a" / "cells" / "arms" / "law" / "0" / "cell.json"
+    before = json.loads(cell.read_text())["result"]
+    cell.unlink()  # as if it had been stopped before its end
+    run_hybrid(tmp_path / "a", "digits", "smoke", workers=2)
+    after = json.loads(cell.read_text())["result"]
+    assert after["marks"] == before["marks"]
+    assert [record["Fréchet"] for record in after["few"]] == [record["Fréchet"] for record in before["few"]]
