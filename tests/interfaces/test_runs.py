@@ -65,6 +65,25 @@ def test_a_file_is_no_place_for_a_run(tmp_path):
     check_out(tmp_path / "empty", overwrite=False)
 
 
+def write_twice(out):
+    with staged(out) as part:
+        (part / "mark").touch()
+        with staged(out):
+            pytest.fail("two write one run")
+
+
+def test_a_run_has_one_writer_at_a_time(tmp_path):
+    with pytest.raises(BlockingIOError, match="run is being written by another process: wait for it"):
+        write_twice(tmp_path / "run")
+    # What a writer that was killed has left is swept away, and does not get into the run.
+    (tmp_path / ".run.part").mkdir()
+    (tmp_path / ".run.part" / "report.html").touch()
+    with staged(tmp_path / "run") as part:
+        fill(part)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "model.safetensors", "data.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Run(tmp_path / "nowhere")

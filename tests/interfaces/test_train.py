@@ -111,8 +111,11 @@ def test_evaluate_and_info(run, tmp_path, monkeypatch, capsys):
     found, err = capsys.readouterr()
     assert [line for line in err.splitlines() if "LPIPS is left out" in line]
     assert "recall, k = 3" in found
+    assert "denoising loss" not in found  # which the training measured, and nobody since
     assert len(records(copy, "measurement")) > count
-    assert "molrmog evaluate" in check_page(copy / "report.html")
+    page = check_page(copy / "report.html")
+    assert "molrmog evaluate" in page
+    assert "denoising loss" in page
     assert main(["evaluate", str(copy), "--clip", "nowhere"]) == 1
     assert "--prompt" in capsys.readouterr().err
     assert main(["info", str(copy)]) == 0
@@ -123,7 +126,7 @@ def test_evaluate_and_info(run, tmp_path, monkeypatch, capsys):
 def test_a_network_of_the_rows_themselves(network, rows, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["train", str(rows), "--out", str(out), "--network", network, "--autoencoder", "none", "--width", "16"]
-    assert main([*words, *TINY]) == 0
+    assert main([*words, *TINY, "--no-evaluate"]) == 0
     assert not isinstance(molrmog.load(out), Experts)
     assert main(["evaluate", str(out), "--num-samples", "50", "--features", "pca", "--steps", "4"]) == 0
     assert ("log-likelihood" in capsys.readouterr().out) == (network == "gaussian")
@@ -139,9 +142,9 @@ def test_exact_and_walked_samples_of_a_network_of_rows_agree(rows, tmp_path):
     assert main(["train", str(rows), "--out", str(out), *words]) == 0
     model = molrmog.load(out)
     trained = Trained(model, VPSchedule(), torch.tensor([0.5, 0.5]))
-    exact, walked = (trained.sample(20_000, expert=1, sampler=name, steps=24).x for name in ("exact", "heun"))
-    assert torch.allclose(exact.mean(0), walked.mean(0), atol=0.06)
-    assert torch.allclose(exact.T.cov(), walked.T.cov(), atol=0.06)
+    exact, walked = (trained.sample(5000, expert=1, sampler=name, steps=24).x for name in ("exact", "heun"))
+    assert torch.allclose(exact.mean(0), walked.mean(0), atol=0.1)  # 5 standard errors
+    assert torch.allclose(exact.T.cov(), walked.T.cov(), atol=0.14)
 
 
 def test_experts_by_clustering(rows, tmp_path):
@@ -154,7 +157,7 @@ def test_experts_by_clustering(rows, tmp_path):
 
 def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    words = ["train", "digits", "--out", str(out), *TINY, *OFTEN]
+    words = ["train", "digits", "--out", str(out), *TINY, *OFTEN, "--no-evaluate"]
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -209,7 +212,7 @@ def test_each_autoencoder_is_kept_when_the_next_is_stopped(rows, tmp_path, monke
 
 
 def test_a_killed_training_goes_on(rows, tmp_path):
-    words = ["train", str(rows), "--out", "run", *TINY[2:], "--steps", "150", "--checkpoint-every", "10"]
+    words = ["train", str(rows), "--out", "run", *TINY[2:], "--steps", "100", "--checkpoint-every", "10"]
     words += ["--no-evaluate", "--device", "cpu"]
     command = [sys.executable, "-m", "molrmog.interfaces.cli", *words]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -227,13 +230,13 @@ def test_a_killed_training_goes_on(rows, tmp_path):
     killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
     for name in whole:  # to the bit where both processes have as many threads
         assert torch.allclose(killed[name], whole[name], atol=1e-5)
-    assert [r["step"] for r in records(tmp_path / "run", "train")] == [50, 100, 150]
+    assert [r["step"] for r in records(tmp_path / "run", "train")] == [50, 100]
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--network", "mob"], 2, "--network mob"),
+        (["--network", "mob"], 2, "--network mob: did you mean mog?"),
         (["--learn", "mean,weights"], 1, "choose among"),
         (["--latent-dim", "65"], 1, "latent_dim = 65"),
         (["--experts", "1500"], 1, "rows are fewer"),

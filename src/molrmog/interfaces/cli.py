@@ -25,7 +25,7 @@ _SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
 _FEATURES = Literal["pca", "classifier", "squeezenet"]
 _NETWORKS = Literal["mog", "gaussian", "unet", "mlp"]
-_EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces"]
+_EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces", "hybrid"]
 _IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
 
@@ -231,18 +231,22 @@ def _reproduce() -> ArgumentParser:
         "Run an experiment and write its page, tables and pictures. The same command again computes "
         "what is missing. images: MoG, Gaussian and U-Net in the same latents; floor: where the best loss is known; "
         "estimation, curvature, convergence, overlap: the paper's theory, measured on known laws; subspaces: how many "
-        "rows it takes to recover them."
+        "rows it takes to recover them; hybrid: a network on a closed form against the network alone."
     )
     add = parser.add_argument
     add("name", type=_EXPERIMENTS, help="one of them")
     add("--out", type=str | None, default=None, metavar="FOLDER", help="runs/NAME-BUDGET where not given")
     add("--budget", type=Literal["smoke", "cpu", "gpu"], default="smoke", help="a minute, an hour of four cores, a GPU")
     add(
-        "--dataset", type=_IMAGES, default="mnist", help="of images: mnist, fashion-mnist, cifar10, parachute or digits"
+        "--dataset",
+        type=_IMAGES,
+        default="mnist",
+        help="of images and hybrid: mnist, fashion-mnist, cifar10, parachute or digits",
     )
     add("--seed", type=int, default=0, help="of everything random")
     add("--workers", type=int | None, default=None, help="processes at a time; as many as cores where not given")
-    add("--device", type=str, default="cpu", help="where the networks of images are trained: cpu, cuda, ...")
+    add("--device", type=str, default="cpu", help="where networks of images and hybrid are trained: cpu, cuda, ...")
+    add("--rows", type=int | None, default=None, help="training rows of hybrid, the first of the data")
     add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser
 
@@ -380,20 +384,35 @@ def _explain(text: str, words: Sequence[str]) -> str:
         missing = [key.split(".")[-1] for key in match[1].split(", ")]
         flags = [f"--{key}" if f"--{key}" in known else key.upper() for key in missing]
         return f"{name} needs {' and '.join(flags)}"
+    if match := re.match(r"argument (--[\w-]+)\S*: (expected one argument|ignored explicit argument)", text):
+        return f"{match[1]} needs a value" if match[2].startswith("expected") else f"{match[1]} takes no value"
     if match := re.search(r'[Pp]arser key "(?:\w+\.)?(\w+)"', text):
         flag = "--" + match[1].replace("_", "-")
         flag = flag if flag in known else match[1].upper()
         after = [word for name_, word in pairwise(words) if name_ == flag]
-        given = after[-1] if after else ""
+        value = re.search(r"(?:Got|Given) value: (.*)", text)
+        given = after[-1] if after else value[1] if value else ""
         if flag == "--config":
             return f"--config {given}: no such file, or not YAML"
-        allowed = re.search(r"Expected a (?:typing\.)?Literal(\[[^\]]*\])", text)
-        action = next((a for a in _COMMANDS[name][0]()._actions if flag in a.option_strings), None) if name else None
-        wanted = f"one of {allowed[1]}" if allowed else getattr(action, "help", None) or "of another type"
-        return f"{flag} {given}: does not fit, it is {wanted}"
+        return f"{flag} {given}: {_wanted(text, given)}"
     if "--config" in words and "codec can't decode" in text:
         return "--config: not a YAML file"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+
+
+def _wanted(text: str, given: str) -> str:
+    """What jsonargparse expected in the place of `given`, in words."""
+    types = text.split("Errors:")[0]
+    names = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(re.findall(r"Literal\[([^\]]*)\]", types)))))
+    if close := difflib.get_close_matches(given, names, n=1):
+        return f"did you mean {close[0]}?"
+    kinds = {
+        "a whole number": "<class 'int'>" in types,
+        "a number": "<class 'float'>" in types,
+        ("one of " if len(names) > 1 else "") + ", ".join(names): bool(names),
+        "a list as [a,b]": "list" in types,
+    }
+    return "pass " + (" or ".join(kind for kind, is_it in kinds.items() if is_it) or "another value")
 
 
 if __name__ == "__main__":

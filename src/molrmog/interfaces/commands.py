@@ -19,11 +19,12 @@ import yaml
 import molrmog
 from molrmog import pictures
 from molrmog.data import Dataset, load_parts
+from molrmog.experiments.page import machine, number
 from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.network_report import describe, write_network_report
-from molrmog.interfaces.report import machine, number, write_report
+from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import (
     DATA_NAME,
     SAMPLES_NAME,
@@ -185,7 +186,7 @@ def fit_and_record(
         "passes": passes[-1]["iteration"] if passes else 0,
         "rows": len(train),
         "labels": labels,
-        "machine": machine(),
+        "machine": machine() | {"threads": torch.get_num_threads()},
     }
     return law.cpu(), [record, *passes]
 
@@ -380,7 +381,7 @@ def evaluate(
         with status("measuring"):
             measured, samples = evaluation.network(
                 model,
-                place.records(),
+                [],  # losses and times of the training stand in its own record
                 train,
                 held,
                 expert,
@@ -516,6 +517,7 @@ def reproduce(
     seed: int = 0,
     workers: int | None = None,
     device: str = "cpu",
+    rows: int | None = None,
     data_dir: str | None = None,
     command: str,
 ) -> None:
@@ -525,10 +527,11 @@ def reproduce(
         name: an experiment, see `molrmog.experiments`.
         out: folder of the experiment.
         budget: "smoke", "cpu" or "gpu".
-        dataset: of "images".
+        dataset: of "images" and "hybrid".
         seed: of everything random.
         workers: processes at a time.
         device: where networks are trained.
+        rows: training rows of "hybrid".
         data_dir: folder to look in first.
         command: the words that asked for this.
 
@@ -537,15 +540,17 @@ def reproduce(
         OSError: the data are not there, or the folder cannot be written.
         RuntimeError: a part of the experiment failed; what was finished is kept.
     """
-    if seed < 0 or (workers is not None and workers < 1):
-        raise ValueError(f"--seed {seed}, --workers {workers}: pass 0 or more, and at least 1")
+    if seed < 0 or (workers is not None and workers < 1) or (rows is not None and rows < 2):
+        raise ValueError(f"--seed {seed}, --workers {workers}, --rows {rows}: pass 0 or more, at least 1, at least 2")
     options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1}
     default = f"runs/{name}-{budget}"
-    if name == "images":
+    if name in ("images", "hybrid"):
         options |= {"dataset": dataset, "workers": workers, "device": device}
-        default = f"runs/images-{dataset}-{budget}"
-    if name in ("images", "overlap"):
+        default = f"runs/{name}-{dataset}-{budget}"
+    if name in ("images", "hybrid", "overlap"):
         options["data_dir"] = data_dir
+    if name == "hybrid":
+        options["rows"] = rows
     run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
     page = run(Path(out or default), budget=budget, **options)
     print(f"report  {page}")

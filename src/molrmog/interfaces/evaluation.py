@@ -25,6 +25,9 @@ from molrmog.metrics import LPIPS, FeatureSpace
 NETWORK_COST, AUTOENCODERS_COST = "cost of the score network", "cost of the autoencoders"
 """Where what a network costs stands among the measurements."""
 
+FEW_ROWS = "fewer than 50 rows: too few to trust"
+"""What is said beside a number that so few rows, or samples, gave."""
+
 _REFERENCE_ROWS = 20_000  # training rows that a feature space or a likelihood looks at
 _NEAREST_ROWS = 60_000  # training rows among which the nearest are looked for
 _CODED_ROWS = 1000  # held-out rows that are encoded and decoded
@@ -53,6 +56,16 @@ class Measurement:
     def to_record(self, *, law: str, command: str) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
         return {"kind": "measurement", "law": law, **asdict(self), "command": command}
+
+
+def in_short(where: str) -> str:
+    """`where` for small print: how it begins, and the warning where it has one."""
+    begins = where.split(";")[0]
+    return f"{begins}; {FEW_ROWS}" if where.endswith(f"; {FEW_ROWS}") else begins
+
+
+def _warned(where: str, *rows: int) -> str:
+    return f"{where}; {FEW_ROWS}" if min(rows) < 50 else where
 
 
 def pick(data: Dataset, rows: int, seed: int = 0) -> Dataset:
@@ -104,6 +117,7 @@ def likelihood(law: Law, train: Dataset, held_out: Dataset) -> list[Measurement]
         where = f"{found.rows:,} {kind} rows"
         if rows.levels is not None:
             where += ", dequantised" if rows.dequantised else ", not dequantised (no code length)"
+        where = _warned(where, found.rows)
         higher, lower = ("higher", "lower") if kind == "held-out" else ("", "")
         out += [
             Measurement("log-likelihood, nats, mean", found.nats, where, higher),
@@ -140,6 +154,7 @@ def quality(
     fake, true = space(samples), space(real.x)
     seen = space(pick(train, len(samples), seed).x)
     where = f"{space.name}; {len(samples):,} samples against {len(real):,} held-out rows"
+    where = _warned(where, len(samples), len(real))
     out = [
         Measurement(
             "Fréchet distance",
@@ -168,6 +183,7 @@ def memorisation(samples: np.ndarray, train: Dataset, held_out: Dataset, seed: i
     where = (
         f"distance to the nearest of {len(reference):,} training rows; {len(samples):,} samples against held-out rows"
     )
+    where = _warned(where, len(reference), len(samples), len(held_out))
     return [
         Measurement("nearest row, ratio of medians", found.ratio, where, "one"),
         Measurement("closer than 1% of held-out", found.closer_than_1, where),
@@ -180,7 +196,7 @@ def clusters(law: Law, held_out: Dataset) -> list[Measurement]:
     if held_out.labels is None:
         return []
     found = metrics.clustering(metrics.assign(law, held_out.x)[0], held_out.labels)
-    where = f"most probable subspace of {len(held_out):,} held-out rows, against labels"
+    where = _warned(f"most probable subspace of {len(held_out):,} held-out rows, against labels", len(held_out))
     return [
         Measurement("adjusted Rand index", found.ari, where, "higher"),
         Measurement("normalised mutual information", found.nmi, where, "higher"),
@@ -205,7 +221,7 @@ def network(
 
     Args:
         trained: the network.
-        records: of its run, for the losses and times of its training.
+        records: of its run, for the losses and times of its training; empty to leave these out.
         train: training rows.
         held_out: held-out rows.
         held_expert: their experts, with shape (M,); None where they are not known.
@@ -220,7 +236,7 @@ def network(
     """
     with metrics.Stopwatch() as watch:
         x = trained.sample(num, steps=steps, seed=seed).x.cpu().numpy()
-    out = _training_loss(records)
+    out = _training_loss(records, len(held_out))
     if held_expert is not None and spaces:
         out += coding(trained, held_out, held_expert, lpips, seed)
     for space in spaces:
@@ -232,12 +248,12 @@ def network(
     return out + _costs(trained, records, watch, num, steps), x
 
 
-def _training_loss(records: Sequence[Mapping[str, Any]]) -> list[Measurement]:
+def _training_loss(records: Sequence[Mapping[str, Any]], rows: int) -> list[Measurement]:
     """The newest loss of the averaged network on held-out rows."""
     losses = [r for r in records if r["kind"] == "validation"]
     if not losses:
         return []
-    where = "denoising score matching, held-out rows, as weighted in the training"
+    where = _warned("denoising score matching, held-out rows, as weighted in the training", rows)
     return [Measurement("denoising loss", losses[-1]["loss"], where, "lower")]
 
 
@@ -259,18 +275,20 @@ def coding(
     out: list[Measurement] = []
     if trained.in_latents:
         decoded = trained.decode(z, k).cpu().numpy()
-        where = f"reconstruction of {len(rows):,} held-out rows by their autoencoders"
+        about = f"reconstruction of {len(rows):,} held-out rows by their autoencoders"
+        where = _warned(about, len(rows))
         out.append(
             Measurement("root mean squared error", float(np.sqrt(np.mean((decoded - real) ** 2))), where, "lower")
         )
         if lpips is not None:
             distance = lpips.reconstruction(real, decoded).mean
-            out.append(Measurement("LPIPS", distance, f"{where}; {lpips.name}", "lower"))
+            out.append(Measurement("LPIPS", distance, _warned(f"{about}; {lpips.name}", len(rows)), "lower"))
     if trained.laws is not None:
         k = k.to(z.device)
         with torch.no_grad():
             nats = torch.cat([law.log_prob(z[k == own]) for own, law in enumerate(trained.laws)])
         where = f"{len(rows):,} held-out {'latents' if trained.in_latents else 'rows'}, given their experts"
+        where = _warned(where, len(rows))
         out += [
             Measurement("log-likelihood, nats, mean", float(nats.double().mean()), where, "higher"),
             Measurement("log-likelihood, nats, median", float(nats.double().median()), where, "higher"),
@@ -282,7 +300,8 @@ def diversity(samples: np.ndarray, train: Dataset, lpips: LPIPS, seed: int = 0) 
     """How different pictures are from one another; training rows say how different they should be."""
     seen = pick(train, len(samples), seed).x
     found, real = (lpips.diversity(rows, pairs=_LPIPS_PAIRS, seed=seed) for rows in (samples, seen))
-    return [Measurement("diversity", found.mean, f"{lpips.name}; {found.pairs:,} pairs", "", real.mean)]
+    where = _warned(f"{lpips.name}; {found.pairs:,} pairs", len(samples), len(seen))
+    return [Measurement("diversity", found.mean, where, "", real.mean)]
 
 
 def perceptual(layout: Layout, features: str | Path | None = None) -> LPIPS | None:
@@ -308,6 +327,7 @@ def text_score(samples: np.ndarray, held_out: Dataset, folder: str, prompt: str)
     clip = metrics.CLIPScore(held_out, folder)
     found, real = (float(clip(rows[:_CLIP_ROWS], prompt).mean()) for rows in (samples, np.asarray(held_out.x)))
     where = f"{clip.name}, with “{prompt}”; beside it, held-out rows"
+    where = _warned(where, len(samples), len(held_out))
     return [Measurement("CLIP score", found, where, "higher", real)]
 
 

@@ -11,8 +11,9 @@ import torch
 
 from molrmog import pictures
 from molrmog.data import Dataset
+from molrmog.experiments.page import number
 from molrmog.interfaces import report
-from molrmog.interfaces.evaluation import NETWORK_COST
+from molrmog.interfaces.evaluation import NETWORK_COST, in_short
 from molrmog.interfaces.runs import Run
 from molrmog.interfaces.trained import Trained
 
@@ -105,7 +106,7 @@ def _cards(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
     for name in ("denoising loss", "Fréchet distance"):
         found = next((r for (own, _), r in newest.items() if own == name), None)
         if found is not None:
-            cards.append((report.number(found["value"]), name, found["where"].split(";")[0]))
+            cards.append((number(found["value"]), name, in_short(found["where"])))
     size = newest.get(("parameters", NETWORK_COST))
     if size is not None:
         cards.append((f"{size['value']:,.0f}", "parameters", "of the score network"))

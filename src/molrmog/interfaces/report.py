@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import torch
 
 from molrmog import metrics, pictures
 from molrmog.data import Dataset
+from molrmog.experiments.page import machine, number
 from molrmog.head_tail import HeadTail
-from molrmog.interfaces import package_version
+from molrmog.interfaces import evaluation
 from molrmog.interfaces.runs import REPORT_NAME, Run
 from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.saving import write_atomically
@@ -23,17 +22,6 @@ _DRAWN = 12  # subspaces drawn, the heaviest ones
 _DIRECTIONS = 6  # directions drawn of each
 _MODES = 8  # mode means drawn of each
 _GRID = 64  # pictures in a grid
-
-
-def machine() -> dict[str, Any]:
-    """What a number was computed on: versions, processor, threads."""
-    return {
-        "molrmog": package_version(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def write_report(
@@ -158,21 +146,6 @@ def held_out_losses(
     return {name: [r for r in records if r["kind"] == "validation"] for name, records in curves.items()}
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for people: four significant digits, no exponents where they can be helped."""
-    if value is None:
-        return "–"
-    if value != value:
-        return "undefined"
-    if value in (float("inf"), -float("inf")):
-        return "infinite"
-    size = abs(value)
-    if size and (size < 1e-3 or size >= 1e7):
-        return f"{value:.2e}".replace("-", "−")
-    before = len(str(int(size)))
-    return f"{value:,.{max(0, digits - before)}f}".replace("-", "−")
-
-
 def _weights(law: MoLRMoG | HeadTail) -> np.ndarray:
     """Weights w_k, with shape (K,)."""
     parts = [law.subspace(k).weight for k in range(law.subspaces)]
@@ -249,7 +222,7 @@ def _cards(measured: Sequence[Mapping[str, Any]], fit: Mapping[str, Any], train:
         row = next((row for row in rows if row["name"] == name), None)
         if row is not None:
             law, value = next(iter(row["values"].items()))
-            about = row["where"].split(";")[0] + (f" ({law})" if len(row["values"]) > 1 else "")
+            about = evaluation.in_short(row["where"]) + (f" ({law})" if len(row["values"]) > 1 else "")
             cards.append((number(value), name, about))
     if "seconds" in fit:
         cards.append((f"{fit['seconds']:.1f} s", "fit", f"{fit['passes']} passes over {len(train):,} rows"))

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from molrmog.denoisers.saved import load
 from molrmog.head_tail import HeadTail
 from molrmog.interfaces.trained import Trained
 from molrmog.mixture import MoLRMoG
-from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked, write_atomically
 from molrmog.schedules import Schedule
 
 SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
@@ -168,24 +167,33 @@ def append_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that would be written over; to be called before the work starts.
+    """Refuse an output folder that would be written over, or belongs to a training; to be called before work starts.
 
     Args:
         out: the folder.
         overwrite: whether its run may be replaced.
 
     Raises:
-        FileExistsError: the folder holds something and `overwrite` is not set.
+        FileExistsError: the folder holds something and `overwrite` is not set, or a run of `molrmog train`.
         NotADirectoryError: there is a file of that name.
         PermissionError: the folder cannot be made there.
     """
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file: name a folder")
+    if out.is_dir() and _is_of_train(out):
+        raise FileExistsError(f"--out {out} holds a run of molrmog train, another kind of run: name another folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"--out {out} exists and is not empty: name another folder, or pass --overwrite")
     there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise PermissionError(f"--out {out}: {there} cannot be written to: name another folder")
+
+
+def _is_of_train(folder: Path) -> bool:
+    try:
+        return "network" in settings_in(folder)
+    except ValueError:
+        return False
 
 
 @contextmanager
@@ -199,23 +207,23 @@ def staged(out: Path, *, overwrite: bool = False) -> Generator[Path]:
         overwrite: whether a run that is there may be replaced.
 
     Raises:
-        OSError: see :func:`check_out`.
+        OSError: see :func:`check_out`; or another process writes this run.
     """
     check_out(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
-    try:
-        yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o777 & ~umask)
-        if not out.exists():
-            os.rename(part, out)
-            return
-        for name in RUN_FILES:
-            if (part / name).exists():
-                os.replace(part / name, out / name)
-            else:
-                (out / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    part = out.absolute().parent / f".{out.absolute().name}.part"
+    part.mkdir(parents=True, exist_ok=True)
+    with locked(part, out):
+        try:
+            for path in part.iterdir():  # what a run that was killed has left
+                path.unlink()
+            yield part
+            if not out.exists():
+                os.rename(part, out)
+                return
+            for name in RUN_FILES:
+                if (part / name).exists():
+                    os.replace(part / name, out / name)
+                else:
+                    (out / name).unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

@@ -111,7 +111,7 @@ class Trained:
         k = draw(self.weights[None], num, generator)[0] if expert is None else torch.full((num,), expert)
         k = expert_of_rows(k.to(self.device), torch.empty(num, 0, device=self.device), K)
         if sampler == "exact":
-            x = torch.empty(num, self.model.dim)
+            x = torch.empty(num, self.model.dim, device=self.device)
             for own, law in enumerate(self.laws or []):
                 mine = (k == own).nonzero()[:, 0]
                 x[mine] = law.sample(len(mine), generator).x

@@ -36,9 +36,9 @@ from molrmog.denoisers.base import ScoreNetwork
 from molrmog.denoisers.experts import Autoencoders, Experts
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.networks import latent_network
+from molrmog.experiments.page import machine
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.network_report import write_network_report
-from molrmog.interfaces.report import machine
 from molrmog.interfaces.runs import (
     DATA_NAME,
     EXPERTS_NAME,
@@ -57,7 +57,7 @@ from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, train_objective
 from molrmog.metrics import Stopwatch
 from molrmog.progress import progress, status
-from molrmog.saving import write_atomically
+from molrmog.saving import locked, write_atomically
 from molrmog.schedules import Schedule
 
 AUTOENCODERS_NAME = "autoencoders"
@@ -85,7 +85,7 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[eval
 
     Raises:
         ValueError: settings do not fit the data or one another, or the folder holds a run with other settings.
-        OSError: the data are not there, or the run folder cannot be written.
+        OSError: the data are not there, the run folder cannot be written, or another process trains in it.
         KeyboardInterrupt: with a line that says how to go on.
     """
     folder = Path(settings["out"])
@@ -99,10 +99,11 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[eval
         raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
     if not begun:
         write_atomically(folder / SETTINGS_NAME, lambda part: part.write_text(_yaml(settings)))
-    _sweep(folder)
     try:
-        trained, held_expert = _train(folder, settings, options, train, held)
-        return train.name, *_finish(Run(folder), trained, held_expert, settings, train, held, command)
+        with locked(folder):
+            _sweep(folder)
+            trained, held_expert = _train(folder, settings, options, train, held)
+            return train.name, *_finish(Run(folder), trained, held_expert, settings, train, held, command)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
     except ValueError:
@@ -242,7 +243,7 @@ def _experts(folder: Path, settings: Mapping[str, Any], train: Dataset, held: Da
     by_label = asked == "labels" or (asked is None and train.labels is not None)
     if by_label and train.labels is None:
         raise ValueError(f"{train.name} has no labels: pass --experts K, to find K experts by clustering")
-    count = int(cast(Any, train.labels).max()) + 1 if by_label else int(asked or 1)
+    count = len(np.unique(cast(Any, train.labels))) if by_label else int(asked or 1)
     labels, held_labels = (train.labels, held.labels) if by_label else (None, None)
     with _stage(folder, "experts"):
         found = assign_experts(
@@ -288,7 +289,12 @@ def _finish(
         )
         run.record(
             [
-                {"kind": "training", "command": command, "rows": len(train), "machine": machine()},
+                {
+                    "kind": "training",
+                    "command": command,
+                    "rows": len(train),
+                    "machine": machine() | {"threads": torch.get_num_threads()},
+                },
                 *(m.to_record(law=settings["network"], command=command) for m in measured),
             ]
         )
