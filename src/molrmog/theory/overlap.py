@@ -12,14 +12,13 @@ its sigma. The gates may be those of all modes, or of subspaces (sums over their
 measure `denoisers.mog.latent_law` of it.
 
 Curvature. Split the Hessian of the score-matching loss at the truth, with respect to (mu, U), into what modes give that
-never meet, and the rest: H = H_sep + dH. With S_c = s^2 U_c U_c^T + v I in the latent space and T(X) = S_c^-1 X S_c^-1,
+never meet (block-diagonal, in closed form, see `theory.landscape`), and the rest:
 
-    H_sep = blockdiag_c w_c [ s^2 S_c^-2,  tr( T(X_p) X_q S_c^-1 ) ],     X_p = s^2 (E_p U_c^T + U_c E_p^T)
-    lambda_min(H) >= alpha - |dH|,    alpha = lambda_min(H_sep)           (Weyl, off the gauge directions of both)
+    H = H_sep + dH,      lambda_min(H) >= alpha - |dH|,      alpha = lambda_min(H_sep)           (Weyl)
 
-and the paper bounds |dH| by C' eps_overlap. At the truth the Hessian is a Gauss-Newton matrix, so it is never negative
-and is zero only where modes coincide; at a distance from the truth nothing keeps it from being negative. "Strong
-convexity is lost" therefore is a statement about a ball, and its radius belongs to it.
+off the gauge directions, and the paper bounds |dH| by C' eps_overlap. At the truth the Hessian is a Gauss-Newton
+matrix: it is never negative, and zero only where modes coincide. At a distance from the truth nothing keeps it from
+being negative, so "strong convexity is lost" is a statement about a ball, and its radius belongs to it.
 
 References:
     arXiv 2601.01475, the extension to overlapping modes ("bounded overlap").
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor
 
 from molrmog.law import Law, normal
+from molrmog.theory.landscape import curvature, horizontal, separated_blocks
 from molrmog.theory.score_loss import ScoreLoss
 
 APART = 1e-3
@@ -237,37 +237,12 @@ def separated_hessian(loss: ScoreLoss) -> Tensor:
     """
     if loss.learn != ("mean", "factor"):
         raise ValueError(f"learn = {loss.learn}: blocks of separated modes are known for mean and factor")
-    law, s2 = loss.truth, loss.s**2
-    theta = loss.theta_of(law)
+    theta = loss.theta_of(loss.truth)
     H = theta.new_zeros(len(theta), len(theta))
-    for k in range(law.subspaces):
-        part = law.subspace(k)
-        v = s2 * part.tau**2 + loss.gamma**2
-        for mode, (pi, U) in enumerate(zip(part.mode_weights, part.factors, strict=True)):
-            w, (d, r) = part.weight * pi, U.shape
-            inverse = torch.linalg.inv(s2 * U @ U.T + v * torch.eye(d).to(U))
-            at = loss.entries("mean", k, mode)
-            H[at[:, None], at] = w * s2 * inverse @ inverse
-            E = torch.eye(d * r).to(U).view(-1, d, r)  # one entry of U each
-            X = s2 * (E @ U.T + U @ E.mT)
-            at = loss.entries("factor", k, mode)
-            H[at[:, None], at] = w * torch.einsum("pij,qji->pq", inverse @ X @ inverse, X @ inverse)
+    for where, block in separated_blocks(loss.truth, loss.s, loss.gamma).items():
+        at = loss.entries(*where)
+        H[at[:, None], at] = block.to(H)
     return H
-
-
-def off_gauge(H: Tensor, gauge: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of a matrix on the complement of some directions.
-
-    Args:
-        H: symmetric, with shape (P, P).
-        gauge: orthonormal directions, with shape (P, G).
-
-    Returns:
-        With shapes (P - G,) and (P, P - G).
-    """
-    rest = torch.linalg.qr(gauge, mode="complete").Q[:, gauge.shape[1] :]
-    values, vectors = torch.linalg.eigh(rest.T @ H @ rest)
-    return values, rest @ vectors
 
 
 def split_curvature(loss: ScoreLoss) -> SplitCurvature:
@@ -278,17 +253,17 @@ def split_curvature(loss: ScoreLoss) -> SplitCurvature:
             error, so that |dH| comes from overlap alone.
     """
     theta = loss.theta_of(loss.truth)
-    gauge = loss.gauge(theta)
-    H, separated = loss.gauss_newton(theta), separated_hessian(loss)
-    values, vectors = off_gauge(H, gauge)
-    alone, change = (off_gauge(matrix, gauge)[0] for matrix in (separated, H - separated))
+    free = horizontal(loss, theta)
+    H, separated = (free.T @ matrix @ free for matrix in (loss.gauss_newton(theta), separated_hessian(loss)))
+    values, vectors = torch.linalg.eigh(H)
+    alone, change = torch.linalg.eigvalsh(separated), torch.linalg.eigvalsh(H - separated)
     return SplitCurvature(
         smallest=float(values[0]),
         largest=float(values[-1]),
         separated_smallest=float(alone[0]),
         separated_largest=float(alone[-1]),
         change=float(change.abs().max()),
-        weakest=vectors[:, 0],
+        weakest=free @ vectors[:, 0],
     )
 
 
@@ -300,4 +275,4 @@ def smallest_near(loss: ScoreLoss, moves: Tensor) -> Tensor:
         moves: of theta from the truth, with shape (M, P); their lengths are the radius.
     """
     points = loss.theta_of(loss.truth) + moves
-    return torch.stack([off_gauge(loss.hessian(theta), loss.gauge(theta))[0][0] for theta in points])
+    return torch.tensor([curvature(loss, theta).smallest for theta in points], dtype=moves.dtype)
