@@ -200,6 +200,8 @@ def clouds(sets: Mapping[str, np.ndarray], reference: np.ndarray) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     fig, (plane, lines) = figure(9.6, 3.6, columns=2)
+    if len(reference) < 2:  # one row has no second axis
+        reference = np.concatenate([reference, *sets.values()])
     mean = reference.mean(0)
     axes = np.linalg.svd(reference - mean, full_matrices=False)[2][:2]  # (min(2, D), D)
     D = reference.shape[1]
