@@ -101,7 +101,7 @@ def test_experts_that_do_not_fit_are_refused():
     x, y = labelled(4)
     with pytest.raises(ValueError, match="6 experts for 4 classes: pass a multiple of 4, or fewer"):
         assign_experts(x, y, 6)
-    with pytest.raises(ValueError, match="expert 1 owns 1 rows: pass fewer experts"):
+    with pytest.raises(ValueError, match="expert 1 owns 1 rows and needs 2: pass fewer experts, or leave"):
         assign_experts(x[:21], y[:21], 2)
 
 

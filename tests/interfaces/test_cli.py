@@ -140,6 +140,10 @@ def test_a_head_tail_run_works_from_end_to_end(tmp_path):
         (["fit", "nosuch", "--out", "full"], 1, "exists and is not empty"),  # before any work
         (["fit", "digits", "--out", "r", "--latent-dim", "99"], 1, "pass at most 64"),
         (["fit", "digits", "--out", "r", "--device", "abacus"], 1, "--device abacus"),
+        (["sample", "digits", "--seed", "-1"], 1, "--seed -1: pass 0 or more"),
+        (["fit", "old", "--out", "r"], 1, "old is a run, not data"),
+        (["reproduce", "floor", "--workers", "0"], 1, "--workers 0: pass 1 or more"),
+        (["reproduce", "images", "--device", "abacus"], 1, "--device abacus"),
         (["sample", "digits", "--num", "0"], 1, "at least 1"),
         (["sample", "full"], 1, "no run at full"),
         (["sample", "full", "--sampler", "foo"], 2, "exact"),
@@ -156,6 +160,8 @@ def test_errors_are_one_line_and_leave_nothing(words, code, message, tmp_path, m
     (tmp_path / "odd.yaml").write_text("latent_dimm: 3\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "data.json").touch()
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "config.yaml").write_text("network: mog\n")
     there = sorted(tmp_path.rglob("*"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from molrmog import MoLRMoG, load_data
-from molrmog.data import load_parts
+from molrmog.data import Dataset, load_parts
 from molrmog.interfaces.runs import Run, append_records, check_out, staged
 
 
@@ -14,7 +14,8 @@ def law():
 
 def fill(folder, mark="a"):
     law().save_pretrained(folder)
-    (folder / "data.json").write_text(json.dumps({"mark": mark}))
+    info = Dataset(name="rows", shape=(4,), x=np.zeros((1, 4))).info()
+    (folder / "data.json").write_text(json.dumps({**info, "mark": mark}))
 
 
 def write_and_fail(out, error, overwrite=False):
@@ -93,9 +94,10 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     (tmp_path / "run" / "data.json").write_text("{")
     run = Run(tmp_path / "run")
     for name, read in (("data.json", run.info), ("config.yaml", run.settings), ("metrics.jsonl", run.records)):
-        (run.folder / name).write_text('{"a": [')
-        with pytest.raises(ValueError, match=f"{name} is damaged"):
-            read()
+        for text in ('{"a": [', "7", '{"a": 1}' if name != "config.yaml" else "7"):
+            (run.folder / name).write_text(text)
+            with pytest.raises(ValueError, match=f"{name} is damaged"):
+                read()
 
 
 def test_records_are_kept_in_order(tmp_path):

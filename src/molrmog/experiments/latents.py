@@ -136,9 +136,8 @@ def assign_experts(
     own, *rest = (torch.from_numpy(expert.astype(np.int64)) for expert in found)
     counts = torch.bincount(own, minlength=experts)
     if int(counts.min()) < 2:
-        raise ValueError(
-            f"expert {int(counts.argmin())} owns {int(counts.min())} rows: pass fewer experts, or another seed"
-        )
+        mend = "pass fewer experts, or " + ("another seed" if labels is None else "leave its class out of the data")
+        raise ValueError(f"expert {int(counts.argmin())} owns {int(counts.min())} rows and needs 2: {mend}")
     return own, rest[0] if rest else None
 
 

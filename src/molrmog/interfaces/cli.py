@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NoReturn
 
@@ -310,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         options = settings[settings.command].as_dict()
         options.pop("config", None)
+        _check(options)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             commands.COMMANDS[settings.command](**options, command=shlex.join(["molrmog", *words]))
@@ -336,6 +337,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(1, _one_line(error))
         return _fail(1, f"{type(error).__name__}: {_one_line(error)}", "set MOLRMOG_DEBUG=1 to see where")
     return 0
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Refuse what no command takes, before any work.
+
+    Raises:
+        ValueError: a seed below 0, a device that is not there, a run in the place of data.
+    """
+    import torch
+
+    if options.get("seed", 0) < 0:
+        raise ValueError(f"--seed {options['seed']}: pass 0 or more")
+    device = options.get("device")
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    data = options.get("data")
+    if data is not None and os.path.isfile(os.path.join(data, "data.json")):
+        raise ValueError(f"{data} is a run, not data: pass the data that it was made of, or others")
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:

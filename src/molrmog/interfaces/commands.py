@@ -86,13 +86,7 @@ def fit(
         OSError: the data are not there, or the run folder cannot be written.
     """
     folder = Path(out)
-    if seed < 0:
-        raise ValueError(f"--seed {seed}: pass 0 or more")
     check_out(folder, overwrite=overwrite)
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
     with status(f"reading {data}"):
         source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
         train, held = load_parts(data, held_out=held_out, seed=seed, **source)
@@ -540,10 +534,14 @@ def reproduce(
         OSError: the data are not there, or the folder cannot be written.
         RuntimeError: a part of the experiment failed; what was finished is kept.
     """
-    if seed < 0 or (workers is not None and workers < 1) or (rows is not None and rows < 2):
-        raise ValueError(f"--seed {seed}, --workers {workers}, --rows {rows}: pass 0 or more, at least 1, at least 2")
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: pass 1 or more")
+    if rows is not None and rows < 2:
+        raise ValueError(f"--rows {rows}: pass 2 or more")
     options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1}
     default = f"runs/{name}-{budget}"
+    if name not in ("images", "hybrid") and device != "cpu":
+        raise ValueError(f"--device belongs to images and hybrid: {name} computes on the CPU")
     if name in ("images", "hybrid"):
         options |= {"dataset": dataset, "workers": workers, "device": device}
         default = f"runs/{name}-{dataset}-{budget}"

@@ -79,6 +79,8 @@ class Run:
         rows = self.info().get("expert_rows")
         if not rows:
             raise ValueError(f"{self.folder / DATA_NAME} names no experts: train again, with molrmog train")
+        if "network" not in self.settings():
+            raise ValueError(f"{self.folder / SETTINGS_NAME} is missing or names no network: train again")
         schedule = Schedule.from_config({"name": self.settings().get("schedule", "vp")})
         return Trained(found, schedule, torch.tensor(rows, dtype=torch.float32) / sum(rows))
 
@@ -86,11 +88,13 @@ class Run:
         """Read `data.json`.
 
         Raises:
-            ValueError: it is not JSON.
+            ValueError: it is not JSON, or something else.
         """
         try:
-            return json.loads((self.folder / DATA_NAME).read_text())
-        except ValueError as error:
+            found = dict(json.loads((self.folder / DATA_NAME).read_text()))
+            Layout.from_info(found)
+            return found
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{self.folder / DATA_NAME} is damaged ({error}): fit again") from None
 
     def layout(self) -> Layout:
@@ -118,15 +122,18 @@ class Run:
         """Read `metrics.jsonl`, oldest first; empty where there is none.
 
         Raises:
-            ValueError: a line is not JSON.
+            ValueError: a line is no JSON object that says its kind.
         """
         path = self.folder / METRICS_NAME
         if not path.is_file():
             return []
         try:
-            return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        except ValueError as error:
+            found = [dict(json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete its last line, or the file") from None
+        if any("kind" not in record for record in found):
+            raise ValueError(f"{path} is damaged (a line names no kind): delete that line, or the file")
+        return found
 
     def record(self, records: Sequence[dict[str, Any]]) -> None:
         """Append to `metrics.jsonl`, all lines or none."""
@@ -211,7 +218,10 @@ def staged(out: Path, *, overwrite: bool = False) -> Generator[Path]:
     """
     check_out(out, overwrite=overwrite)
     part = out.absolute().parent / f".{out.absolute().name}.part"
-    part.mkdir(parents=True, exist_ok=True)
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--out {out} cannot be made ({error.strerror}): name another folder") from None
     with locked(part, out):
         try:
             for path in part.iterdir():  # what a run that was killed has left

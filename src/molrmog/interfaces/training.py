@@ -145,12 +145,7 @@ def _options(settings: Mapping[str, Any]) -> TrainingOptions:
     Raises:
         ValueError: an option is out of its range.
     """
-    device = settings["device"]
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    if settings["mixed_precision"] == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+    if settings["mixed_precision"] == "fp16" and (settings["device"] == "cpu" or not torch.cuda.is_available()):
         raise ValueError("--mixed-precision fp16 needs a GPU: pass bf16 or no")
     same = (
         *("steps", "batch_size", "micro_batch_size", "learning_rate", "warmup", "mixed_precision", "seed", "device"),
