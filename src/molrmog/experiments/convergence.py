@@ -50,6 +50,7 @@ class ConvergenceBudget:
         basin_rows: rows of the population loss there.
         sizes: of the perturbations, see `perturbed`.
         starts: how many of each size, and of each kind.
+        start_rows: rows from which the kinds of starts are found.
     """
 
     gammas: tuple[float, ...]
@@ -62,14 +63,15 @@ class ConvergenceBudget:
     basin_rows: int
     sizes: tuple[float, ...]
     starts: int
+    start_rows: int
 
 
 _SIZES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 _LOW = (0.6, 0.45, 0.35)
 BUDGETS = {
-    "smoke": ConvergenceBudget((0.8, 0.7, 0.6), ("pair", "four"), 1, 256, 512, (0.6,), (0.6,), 128, (0.2, 0.8), 4),
-    "cpu": ConvergenceBudget((0.8, *_LOW), tuple(LAWS), 2, 2048, 1024, _LOW, _LOW, 256, _SIZES, 12),
-    "gpu": ConvergenceBudget((0.8, *_LOW, 0.25), tuple(LAWS), 5, 16384, 4096, _LOW, _LOW, 1024, _SIZES, 64),
+    "smoke": ConvergenceBudget((0.8, 0.7, 0.6), ("pair", "four"), 1, 256, 256, (0.6,), (0.6,), 128, (0.2, 0.8), 4, 500),
+    "cpu": ConvergenceBudget((0.8, *_LOW), tuple(LAWS), 2, 2048, 1024, _LOW, _LOW, 256, _SIZES, 12, 2000),
+    "gpu": ConvergenceBudget((0.8, *_LOW, 0.25), tuple(LAWS), 5, 16384, 4096, _LOW, _LOW, 1024, _SIZES, 64, 2000),
 }
 
 
@@ -108,6 +110,7 @@ def run_convergence(out: str | Path, budget: Budget = "cpu", seed: int = 0, work
 def _grid(spent: ConvergenceBudget, seed: int) -> dict[str, dict[str, Any]]:
     """Everything a cell depends on, by name."""
     cells: dict[str, dict[str, Any]] = {}
+    around = {"sizes": spent.sizes, "starts": spent.starts, "start_rows": spent.start_rows}
     for law in spent.laws:
         for gamma in spent.gammas:
             for loss, rows in (("population", spent.population), ("empirical", spent.empirical)):
@@ -122,5 +125,5 @@ def _grid(spent: ConvergenceBudget, seed: int) -> dict[str, dict[str, Any]]:
                 cells[f"methods/{law}-{gamma:g}"] = {"kind": "methods", **given}
         for gamma in spent.basin_gammas:
             given = {"law": law, "gamma": gamma, "loss": "population", "rows": spent.basin_rows, "seed": seed}
-            cells[f"basin/{law}-{gamma:g}"] = {"kind": "basin", **given, "sizes": spent.sizes, "starts": spent.starts}
+            cells[f"basin/{law}-{gamma:g}"] = {"kind": "basin", **given, **around}
     return cells

@@ -249,7 +249,7 @@ def _basin(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[str
     }
     if not tied:
         for kind in STARTS:
-            laws[kind] = [mode_start(truth, kind, settings["rows"], settings["seed"] + i) for i in range(starts)]
+            laws[kind] = [mode_start(truth, kind, settings["start_rows"], settings["seed"] + i) for i in range(starts)]
     thetas = torch.stack([loss.theta_of(law) for group in laws.values() for law in group])
     ends = descend_together(loss, thetas, rate.step, math.ceil(3 * rate.kappa) + 50)
     report_progress(folder, 0.6)

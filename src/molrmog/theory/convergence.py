@@ -183,7 +183,7 @@ def measured_contraction(trajectory: Trajectory, share: float = 1 / 3) -> Contra
         >>> ks = range(40)
         >>> found = measured_contraction(Trajectory(tuple(ks), tuple(0.5**k for k in ks), (0.0,) * 40))
         >>> round(found.rate, 6), found.first, found.last
-        (0.5, 26, 39)
+        (0.5, 27, 39)
     """
     steps, logs = np.array(trajectory.steps), np.log(trajectory.distances)
     if not (len(logs) and logs[-1] < logs[0]):

@@ -3,7 +3,7 @@
     gradient descent    theta <- theta - eta grad L(theta)
     preconditioned      theta <- theta - P^+ grad L(theta)               P fixed: Gauss-Newton matrix at the truth
     Gauss-Newton        theta <- theta - (P(theta) + nu I)^-1 grad L     P where we are, nu by Levenberg and Marquardt
-    Adam                torch.optim.Adam
+    Adam                theta <- theta - eta m / sqrt(v)                 m, v running means of the gradient, its square
     EM                  maximum likelihood of the noised rows over the same (mu, U)
 
 EM climbs another function: on the rows it was given it ends at their likeliest law, not at the least loss.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice, pairwise
 from typing import Protocol
 
 import torch
@@ -172,19 +172,20 @@ def gauss_newton_descent(loss: Loss, theta: Tensor, damping: float = 1e-2) -> It
 
 
 def adam(loss: Loss, theta: Tensor, learning_rate: float) -> Iterator[Tensor]:
-    """Adam with constant learning rate.
+    """Adam with a constant learning rate and the usual beta = (0.9, 0.999).
 
     Args:
         loss: to minimise.
         theta: where to start, with shape (P,).
         learning_rate: in units of theta.
     """
-    theta = theta.clone()
-    optimiser = torch.optim.Adam([theta], lr=learning_rate)
-    while True:
-        yield theta.clone()
-        theta.grad = gradient(loss, theta)
-        optimiser.step()
+    m = v = torch.zeros_like(theta)
+    for k in count(1):
+        yield theta
+        g = gradient(loss, theta)
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g.square()
+        theta = theta - learning_rate * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
 
 
 @torch.no_grad()
@@ -238,7 +239,10 @@ def minimiser(loss: Loss, theta: Tensor, tolerance: float = 1e-11) -> Tensor:
     Raises:
         RuntimeError: Newton's method does not settle, or settles where the loss is not least.
     """
-    theta = next(islice(gauss_newton_descent(loss, theta), 30, None))
+    for before, after in pairwise(islice(gauss_newton_descent(loss, theta), 200)):
+        theta = after
+        if float((after - before).norm()) <= 1e-4 * float(after.norm()):
+            break
     for _ in range(30):
         Q = off_gauge(loss.gauge(theta))
         curvature, V = torch.linalg.eigh(Q.T @ loss.hessian(theta) @ Q)
