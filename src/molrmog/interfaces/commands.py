@@ -533,6 +533,7 @@ def reproduce(
         ValueError: an option does not fit.
         OSError: the data are not there, or the folder cannot be written.
         RuntimeError: a part of the experiment failed; what was finished is kept.
+        KeyboardInterrupt: with a line that says how to go on.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: pass 1 or more")
@@ -550,7 +551,10 @@ def reproduce(
     if name == "hybrid":
         options["rows"] = rows
     run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
-    page = run(Path(out or default), budget=budget, **options)
+    try:
+        page = run(Path(out or default), budget=budget, **options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
     print(f"report  {page}")
 
 

@@ -93,7 +93,7 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
     with staged(out, overwrite=True) as part:
         train, held = load_parts("digits", dequantise=True, seed=seed)
         fits = {
-            name: commands.fit_and_record(train, labels=False, seed=seed, command=command, name=f"{name:>8}", **shape)
+            name: commands.fit_and_record(train, labels=False, seed=seed, command=command, name=name, **shape)
             for name, shape in LAWS.items()
         }
         trained, held_expert, curves = _train_networks(train, held, seed)
