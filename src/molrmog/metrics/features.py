@@ -32,6 +32,7 @@ from torch.nn import functional
 from molrmog.data import Dataset, Layout
 from molrmog.metrics._rows import Rows, as_array, blocks
 from molrmog.metrics._squeezenet import SqueezeNet
+from molrmog.progress import progress
 from molrmog.saving import MODEL_NAME, load_model, save_model
 
 
@@ -185,10 +186,6 @@ class _Classifier(nn.Module):
 
 def _train(network: _Classifier, x: np.ndarray, target: np.ndarray, steps: int, batch: int, seed: int) -> None:
     """AdamW under a one-cycle learning rate; `steps` batches, in whole shuffled passes."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
     device = network.head.weight.device
@@ -196,19 +193,19 @@ def _train(network: _Classifier, x: np.ndarray, target: np.ndarray, steps: int, 
     per_pass = math.ceil(len(x) / batch)
     order = np.empty(0, np.int64)
     network.train()
-    for step in track(
-        range(steps), "training the classifier", console=console, transient=True, disable=not console.is_terminal
-    ):
-        if step % per_pass == 0:
-            order = shuffle.permutation(len(x))
-        start = batch * (step % per_pass)
-        index = np.sort(order[start : start + batch])
-        rows = torch.tensor(x[index], dtype=torch.float32, device=device)
-        loss = functional.cross_entropy(network(rows), torch.tensor(target[index], device=device))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    with progress() as show:
+        for step in range(steps):
+            if step % per_pass == 0:
+                order = shuffle.permutation(len(x))
+            start = batch * (step % per_pass)
+            index = np.sort(order[start : start + batch])
+            rows = torch.tensor(x[index], dtype=torch.float32, device=device)
+            loss = functional.cross_entropy(network(rows), torch.tensor(target[index], device=device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            show("training the classifier", step + 1, steps)
     network.eval()
 
 
