@@ -365,7 +365,7 @@ def evaluate(
         print(f"molrmog: warning: the run was fitted to {layout.name}, not to {train.name}", file=sys.stderr)
     features = [features] if isinstance(features, str) else features
     names = features or (["pca", "classifier"] if train.labels is not None else ["pca"])
-    # Outside the status line: the classifier draws a bar of its own.
+    # Outside the status line: the classifier shows its own progress.
     spaces = evaluation.feature_spaces(names, train, held, weights)
     lpips = evaluation.perceptual(held, weights)
     if isinstance(model, Trained):

@@ -94,7 +94,8 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[eval
         return None
     options = _options(settings)
     source = {name: settings[name] for name in ("data_dir", "dequantise", "image_size", "held_out", "seed")}
-    train, held = load_parts(settings["data"], **source)
+    with status(f"reading {settings['data']}"):
+        train, held = load_parts(settings["data"], **source)
     if settings["experts"] == "labels" and train.labels is None:
         raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
     if not begun:
@@ -189,7 +190,7 @@ def _train(
         latent_shape, sigma_data = cast(Any, autoencoders)[0].latent_shape, 1.0
 
     learn = settings["learn"]
-    with _stage(folder, "start"):
+    with _stage(folder, "start"), status("finding a start"):
         network = latent_network(
             settings["network"],
             z,
@@ -240,7 +241,7 @@ def _experts(folder: Path, settings: Mapping[str, Any], train: Dataset, held: Da
         raise ValueError(f"{train.name} has no labels: pass --experts K, to find K experts by clustering")
     count = len(np.unique(cast(Any, train.labels))) if by_label else int(asked or 1)
     labels, held_labels = (train.labels, held.labels) if by_label else (None, None)
-    with _stage(folder, "experts"):
+    with _stage(folder, "experts"), status("finding the experts"):
         found = assign_experts(
             np.asarray(train.x), labels, count, others=(np.asarray(held.x), held_labels), seed=settings["seed"]
         )
