@@ -14,7 +14,8 @@ import torch
 import molrmog
 from molrmog import Experts, HeadTail, MLPDenoiser, MoLRMoG, PerExpert
 from molrmog.autoencoders import LinearAutoencoder
-from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked
+from molrmog.denoisers.saved import load_denoiser
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked, save_model
 from oracles.laws import head_tail_law, ragged_law
 
 
@@ -277,3 +278,10 @@ def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path):
             holder.kill()
     with locked(tmp_path / "run"):
         pass
+
+
+def test_a_configuration_of_no_network_names_its_folder(tmp_path):
+    save_model(tmp_path / "model", {"denoiser": "Abacus"}, {})
+    for load in (molrmog.load, load_denoiser):
+        with pytest.raises(ValueError, match="the configuration in .*model names the denoiser 'Abacus': there are"):
+            load(tmp_path / "model")

@@ -30,15 +30,19 @@ _HOMES = {
 }
 
 
-def denoiser_class(config: dict[str, Any]) -> type[ScoreNetwork]:
+def denoiser_class(config: dict[str, Any], where: str = "the configuration") -> type[ScoreNetwork]:
     """The class that a configuration names.
+
+    Args:
+        config: of a network.
+        where: what an error calls the configuration.
 
     Raises:
         ValueError: it names none that there is.
     """
     name = config.get("denoiser")
     if name not in _HOMES:
-        raise ValueError(f"the configuration names the denoiser {name!r}: there are {', '.join(_HOMES)}")
+        raise ValueError(f"{where} names the denoiser {name!r}: there are {', '.join(_HOMES)}")
     return getattr(importlib.import_module(f"molrmog.{_HOMES[name]}"), name)
 
 
@@ -95,7 +99,7 @@ def load_denoiser(path: str | Path) -> ScoreNetwork:
         ValueError: the model is corrupt or no score network.
     """
     config, tensors = load_model(path)
-    return denoiser_class(config).from_saved(config, tensors, where=str(path))
+    return denoiser_class(config, f"the configuration in {path}").from_saved(config, tensors, where=str(path))
 
 
 def load(path: str | Path) -> MoLRMoG | HeadTail | ScoreNetwork:
@@ -107,6 +111,6 @@ def load(path: str | Path) -> MoLRMoG | HeadTail | ScoreNetwork:
     """
     config, tensors = load_model(path)
     if "denoiser" in config:
-        return denoiser_class(config).from_saved(config, tensors, where=str(path))
+        return denoiser_class(config, f"the configuration in {path}").from_saved(config, tensors, where=str(path))
     law = HeadTail if config.get("law") == "HeadTail" else MoLRMoG
     return law.from_saved(config, tensors, where=str(path))

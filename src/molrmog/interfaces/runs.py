@@ -161,8 +161,8 @@ def experts_in(folder: Path) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path) as found:
             return torch.from_numpy(found["train"]), torch.from_numpy(found["held_out"])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and train again") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is damaged: delete it, and train again") from None
 
 
 def append_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:
