@@ -283,5 +283,5 @@ def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path):
 def test_a_configuration_of_no_network_names_its_folder(tmp_path):
     save_model(tmp_path / "model", {"denoiser": "Abacus"}, {})
     for load in (molrmog.load, load_denoiser):
-        with pytest.raises(ValueError, match="the configuration in .*model names the denoiser 'Abacus': there are"):
+        with pytest.raises(ValueError, match=r"the configuration in .*model names the denoiser 'Abacus': there are"):
             load(tmp_path / "model")
