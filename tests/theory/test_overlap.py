@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from molrmog.mixture import MoLRMoG
-from molrmog.theory.overlap import gate_overlap, levels, measure_overlap, noised
+from molrmog.theory.overlap import (
+    gate_overlap,
+    levels,
+    measure_overlap,
+    noised,
+    separated_hessian,
+    smallest_near,
+    split_curvature,
+)
+from molrmog.theory.score_loss import ScoreLoss, stratified_rows
 from oracles.dense import DenseLaw
 from oracles.laws import head_tail_law, ragged_law
 
@@ -100,3 +109,73 @@ def test_what_does_not_fit_is_refused():
         gate_overlap(torch.ones(1, 2))
     with pytest.raises(ValueError, match="between 0 and 1"):
         gate_overlap(torch.ones(2, 2) / 2).interval(1.0)
+
+
+def loss_of(law, s=0.8, gamma=0.6, rows=4000, seed=0):
+    x, weight = stratified_rows(law, rows, s, gamma, torch.Generator().manual_seed(seed))
+    return ScoreLoss(law, x, s, gamma, weight=weight)
+
+
+def pair(distance, seed=0):
+    """Two modes of one factor, so far apart."""
+    draw = torch.Generator().manual_seed(seed)
+    U = torch.linalg.qr(torch.randn(3, 2, generator=draw, dtype=torch.float64)).Q
+    m = torch.randn(3, generator=draw, dtype=torch.float64)
+    law = MoLRMoG(3, [3], [2], [[2, 2]], dtype=torch.float64).requires_grad_(False)
+    law.mean[0] = torch.stack([m, -m]) * distance / (2 * m.norm())
+    law.factor[0] = U
+    return law
+
+
+@pytest.mark.parametrize("latent_dims", [(3,), (2, 3)])
+def test_separated_modes_have_the_hessian_of_modes_alone(latent_dims):
+    """Far apart, the Hessian by autograd is the closed form, and overlap changes nothing."""
+    law = MoLRMoG.random(
+        6,
+        latent_dims,
+        [2] * len(latent_dims),
+        rank=2,
+        noise=0.1,
+        seed=1,
+        separation=40.0,
+        offset=40.0,
+        dtype=torch.float64,
+    ).requires_grad_(False)
+    loss = loss_of(law)
+    H = loss.hessian(loss.theta_of(law))
+    torch.testing.assert_close(separated_hessian(loss), H, rtol=1e-6, atol=1e-9)
+    found = split_curvature(loss)
+    assert found.change < 1e-9 * found.largest
+    assert found.weyl == pytest.approx(found.smallest, rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.5, 2.0, 4.0])
+def test_weyl_bounds_the_smallest_eigenvalue_from_below(distance):
+    loss = loss_of(pair(distance))
+    found = split_curvature(loss)
+    theta = loss.theta_of(loss.truth)
+    H = loss.hessian(theta)
+    rotations = loss.gauge(theta)
+    values = torch.linalg.eigvalsh(H + 1e6 * rotations @ rotations.T)  # the gauge out of the way
+    assert found.smallest == pytest.approx(float(values[0]), rel=1e-6)
+    assert found.weyl <= found.smallest <= found.separated_smallest + found.change
+    torch.testing.assert_close(H @ found.weakest, found.smallest * found.weakest, rtol=0, atol=1e-8 * found.largest)
+
+
+def test_convexity_is_lost_where_modes_coincide_and_before_that_near_the_truth():
+    smallest = {distance: split_curvature(loss_of(pair(distance))).smallest for distance in (0.0, 0.5, 4.0)}
+    assert abs(smallest[0.0]) < 1e-12
+    assert 0 < smallest[0.5] < 0.05 * smallest[4.0]
+    for distance, convex in ((0.5, False), (6.0, True)):
+        loss = loss_of(pair(distance), rows=1000)
+        moves = torch.randn(3, 18, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        near = smallest_near(loss, 0.1 * moves / moves.norm(dim=1, keepdim=True))
+        assert bool((near > 0).all()) == convex
+        at_truth = smallest_near(loss, torch.zeros(1, 18, dtype=torch.float64))
+        assert float(at_truth) == pytest.approx(split_curvature(loss).smallest, rel=1e-6)
+
+
+def test_blocks_of_other_parameters_are_refused():
+    law = pair(2.0)
+    with pytest.raises(ValueError, match="mean and factor"):
+        separated_hessian(ScoreLoss(law, law.sample(10).x, 1.0, 0.5, learn=("mean",)))

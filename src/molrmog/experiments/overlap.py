@@ -123,7 +123,7 @@ class OverlapBudget:
 
 
 _SIGMAS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
-_DISTANCES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)
+_DISTANCES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 _CPU = OverlapBudget(
     sigmas=_SIGMAS,
     separations=(0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0),
@@ -132,7 +132,7 @@ _CPU = OverlapBudget(
     curvature_sigmas=(0.25, 0.5, 1.0),
     distances=_DISTANCES,
     radii=(0.1, 0.3),
-    directions=3,
+    directions=2,
     seeds=2,
     rows=16_000,
 )

@@ -16,6 +16,7 @@ Record = Mapping[str, Any]
 _OVERLAP = ("part", "name", "of", "modes", "expert", "rows", "sigma", "eps", "eps_low", "eps_high", "largest_pair")
 _OVERLAP += ("mean_pair", "apart", "measured_rows")
 _INK = "#808080"
+_TITLE: dict[str, Any] = {"fontsize": 9, "color": _INK}
 _COLOURS = (
     "#3b7dd8",
     "#e08a2e",
@@ -94,8 +95,9 @@ for all pairs on 99% of single rows; over all experts. – where it does not hol
 _CURVATURE_TEXT = """\
 Smallest eigenvalue of the Hessian of ½ E |s_θ − s*|² in (μ, U), rotations of U removed, divided by α, the closed form \
 for modes that never meet. At the truth (solid) the Hessian is a Gauss–Newton matrix, so it cannot be negative; it \
-falls to zero where modes coincide, and nowhere else. Near the truth (dashed: at {radii} σ from it, the least of the \
-weakest direction, there and back, and random ones) it does become negative: that is where strong convexity is lost."""
+falls to zero where two modes coincide, factors included, and nowhere else. Near the truth (dashed: at {radii} σ from \
+it, the least of the weakest direction, there and back, and random ones) it does become negative: that is where strong \
+convexity is lost."""
 _BOUND_TEXT = """\
 H = H_sep + dH; Weyl's bound is λ_min(H) ≥ α − |dH|, and the paper's α − C′ε takes |dH| ≤ C′ε. Left: |dH| / ε, which \
 would be the constant C′. Right: λ_min and both bounds over α, cut off below −1."""
@@ -238,7 +240,7 @@ def _curvature_section(records: Sequence[Record], radii: Sequence[float]) -> Sec
         axis.set_ylim(-0.55, 1.15)
         axis.set_xlim(0, 0.26)
         axis.set_xlabel("ε")
-        axis.set_title(_KINDS[kind])
+        axis.set_title(_KINDS[kind], **_TITLE)
     axes[0].set_ylabel("λ_min / α")
     _legend(fig, axes[0])
     names = " and ".join(f"{radius:g}" for radius in radii)
@@ -282,11 +284,11 @@ def _loss_table(records: Sequence[Record], radii: Sequence[float]) -> Table:
         cells += [_brackets([lost_at(curve, key) for curve in curves]) for key in (f"near {r:g}" for r in radii)]
         cells.append(_brackets([lost_at(curve, "weyl") for curve in curves]))
         rows.append([_KINDS[kind], f"{sigma:g}", *cells])
-    columns = ("law", "σ", "α", "least λ_min/α, modes apart", "modes together", "λ_min = α/2 at ε")
+    columns = ("law", "σ", "α", "least λ_min/α, means apart", "means together", "λ_min = α/2 at ε")
     columns += tuple(f"λ_min = 0 at {radius:g} σ, at ε" for radius in radii)
     caption = (
         "ε at which a value is crossed, between two points of the sweep, one pair for each law; – where it is not. "
-        "“Modes together” is the point of distance 0."
+        "“Means together” is the point of distance 0; four modes then still differ in their factors."
     )
     return Table((*columns, "Weyl's bound = 0 at ε"), rows, caption)
 
@@ -329,8 +331,8 @@ def _bound_section(records: Sequence[Record]) -> Section:
     ratio.set_yscale("log")
     ratio.set_ylabel("|dH| / ε")
     bounds.set_ylabel("over α")
-    bounds.set_title(f"{_KINDS[records[0]['kind']]}: λ_min, Weyl (dashed), α − C′ε (dotted)")
-    fig.legend(loc="outside right upper", frameon=False, fontsize=7, labelcolor=_INK)
+    bounds.set_title(f"{_KINDS[records[0]['kind']]}: λ_min, Weyl (dashed), α − C′ε (dotted)", **_TITLE)
+    _legend(fig, ratio)
     figure = Figure(
         pictures.svg_uri(fig), "Left: what C′ would be. Right: the bounds beside what they bound.", wide=True
     )
@@ -426,7 +428,7 @@ def _levels(axis: Any, title: str) -> None:
     axis.set_ylim(1e-7, 0.4)
     axis.axhline(APART, color=_INK, lw=0.8, ls=":")
     axis.set_xlabel("σ = γ / s")
-    axis.set_title(title)
+    axis.set_title(title, **_TITLE)
 
 
 def _legend(fig: Any, axis: Any, prefix: str = "") -> None:
