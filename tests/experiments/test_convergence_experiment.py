@@ -98,6 +98,7 @@ def test_a_small_run_shows_what_the_experiment_is_about(small):
     for law in ("tied", "pair"):
         assert found[law, "gradient descent", "0.1"] == 2
         assert found[law, "gradient descent", "3"] == 0
+        assert found[law, "Gauss-Newton", "0.1"] == 2
     assert found["pair", "EM", "0.1"] == 2
     text = page.read_text(encoding="utf-8")
     assert "two modes ±μ, tied" in text

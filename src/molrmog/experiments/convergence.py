@@ -1,12 +1,12 @@
 """Does gradient descent contract at the rate that the curvature predicts, against its peers, and from where?
 
-Everything is known but the means and factors (mu, U), at one noise level of s^2 + gamma^2 = 1. Three kinds of cells:
+Everything is known but the means and factors (mu, U), at one noise level of s^2 + gamma^2 = 1. Three questions:
 
 | cells   | ask                                                                                                  |
 | ------- | ---------------------------------------------------------------------------------------------------- |
 | rate    | the contraction per step with the step 2 / (alpha + L'), against (kappa - 1) / (kappa + 1)            |
 | methods | iterations and CPU seconds to an error, for gradient descent, preconditioned, Gauss-Newton, Adam, EM |
-| basin   | how often descent and EM end at the limit, by the size of the perturbation and by the kind of start  |
+| basin   | how often a descent ends at the limit, by the size of the perturbation and by the kind of start      |
 
 on two losses over rows that stay fixed, so that a step is a deterministic map:
 
@@ -69,7 +69,7 @@ class ConvergenceBudget:
 _SIZES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 _LOW = (0.6, 0.45, 0.35)
 BUDGETS = {
-    "smoke": ConvergenceBudget((0.8, 0.7, 0.6), ("pair", "four"), 1, 256, 256, (0.6,), (0.6,), 128, (0.2, 0.8), 4, 500),
+    "smoke": ConvergenceBudget((0.7, 0.6, 0.5), ("pair", "four"), 1, 256, 512, (0.6,), (0.6,), 128, (0.2, 0.8), 3, 500),
     "cpu": ConvergenceBudget((0.8, *_LOW), tuple(LAWS), 2, 2048, 1024, _LOW, _LOW, 256, _SIZES, 12, 2000),
     "gpu": ConvergenceBudget((0.8, *_LOW, 0.25), tuple(LAWS), 5, 16384, 4096, _LOW, _LOW, 1024, _SIZES, 64, 2000),
 }
@@ -125,5 +125,6 @@ def _grid(spent: ConvergenceBudget, seed: int) -> dict[str, dict[str, Any]]:
                 cells[f"methods/{law}-{gamma:g}"] = {"kind": "methods", **given}
         for gamma in spent.basin_gammas:
             given = {"law": law, "gamma": gamma, "loss": "population", "rows": spent.basin_rows, "seed": seed}
-            cells[f"basin/{law}-{gamma:g}"] = {"kind": "basin", **given, **around}
+            for kind in ("basin", "damped-basin"):
+                cells[f"{kind}/{law}-{gamma:g}"] = {"kind": kind, **given, **around}
     return cells

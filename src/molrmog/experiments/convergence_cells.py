@@ -57,7 +57,7 @@ STARTS = ("random", "k-means", "em")
 RATE_START = 0.1  # size of the perturbation that rates and methods start from
 _LEARNING_RATES = (0.1, 0.03, 0.01)
 _NEAR = 0.02  # of half the separation: so near, the limit counts as found
-_EM_STEPS = 100
+_EM_STEPS, _DAMPED_STEPS = 100, 40
 
 Point = TypeVar("Point")
 
@@ -132,6 +132,11 @@ class Problem:
         return cls(truth, x_t, s, gamma, weight, loss, limit)
 
     @property
+    def near(self) -> float:
+        """Distance from the limit at which it counts as found, in data units."""
+        return _NEAR * separation(self.truth) / 2
+
+    @property
     def limit_law(self) -> MoLRMoG:
         """The law at the minimum."""
         return self.loss.law_of(self.limit)
@@ -143,6 +148,7 @@ def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "rate": _rate,
         "methods": _methods,
         "basin": _basin,
+        "damped-basin": _damped_basin,
     }[settings["kind"]]
     return compute(settings, Problem.of(settings), folder)
 
@@ -241,37 +247,57 @@ def _summary(trajectory: Trajectory, start: float) -> dict[str, Any]:
 
 def _basin(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[str, Any]:
     """How many starts of each size and kind end at the limit, by gradient descent and by EM."""
-    loss, truth, starts = problem.loss, problem.truth, settings["starts"]
+    loss, laws = problem.loss, _starts(settings, problem)
     rate = predicted_rate(loss.hessian(problem.limit), loss.gauge(problem.limit))
-    tied = settings["law"] == "tied"
-    laws = {
-        f"{size:g}": [_start(problem, size, settings["seed"] + i) for i in range(starts)] for size in settings["sizes"]
-    }
-    if not tied:
-        for kind in STARTS:
-            laws[kind] = [mode_start(truth, kind, settings["start_rows"], settings["seed"] + i) for i in range(starts)]
     thetas = torch.stack([loss.theta_of(law) for group in laws.values() for law in group])
     ends = descend_together(loss, thetas, rate.step, math.ceil(3 * rate.kappa) + 50)
     report_progress(folder, 0.6)
-    near = _NEAR * separation(truth) / 2
     distance = distance_from(loss, problem.limit_law)
-    found = torch.tensor([distance(end) <= near for end in ends]).view(len(laws), starts)
+    found = torch.tensor([distance(end) <= problem.near for end in ends]).view(len(laws), -1)
     result: dict[str, Any] = {"gradient descent": dict(zip(laws, found.sum(1).tolist(), strict=True))}
-    if not tied:
-        limit = _after(_em(problem, truth), _EM_STEPS)
-
-        def found_by_em(law: MoLRMoG) -> bool:
-            apart = follow(
-                _em(problem, law),
-                lambda law: law_distance(law, limit).total,
-                until=near,
-                max_steps=_EM_STEPS,
-                every=10,
+    if settings["law"] != "tied":
+        limit = _after(_em(problem, problem.truth), _EM_STEPS)
+        result["EM"] = {
+            name: sum(
+                _finds(_em(problem, law), lambda law: law_distance(law, limit).total, problem.near, _EM_STEPS)
+                for law in group
             )
-            return apart.distances[-1] <= near
+            for name, group in laws.items()
+        }
+    return {"kappa": rate.kappa, "half_separation": separation(problem.truth) / 2, "found": result}
 
-        result["EM"] = {name: sum(map(found_by_em, group)) for name, group in laws.items()}
-    return {"kappa": rate.kappa, "half_separation": separation(truth) / 2, "found": result}
+
+def _damped_basin(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[str, Any]:
+    """The perturbed starts by damped Gauss-Newton steps, which never raise the loss: whether the step is to blame."""
+    loss, laws = problem.loss, _perturbed_starts(settings, problem)
+    distance = distance_from(loss, problem.limit_law)
+    found: dict[str, int] = {}
+    for i, (name, group) in enumerate(laws.items()):
+        report_progress(folder, i / len(laws))
+        descents = (gauss_newton_descent(loss, loss.theta_of(law)) for law in group)
+        found[name] = sum(_finds(descent, distance, problem.near, _DAMPED_STEPS) for descent in descents)
+    return {"found": {"Gauss-Newton": found}}
+
+
+def _starts(settings: dict[str, Any], problem: Problem) -> dict[str, list[MoLRMoG]]:
+    """The laws to start from, by size of the perturbation and by kind; tied modes have the sizes alone."""
+    laws = _perturbed_starts(settings, problem)
+    if settings["law"] != "tied":
+        for kind in STARTS:
+            laws[kind] = [mode_start(problem.truth, kind, settings["start_rows"], seed) for seed in _seeds(settings)]
+    return laws
+
+
+def _perturbed_starts(settings: dict[str, Any], problem: Problem) -> dict[str, list[MoLRMoG]]:
+    return {f"{size:g}": [_start(problem, size, seed) for seed in _seeds(settings)] for size in settings["sizes"]}
+
+
+def _seeds(settings: dict[str, Any]) -> range:
+    return range(settings["seed"], settings["seed"] + settings["starts"])
+
+
+def _finds(iterates: Iterator[Point], distance: Callable[[Point], float], near: float, steps: int) -> bool:
+    return follow(iterates, distance, until=near, max_steps=steps, every=5).distances[-1] <= near
 
 
 def mode_start(truth: MoLRMoG, kind: str, rows: int, seed: int) -> MoLRMoG:

@@ -33,6 +33,8 @@ def write_report(out: Path, records: Sequence[Record], budget: Mapping[str, Any]
         The path of the page.
     """
     rates, methods, basins = (_of(records, kind=kind) for kind in ("rate", "methods", "basin"))
+    for one, damped in zip(basins, _of(records, kind="damped-basin"), strict=True):
+        one["found"] = {**one["found"], **damped["found"]}
     for one in rates:
         one["rate_ratio"] = one["measured"] / one["predicted"]
         one["log_ratio"] = math.log(one["measured"]) / math.log(one["predicted"])
@@ -97,8 +99,8 @@ population loss all modes have exact moments, so that the Hessian is that of the
 limit is the loss's own minimum, at some distance from the truth, and the Hessian there is not the Gauss-Newton \
 matrix."""
 _RATE_CAPTION = """\
-Distance over iterations in units of κ, on the population loss; dashed: the slope that the Hessian predicts, drawn \
-through the last point."""
+Distance over iterations on the population loss, first seed; dashed: what the Hessian predicts, drawn through the last \
+point."""
 _METHOD_TEXT = f"""\
 The empirical loss, one start as above, errors relative to the distance of the start from where a method ends: the \
 minimum of the loss, or for EM its own limit, the likeliest law of the same noised rows. CPU seconds of one thread, \
@@ -106,12 +108,17 @@ the cost of measuring left out. “Preconditioned at the limit” knows the Gaus
 does; Gauss-Newton computes it where it is. {len(ERRORS)} errors; – where it was not reached."""
 _METHOD_CAPTION = "Distance from the limit over iterations, relative to the start."
 _BASIN_TEXT = """\
-Gradient descent with the step of the limit, for 3κ + 50 iterations on the population loss, and EM for 100 on the \
-same rows, {starts} starts each. A start is found where it ends within 2% of half the separation of the limit. A \
-perturbation of size 1 moves every mean by half the smallest separation, in a random direction, and every factor by \
-its own norm. Starts of the other kinds take means and factors from fresh rows; weights are known, and modes are \
+The population loss, {starts} starts each: gradient descent with the step of the limit for 3κ + 50 iterations, EM \
+for 100 on the same rows, and Gauss-Newton for 40 with damped steps that never raise the loss. Where the last one \
+arrives and gradient descent does not, it is the step that is too long out there, not the landscape that is wrong. A \
+start counts as found where it ends within 2% of half the separation of the limit.
+
+A perturbation of size 1 moves every mean by half the smallest separation, in a random direction, and every factor \
+by its own norm. Starts of the other kinds take means and factors from fresh rows; weights are known, and modes are \
 ordered by theirs."""
-_BASIN_CAPTION = "Share of starts that end at the limit, with 95% intervals: gradient descent solid, EM dotted."
+_BASIN_CAPTION = """\
+Share of starts that end at the limit: gradient descent solid, with 95% intervals; EM dotted; Gauss-Newton dashed."""
+_LINES = {"gradient descent": "-", "EM": ":", "Gauss-Newton": "--"}
 
 _RATE_COLUMNS = ("law", "gamma", "loss", "seed", "rows", "overlap", "alpha", "largest", "kappa", "separated_kappa")
 _RATE_COLUMNS += ("predicted", "measured", "early", "late", "first", "last", "rate_ratio", "log_ratio", "gap_ratio")
@@ -204,7 +211,7 @@ def _start_table(basins: Sequence[Record]) -> Table:
         [LAWS[one["law"]], one["gamma"], method, *(f"{found[start]}" for start in STARTS)]
         for one in basins
         for method, found in one["found"].items()
-        if STARTS[0] in found
+        if STARTS[0] in found  # Gauss-Newton, and tied modes, have the sizes alone
     ]
     return Table(("law", "γ", "method", *STARTS), rows, f"Found, of {basins[0]['starts']}, by kind of start.")
 
@@ -219,15 +226,16 @@ def _rate_uri(rates: Sequence[Record]) -> str:
     for axis, law in zip(axes, laws, strict=True):
         own = _of(rates, law=law, loss="population", seed=min(one["seed"] for one in rates))
         for color, one in zip(_COLORS, own, strict=False):
-            x = [step / one["kappa"] for step in one["steps"]]
-            axis.plot(x, one["distances"], color=color, lw=1.3, label=f"γ = {one['gamma']:g}")
+            x = [1 + step for step in one["steps"]]
+            label = f"γ = {one['gamma']:g}, κ = {number(one['kappa'], 3)}"
+            axis.plot(x, one["distances"], color=color, lw=2.2, alpha=0.6, label=label)
             line = [one["distances"][-1] * one["predicted"] ** (step - one["steps"][-1]) for step in one["steps"]]
-            axis.plot(x, line, color=_INK, lw=0.9, ls="--")
-        axis.set_yscale("log")
-        axis.set_title(LAWS[law])
-        axis.set_xlabel("iterations / κ")
+            axis.plot(x, line, color=_INK, lw=1.0, ls="--")
+        _logarithmic(axis)
+        axis.set_title(LAWS[law], fontsize=9, color=_INK)
+        axis.set_xlabel("1 + iterations")
+        axis.legend(frameon=False, fontsize=7, labelcolor=_INK, loc="lower left")
     axes[0].set_ylabel("distance from the limit")
-    _legend(fig, axes[0])
     return pictures.svg_uri(fig)
 
 
@@ -240,9 +248,8 @@ def _method_uri(methods: Sequence[Record]) -> str:
         for color, (method, found) in zip(colors, one["methods"].items(), strict=True):
             x = [1 + step for step in found["steps"]]
             axis.plot(x, found["relative"], color=color, lw=1.3, label=method)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_title(f"{LAWS[one['law']]}, γ = {gamma:g}")
+        _logarithmic(axis)
+        axis.set_title(f"{LAWS[one['law']]}, γ = {gamma:g}, κ = {number(one['kappa'], 3)}", fontsize=9, color=_INK)
         axis.set_xlabel("1 + iterations")
     axes[0].set_ylabel("relative distance")
     _legend(fig, axes[0], columns=4)
@@ -257,18 +264,24 @@ def _basin_uri(basins: Sequence[Record]) -> str:
             sizes = [float(size) for size in _sizes(one)]
             for method, found in one["found"].items():
                 shares = [found[size] / one["starts"] for size in _sizes(one)]
-                style = "-" if method == "gradient descent" else ":"
+                style = _LINES[method]
                 label = f"γ = {one['gamma']:g}" if style == "-" else None
                 axis.plot(sizes, shares, color=color, lw=1.3, ls=style, marker="o", ms=3, label=label)
                 if style == "-":
                     low, high = zip(*(wilson(found[size], one["starts"]) for size in _sizes(one)), strict=True)
                     axis.fill_between(sizes, low, high, color=color, alpha=0.12, lw=0)
         axis.set_ylim(-0.03, 1.03)
-        axis.set_title(LAWS[law])
+        axis.set_title(LAWS[law], fontsize=9, color=_INK)
         axis.set_xlabel("size of the perturbation")
     axes[0].set_ylabel("share found")
     _legend(fig, axes[0])
     return pictures.svg_uri(fig)
+
+
+def _logarithmic(axis: Any) -> None:
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.minorticks_off()
 
 
 def _legend(fig: Any, axis: Any, columns: int = 5) -> None:

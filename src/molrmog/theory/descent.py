@@ -241,7 +241,7 @@ def minimiser(loss: Loss, theta: Tensor, tolerance: float = 1e-11) -> Tensor:
     """
     for before, after in pairwise(islice(gauss_newton_descent(loss, theta), 200)):
         theta = after
-        if float((after - before).norm()) <= 1e-4 * float(after.norm()):
+        if float((after - before).norm()) <= 1e-3 * float(after.norm()):
             break
     for _ in range(30):
         Q = off_gauge(loss.gauge(theta))
