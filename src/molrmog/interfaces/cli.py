@@ -239,13 +239,13 @@ def _reproduce() -> ArgumentParser:
     add("--budget", type=Literal["smoke", "cpu", "gpu"], default="smoke", help="a minute, an hour of four cores, a GPU")
     add(
         "--dataset",
-        type=_IMAGES,
-        default="mnist",
-        help="of images and hybrid: mnist, fashion-mnist, cifar10, parachute or digits",
+        type=_IMAGES | None,
+        default=None,
+        help="of images and hybrid: mnist (where not given), fashion-mnist, cifar10, parachute or digits",
     )
     add("--seed", type=int, default=0, help="of everything random")
     add("--workers", type=int | None, default=None, help="processes at a time; as many as cores where not given")
-    add("--device", type=str, default="cpu", help="where networks of images and hybrid are trained: cpu, cuda, ...")
+    add("--device", type=str | None, default=None, help="where networks of images and hybrid are trained: cpu, cuda")
     add("--rows", type=int | None, default=None, help="training rows of hybrid, the first of the data")
     add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser

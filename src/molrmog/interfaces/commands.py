@@ -502,15 +502,22 @@ def bench(*, name: str | None = None, command: str) -> None:
             raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
 
 
+_OWN_OPTIONS = {
+    "images": ("dataset", "device", "data_dir"),
+    "hybrid": ("dataset", "device", "rows", "data_dir"),
+    "overlap": ("data_dir",),
+}
+
+
 def reproduce(
     *,
     name: str,
     out: str | None = None,
     budget: str = "smoke",
-    dataset: str = "mnist",
+    dataset: str | None = None,
     seed: int = 0,
     workers: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     rows: int | None = None,
     data_dir: str | None = None,
     command: str,
@@ -521,12 +528,12 @@ def reproduce(
         name: an experiment, see `molrmog.experiments`.
         out: folder of the experiment.
         budget: "smoke", "cpu" or "gpu".
-        dataset: of "images" and "hybrid".
+        dataset: of "images" and "hybrid"; mnist where None.
         seed: of everything random.
         workers: processes at a time.
-        device: where networks are trained.
+        device: where networks of "images" and "hybrid" are trained; the CPU where None.
         rows: training rows of "hybrid".
-        data_dir: folder to look in first.
+        data_dir: folder to look in first, of "images", "hybrid" and "overlap".
         command: the words that asked for this.
 
     Raises:
@@ -539,20 +546,17 @@ def reproduce(
         raise ValueError(f"--workers {workers}: pass 1 or more")
     if rows is not None and rows < 2:
         raise ValueError(f"--rows {rows}: pass 2 or more")
-    options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1}
-    default = f"runs/{name}-{budget}"
-    if name not in ("images", "hybrid") and device != "cpu":
-        raise ValueError(f"--device belongs to images and hybrid: {name} computes on the CPU")
-    if name in ("images", "hybrid"):
-        options |= {"dataset": dataset, "workers": workers, "device": device}
-        default = f"runs/{name}-{dataset}-{budget}"
-    if name in ("images", "hybrid", "overlap"):
-        options["data_dir"] = data_dir
-    if name == "hybrid":
-        options["rows"] = rows
+    given = {"dataset": dataset, "device": device, "rows": rows, "data_dir": data_dir}
+    own = {key: value for key, value in given.items() if value is not None}
+    foreign = [key for key in own if key not in _OWN_OPTIONS.get(name, ())]
+    if foreign:
+        several = " and ".join(other for other, keys in _OWN_OPTIONS.items() if foreign[0] in keys)
+        raise ValueError(f"--{foreign[0].replace('_', '-')} is an option of {several}: leave it out for {name}")
+    folder = "-".join([name, *([dataset or "mnist"] if name in ("images", "hybrid") else []), budget])
+    options = {"seed": seed, "workers": workers or (1 if own.get("device", "cpu") != "cpu" else os.cpu_count() or 1)}
     run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
     try:
-        page = run(Path(out or default), budget=budget, **options)
+        page = run(Path(out or f"runs/{folder}"), budget=budget, **options, **own)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
     print(f"report  {page}")

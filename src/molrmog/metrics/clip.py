@@ -144,7 +144,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
 def _standardisation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of each channel that pictures are standardised by."""
     path = folder / "preprocessor_config.json"
-    own = json.loads(path.read_bytes()) if path.is_file() else {}
+    try:
+        own = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again from where the CLIP folder came from") from None
     return own.get("image_mean", _MEAN), own.get("image_std", _DEVIATION)
 
 
