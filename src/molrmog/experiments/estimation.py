@@ -102,7 +102,7 @@ class EstimationBudget:
         dim: D of all sweeps but those over D.
         dims: D of the sweep over D.
         dim_rows: its n.
-        repeats: independent draws of rows at the two `compared` D, for each seed.
+        repeats: draws of independent rows at each of the two `compared` D, for each seed.
         compared: the two D whose errors the claim compares.
         shape_rows: n of the sweeps over K, n_k, d_k and the noise level.
         shapes: those sweeps, name to values.
@@ -133,12 +133,12 @@ class EstimationBudget:
 
 _SHAPES = {"subspaces": (1, 2, 4, 8), "modes": (1, 2, 4, 8), "latent_dim": (2, 4, 8, 16)}
 _CPU = EstimationBudget(
-    seeds={"n": 8, "dim": 10, "gap": 4, "peers": 2, "shape": 6, "starts": 3, "dsm": 3},
+    seeds={"n": 8, "pair": 20, "dim": 16, "gap": 4, "peers": 2, "shape": 6, "starts": 3, "dsm": 3},
     rows=tuple(2**i for i in range(6, 16)),
     dim=64,
     dims=(32, 64, 128, 256, 512, 1024, 2048, 4096),
     dim_rows=1024,
-    repeats=10,
+    repeats=16,
     compared=(64, 2048),
     shape_rows=4096,
     shapes=_SHAPES,
@@ -151,7 +151,7 @@ _CPU = EstimationBudget(
 )
 BUDGETS = {
     "smoke": EstimationBudget(
-        seeds={"n": 2, "dim": 2, "gap": 1, "peers": 1, "shape": 1, "starts": 1, "dsm": 1},
+        seeds={"n": 2, "pair": 2, "dim": 2, "gap": 1, "peers": 1, "shape": 1, "starts": 1, "dsm": 1},
         rows=(256, 1024, 4096),
         dim=16,
         dims=(16, 64, 256),
@@ -170,8 +170,8 @@ BUDGETS = {
     "cpu": _CPU,
     "gpu": replace(
         _CPU,
-        seeds={"n": 64, "dim": 64, "gap": 32, "peers": 4, "shape": 32, "starts": 16, "dsm": 16},
-        repeats=20,
+        seeds={"n": 64, "pair": 64, "dim": 64, "gap": 32, "peers": 4, "shape": 32, "starts": 16, "dsm": 16},
+        repeats=32,
         pool=2**19,
         fresh=8192,
         steps=10_000,
@@ -226,7 +226,8 @@ def _cells(spent: EstimationBudget, seed: int) -> dict[str, dict[str, Any]]:
     """Name to settings: everything that a cell depends on."""
     own: dict[str, dict[str, Any]] = {
         "n": {"dim": spent.dim, "rows": spent.rows},
-        "dim": {"dims": spent.dims, "rows": spent.dim_rows, "repeats": spent.repeats, "compared": spent.compared},
+        "dim": {"dims": spent.dims, "rows": spent.dim_rows},
+        "pair": {"compared": spent.compared, "rows": spent.dim_rows, "repeats": spent.repeats},
         "shape": {"dim": max(spent.dim, 128), "rows": spent.shape_rows, "shapes": spent.shapes},
         "starts": {"dim": spent.dim, "rows": spent.dim_rows},
         "dsm": {"rows": spent.dsm_rows},
@@ -247,8 +248,9 @@ def _cells(spent: EstimationBudget, seed: int) -> dict[str, dict[str, Any]]:
 
 def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One seed of one sweep; every record holds a method, where it was measured, and the error there."""
-    sweep = {"n": _n, "dim": _dim, "shape": _shape, "starts": _starts, "dsm": _dsm, "gap": _gap, "peers": _peers}
-    return {"records": sweep[settings["sweep"]](settings, folder)}
+    sweeps = {"n": _n, "dim": _dim, "pair": _pair, "shape": _shape, "starts": _starts, "dsm": _dsm, "gap": _gap}
+    sweeps["peers"] = _peers
+    return {"records": sweeps[settings["sweep"]](settings, folder)}
 
 
 class _Space:
@@ -316,7 +318,7 @@ def _n(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def _dim(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Errors against D: rows that agree in the span, then independent ones at two D."""
+    """Errors against D on rows that agree in the span."""
     seed, n = settings["seed"], settings["rows"]
     inner = LawShape(**settings["law"]).draw(seed)
     draw = torch.Generator().manual_seed(seed)
@@ -336,14 +338,25 @@ def _dim(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         for gamma in LEVELS:
             off = _off_span(with_tau, space, fresh, gamma)
             records.append({"method": "tau off the span", "D": dim, "n": n, "gamma": gamma, "error": off})
-        report_progress(folder, (i + 1) / (1 + len(settings["dims"])))
-    for dim in settings["compared"]:
-        space = _Space(inner, dim, seed)
-        fresh = space.rows(inner.sample(settings["fresh"], draw).x)
-        for repeat in range(settings["repeats"]):
-            law = fit_modes(space.law, space.rows(inner.sample(n, draw).x)).law
-            where = {"method": "known, independent rows", "D": dim, "n": n, "gamma": GAMMA, "repeat": repeat}
-            records.append(where | _found(law, space, fresh))
+        report_progress(folder, (i + 1) / len(settings["dims"]))
+    return records
+
+
+def _pair(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Errors with A known at two D, on rows, fresh rows and noise that are drawn anew every time."""
+    seed, n = settings["seed"], settings["rows"]
+    inner = LawShape(**settings["law"]).draw(seed)
+    draw = torch.Generator().manual_seed(seed)
+    spaces = [_Space(inner, dim, seed) for dim in settings["compared"]]
+    records: list[dict[str, Any]] = []
+    for repeat in range(settings["repeats"]):
+        for space in spaces:
+            x, fresh = (space.rows(inner.sample(rows, draw).x) for rows in (n, settings["fresh"] // 2))
+            noise = torch.randn(fresh.shape, generator=space.generator, dtype=fresh.dtype)
+            found = _found(fit_modes(space.law, x).law, space, fresh, noise=noise)
+            where = {"method": "known, independent rows", "D": space.dim, "n": n, "gamma": GAMMA, "repeat": repeat}
+            records.append(where | found)
+        report_progress(folder, (repeat + 1) / settings["repeats"])
     return records
 
 

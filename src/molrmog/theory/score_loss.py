@@ -248,7 +248,7 @@ def stratified_rows(
 
     Args:
         law: the truth.
-        n: rows at least; a mode gets no fewer than 4 (D + r).
+        n: rows at least; a mode gets no fewer than 2.5 (D + r).
         s: signal scale.
         gamma: noise standard deviation.
         generator: source of randomness, for reproducibility.
@@ -264,14 +264,14 @@ def stratified_rows(
         std = (s * s * part.tau**2 + gamma * gamma) ** 0.5
         for weight, mu, U in zip(part.mode_weights, means, part.factors, strict=True):
             r, width = U.shape[1], U.shape[1] + law.dim
-            half = max(math.ceil(share / 2), 2 * width)
+            half = max(math.ceil(share / 2), math.ceil(1.25 * width))
             eps = torch.randn(half, width, generator=generator, dtype=torch.float64).to(A.device)
             R = torch.linalg.cholesky(eps.T @ eps / half)
             eps = torch.linalg.solve_triangular(R, eps.T, upper=False).T  # second moments exactly I
             noise = s * eps[:, :r] @ (A @ U.double()).T + std * eps[:, r:]
             rows.append(s * (b + A @ mu) + torch.cat([noise, -noise]))
-            weights.append(torch.full((2 * half,), part.weight * float(weight) / (2 * half)))
-    weight = torch.cat(weights).to(rows[0])
+            weights.append(torch.full((2 * half,), part.weight * float(weight) / (2 * half), dtype=torch.float64))
+    weight = torch.cat(weights).to(rows[0].device)
     return torch.cat(rows), weight / weight.sum()
 
 

@@ -1,0 +1,358 @@
+"""The page and table of the curvature experiment."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from molrmog import pictures
+from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, write_csv, write_page
+
+Record = Mapping[str, Any]
+
+_TARGET = 1e-3  # relative error of a block that counts as agreement
+_COLORS = ("#3b7dd8", "#e08a2e", "#4f9d69", "#a05fb4", "#808080")
+_GROUPS = {
+    "mean_across": "μ across U: s²/γ⁴",
+    "factor_out": "U out of its span: c²(s² + 2γ²)/γ⁴",
+    "factor_in": "U in its span: 4s⁴/(s² + γ²)³",
+    "mean_along": "μ along U: s²/(s² + γ²)²",
+}
+
+
+def write_report(out: Path, records: Mapping[str, Sequence[Record]], settings: Mapping[str, Any]) -> Path:
+    """Write results.csv and the page, and return the page's path.
+
+    Args:
+        out: folder of the experiment.
+        records: of every kind of cell.
+        settings: for the end of the page.
+    """
+    _write_table(out, records)
+    blocks, angle, radius = records["blocks"], records["angle"][-1], records["radius"]
+    far = max(r["separation"] for r in blocks)
+    error = max(max(r["mean"], r["factor"]) for r in blocks if r["separation"] == far)
+    weights = max((r for r in records["parameters"] if r["weakest_in_weights"]), key=lambda r: r["separation"])
+    shares = [r["worst"] / r["gamma"] ** 2 for r in radius if math.isfinite(r["worst"])]
+    cards = [
+        Card(
+            number(error, 2), "largest relative error of a block", f"closed form against autograd, separation {far:g}"
+        ),
+        Card(
+            f"{_zero(angle['printed'], angle['exact'])} against {number(angle['exact'])}",
+            "smallest eigenvalue of the U-block, μ across U",
+            "as printed (reconstructed), and exact",
+        ),
+        Card(
+            f"{number(min(shares), 2)} to {number(max(shares), 2)} γ²",
+            "radius of convexity in the worst direction found",
+            f"over {len(shares)} laws and noise levels; variances are 1",
+        ),
+        Card(
+            _zero(weights["smallest"], weights["largest"]),
+            "smallest eigenvalue when weights are learned too",
+            f"separation {weights['separation']:g}: scores of separated modes do not see their weights",
+        ),
+    ]
+    sections = [
+        Section(
+            "The spectrum at the truth",
+            _SPECTRUM_TEXT,
+            [_spectrum_table(records["spectrum"])],
+            [Figure(_spectrum_uri(records["spectrum"]), "Points: measured. Lines: closed forms.", wide=True)],
+        ),
+        Section(
+            "Closed forms against separation",
+            _BLOCKS_TEXT,
+            [_separated_table(blocks), _rows_table(records["rows"])],
+            [Figure(_blocks_uri(blocks), "Largest relative error of a μ- or U-block in any direction.", wide=True)],
+        ),
+        Section(
+            "The printed U-block",
+            _ANGLE_TEXT,
+            [_angle_table(records["angle"])],
+            [Figure(_angle_uri(records["angle"]), "Smallest eigenvalue of the U-block, rank 1, γ = 0.5.")],
+        ),
+        Section(
+            "How far convexity reaches",
+            _RADIUS_TEXT,
+            [_worst_table(radius), _radius_table(radius)],
+            [Figure(_radius_uri(radius), "Distance from the truth in data units; modes have variances 1.", wide=True)],
+        ),
+        Section("Learning A, b, weights and tau", _PARAMETERS_TEXT, [_parameters_table(records["parameters"])]),
+        Section("A large law, by Lanczos", _LARGE_TEXT, [_large_table(records["large"])]),
+    ]
+    return write_page(out / "report.html", "Curvature around the truth", _INTRODUCTION, sections, settings, cards=cards)
+
+
+_INTRODUCTION = """\
+The paper proves that score matching is strongly convex near the truth, for modes so far apart that gates are hard. \
+Here the Hessian of the population loss is computed with the soft gates of the law itself: at the truth, where its \
+eigenvalues have closed forms for separated modes, and around it, until the smallest eigenvalue off the gauge \
+directions reaches zero."""
+_SPECTRUM_TEXT = """\
+Two modes at +μ and −μ with one U, learned as one (μ, U), A known: the paper's setting, well separated. c = s²/(s² + \
+γ²). Rotations of U are the gauge; their eigenvalue is the column “gauge”, and κ leaves them out. The paper prints \
+s²/(s² + γ²)² as the smallest eigenvalue in μ: that is so, and it is the smallest of all."""
+_BLOCKS_TEXT = """\
+Gauss-Newton blocks of every mode's μ and U against the closed forms times the mode's weight. The error is the \
+largest over modes and over directions, each relative to its own curvature, so that weak directions count as much as \
+strong ones. Rows have exact shares, means and covariances of all modes, so the closed form for separated modes is \
+met to rounding, and what is left is what soft gates change. With independent rows the sampling error rules."""
+_ANGLE_TEXT = """\
+Rank 1, two separated modes, μ turned from U (0°) to across it (90°). “Exact” is the closed form, “measured” the \
+Gauss-Newton block by autograd. The full text of the paper was not at hand; “printed” is a reconstruction: its score \
+has δ = c U Uᵀ y with c held fixed, and its block vanishes with Uᵀμ if y is not centred and x replaced by s μ, which \
+gives (c² s²/γ⁴) |(H Uᵀ + U Hᵀ) μ|² for a change H of U. The same δ about its own mode, “δ, centred”, does not \
+vanish but is ((s² + γ²)/γ²)² times too stiff in the span of U."""
+_RADIUS_TEXT = """\
+Along a direction the smallest eigenvalue of the Hessian, gauge directions removed where the parameters are, is \
+followed until it reaches zero. “Random” is the median over directions; “worst” the smallest of these and of the \
+directions of smallest and largest curvature, improved by descent to the nearest zero, then measured again on four \
+times as many fresh rows. It bounds the true radius from above. Two modes are +μ, −μ, each with its own parameters; \
+more modes have uneven weights and factors of their own."""
+_PARAMETERS_TEXT = """\
+K = 2 subspaces of dimensions 3 and 2 in R⁸ with two modes each, rank 2, τ = 0.2, γ = 0.5. Gauge directions are \
+removed: rotations of U; rotations, symmetric changes and unused columns of A; offsets inside their own subspace; \
+constants added to logits. “Of that, in weights” is the share of the weakest direction that moves logits. The last \
+column is the relative error of the closed form of A's curvature out of its span."""
+_LARGE_TEXT = """\
+Extreme eigenvalues off the gauge directions from products with vectors alone, mean and factor learned, γ = 0.5, \
+beside dense algebra where that is cheap and the closed forms of separated modes."""
+
+
+def _zero(value: float, scale: float) -> str:
+    """A number, or 0 where it is rounding on a scale."""
+    return "0" if abs(value) < 1e-12 * scale else number(value)
+
+
+def _of(records: Sequence[Record], **wanted: Any) -> list[Record]:
+    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
+
+
+def _values(records: Sequence[Record], key: str) -> list[Any]:
+    return list(dict.fromkeys(record[key] for record in records))
+
+
+def _write_table(out: Path, records: Mapping[str, Sequence[Record]]) -> None:
+    """One line per number: kind of cell, where, what, value."""
+    places = ("modes", "gamma", "separation", "degrees", "rows", "learn", "law")
+    lines: list[list[Cell]] = []
+    for kind, found in records.items():
+        for record in found:
+            where = " ".join(f"{key}={_plain(record[key])}" for key in places if key in record)
+            for key, value in record.items():
+                if key not in places:
+                    values = value if isinstance(value, list) else [value]
+                    lines += [[kind, where, key, one] for one in values if one is not None]
+    write_csv(out / "results.csv", ("kind", "where", "what", "value"), lines)
+
+
+def _plain(value: Any) -> str:
+    return "+".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _spectrum_table(records: Sequence[Record]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            r["gamma"],
+            *(f"{number(r[name])} ({number(r[name + '_closed'])})" for name in _GROUPS),
+            number(r["error"], 2),
+            _zero(r["gauge_eigenvalue"], r["largest"]),
+            r["smallest"],
+            r["largest"],
+            r["kappa"],
+        ]
+        for r in records
+    ]
+    columns = ("γ", *_GROUPS.values(), "largest error", "gauge", "smallest", "largest", "κ")
+    return Table(columns, rows, "Measured, and the closed form in brackets.", "r" * len(columns))
+
+
+def _separated_table(records: Sequence[Record]) -> Table:
+    gammas = _values(records, "gamma")
+    rows: list[list[Cell]] = []
+    for n in _values(records, "modes"):
+        cells: list[Cell] = [n]
+        for gamma in gammas:
+            own = _of(records, modes=n, gamma=gamma)
+            bad = [r["separation"] for r in own if max(r["mean"], r["factor"]) >= _TARGET]
+            good = [r for r in own if not bad or r["separation"] > max(bad)]
+            cells += (
+                [good[0]["separation"], number(max(good[0]["mean"], good[0]["factor"]), 2)] if good else [None, None]
+            )
+            cells.append(number(max(own[-1]["mean"], own[-1]["factor"]), 2))
+        rows.append(cells)
+    columns = ["n", *(f"γ = {g:g}: {what}" for g in gammas for what in ("from", "error there", "error at the end"))]
+    caption = f"Separation on the swept grid from which all blocks agree to {_TARGET:g}, and the error there."
+    return Table(columns, rows, caption, "r" * len(columns))
+
+
+def _rows_table(records: Sequence[Record]) -> Table:
+    rows = [[f"{r['rows']:,}", number(r["mean"], 2), number(r["factor"], 2)] for r in records]
+    return Table(("independent rows", "error in μ", "error in U"), rows, "Two separated modes, γ = 0.5.")
+
+
+def _angle_table(records: Sequence[Record]) -> Table:
+    rows = [
+        [f"{r['degrees']}°", *(_zero(r[key], r["exact"]) for key in ("measured", "exact")), number(r["error"], 2)]
+        + [_zero(r[key], r["exact"]) for key in ("printed", "centred")]
+        for r in records
+    ]
+    columns = ("angle", "measured", "exact", "error of the block", "printed", "δ, centred")
+    return Table(columns, rows, "Smallest eigenvalue of the U-block; 0 where below 1e−12 of the exact one.", "r" * 6)
+
+
+def _worst_table(records: Sequence[Record]) -> Table:
+    two = _of(records, modes=2)
+    separations = _values(two, "separation")
+    rows: list[list[Cell]] = []
+    for gamma in _values(two, "gamma"):
+        found = {r["separation"]: r for r in _of(two, gamma=gamma)}
+        rows.append([f"{gamma:g}", *(number(found[one]["worst"], 3) for one in separations)])
+        rows[-1].append(number(found[max(separations)]["worst"] / gamma**2, 3))
+    columns = ("γ", *(f"separation {one:g}" for one in separations), "last / γ²")
+    return Table(columns, rows, "Worst radius, two modes.", "r" * len(columns))
+
+
+def _radius_table(records: Sequence[Record]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            r["modes"],
+            f"{r['gamma']:g}",
+            f"{r['separation']:g}",
+            f"{r['parameters']} − {r['gauge']}",
+            number(r["smallest"], 3),
+            number(r["largest"], 3),
+            number(statistics.median(r["random"]), 2),
+            number(r["along_smallest"], 2),
+            number(r["along_largest"], 2),
+            number(r["worst"], 2),
+            number(r["worst_on_own_rows"], 2),
+            f"{r['worst_in_means']:.0%}",
+        ]
+        for r in sorted(records, key=lambda r: (r["modes"], r["gamma"], r["separation"]))
+    ]
+    columns = ("n", "γ", "separation", "P − gauge", "smallest", "largest", "random", "along smallest", "along largest")
+    columns += ("worst", "worst, own rows", "of it, in μ")
+    return Table(columns, rows, "Eigenvalues are those at the truth.", "r" * len(columns))
+
+
+def _parameters_table(records: Sequence[Record]) -> Table:
+    names = {"mean": "μ", "factor": "U", "basis": "A", "offset": "b", "tau": "τ", "mode_logits": "weights"}
+    rows: list[list[Cell]] = [
+        [
+            f"{r['separation']:g}",
+            ", ".join(short for name, short in names.items() if name in r["learn"]),
+            r["parameters"],
+            r["gauge"],
+            _zero(r["smallest"], r["largest"]),
+            number(r["largest"]),
+            number(r["kappa"], 3) if r["smallest"] > 1e-12 * r["largest"] else "infinite",
+            None if r["weakest_in_weights"] is None else f"{r['weakest_in_weights']:.0%}",
+            None if r["basis_error"] is None else number(r["basis_error"], 2),
+        ]
+        for r in records
+    ]
+    columns = ("separation", "learned", "P", "gauge", "smallest", "largest", "κ", "of that, in weights", "A: error")
+    return Table(columns, rows, "", "rlrrrrrrr")
+
+
+def _large_table(records: Sequence[Record]) -> Table:
+    rows: list[list[Cell]] = [
+        [r["law"], r["parameters"], r["gauge"], r["rows"]]
+        + [number(r[f"{source}{end}"]) for end in ("smallest", "largest") for source in ("", "dense_", "closed_")]
+        for r in records
+    ]
+    ends = [f"{end}, {how}" for end in ("smallest", "largest") for how in ("Lanczos", "dense", "closed form")]
+    return Table(("law", "P", "gauge", "rows", *ends), rows, "", "l" + "r" * 9)
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(frameon=False, fontsize=8, labelcolor="#808080")
+
+
+def _spectrum_uri(records: Sequence[Record]) -> str:
+    fig, (left, right) = pictures.figure(8.6, 3.2, columns=2)
+    gammas = [r["gamma"] for r in records]
+    grid = [gammas[0] + (gammas[-1] - gammas[0]) * i / 100 for i in range(101)] if len(gammas) > 1 else gammas
+    closed = {
+        "mean_across": lambda s2, g2: s2 / g2**2,
+        "factor_out": lambda s2, g2: s2**2 * (s2 + 2 * g2) / g2**2,
+        "factor_in": lambda s2, g2: 4 * s2**2,
+        "mean_along": lambda s2, g2: s2,
+    }
+    for (name, label), color in zip(_GROUPS.items(), _COLORS, strict=False):
+        left.plot(grid, [closed[name](1 - g**2, g**2) for g in grid], color=color, lw=1.2)
+        left.plot(gammas, [r[name] for r in records], "o", color=color, ms=4, label=label.split(":")[0])
+    right.plot(grid, [g**-4 for g in grid], color=_COLORS[0], lw=1.2, label="((s² + γ²)/γ²)²")
+    right.plot(gammas, [r["kappa"] for r in records], "o", color=_COLORS[0], ms=4, label="measured κ")
+    for axis, label in ((left, "eigenvalue"), (right, "κ, gauge left out")):
+        axis.set_yscale("log")
+        axis.set_xlabel("noise level γ, s² = 1 − γ²")
+        axis.set_ylabel(label)
+        _legend(axis)
+    return pictures.svg_uri(fig)
+
+
+def _blocks_uri(records: Sequence[Record]) -> str:
+    gammas = _values(records, "gamma")
+    fig, axes = pictures.figure(8.6, 2.9, columns=len(gammas))
+    for axis, gamma in zip(axes, gammas, strict=True):
+        for n, color in zip(_values(records, "modes"), _COLORS, strict=False):
+            own = _of(records, modes=n, gamma=gamma)
+            errors = [max(r["mean"], r["factor"], 1e-15) for r in own]
+            axis.plot([r["separation"] for r in own], errors, color=color, marker="o", ms=3, lw=1.2, label=f"n = {n}")
+        axis.axhline(_TARGET, color="#808080", lw=0.8, ls=":")
+        axis.set_yscale("log")
+        axis.set_title(f"γ = {gamma:g}")
+        axis.set_xlabel("separation")
+    axes[0].set_ylabel("relative error")
+    _legend(axes[-1])
+    return pictures.svg_uri(fig)
+
+
+def _angle_uri(records: Sequence[Record]) -> str:
+    fig, (axis,) = pictures.figure(4.8, 3.0)
+    degrees = [r["degrees"] for r in records]
+    for key, label, color, style in (
+        ("printed", "printed, reconstructed", _COLORS[1], "-"),
+        ("centred", "δ, centred", _COLORS[4], "--"),
+        ("exact", "exact", _COLORS[0], "-"),
+    ):
+        axis.plot(degrees, [max(r[key], 0.0) for r in records], style, color=color, lw=1.2, label=label)
+    axis.plot(degrees, [r["measured"] for r in records], "o", color=_COLORS[0], ms=4, label="measured")
+    axis.set_yscale("symlog", linthresh=1.0)
+    axis.set_xlabel("angle between μ and the span of U, degrees")
+    axis.set_ylabel("smallest eigenvalue")
+    _legend(axis)
+    return pictures.svg_uri(fig)
+
+
+def _radius_uri(records: Sequence[Record]) -> str:
+    fig, (left, right) = pictures.figure(8.6, 3.2, columns=2)
+    two = _of(records, modes=2)
+    far = max(r["separation"] for r in two)
+    own = _of(two, separation=far)
+    gammas = [r["gamma"] for r in own]
+    left.plot(gammas, [statistics.median(r["random"]) for r in own], color=_COLORS[4], marker="o", ms=3, label="random")
+    left.plot(gammas, [r["worst"] for r in own], color=_COLORS[0], marker="o", ms=3, label="worst")
+    left.plot(gammas, [g**2 for g in gammas], color="#808080", lw=0.8, ls=":", label="γ²")
+    left.set_xscale("log")
+    left.set_xticks(gammas, [f"{g:g}" for g in gammas])
+    left.minorticks_off()
+    left.set_xlabel(f"noise level γ (two modes, separation {far:g})")
+    for n, color in zip(_values(records, "modes")[::-1], _COLORS, strict=False):
+        own = sorted(_of(records, modes=n, gamma=0.5), key=lambda r: r["separation"])
+        at = [r["separation"] for r in own]
+        right.plot(at, [r["worst"] for r in own], color=color, marker="o", ms=3, label=f"n = {n}, worst")
+        right.plot(at, [statistics.median(r["random"]) for r in own], color=color, lw=0.9, ls="--", label="random")
+    right.set_xlabel("separation (γ = 0.5)")
+    for axis in (left, right):
+        axis.set_yscale("log")
+        axis.set_ylabel("radius")
+        _legend(axis)
+    return pictures.svg_uri(fig)
