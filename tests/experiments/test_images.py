@@ -24,14 +24,21 @@ class Links(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.targets, self.text = [], ""
+        self.targets, self.text, self.headings, self._inside = [], "", set(), False
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.targets += [value for name, value in attrs if name in ("src", "href")]
 
+        self._inside = tag == "h2"
+
     def handle_data(self, data):
         self.text += data
+        if self._inside and data.strip():
+            self.headings.add(data.strip())
+
+    def handle_endtag(self, tag):
+        self._inside = False
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +127,23 @@ def test_a_comparison_is_computed_once_and_gone_on_with(tmp_path, monkeypatch, c
     digits(tmp_path)
     assert times(tmp_path) == first
     assert (tmp_path / "results.csv").read_bytes() == table
+
+    # A plan with less of it has a page without empty sections, and one law more is one cell more.
+    assert {"Start", "Experts and autoencoders", "Pixels"} <= links.headings
+    less = replace(
+        plan("digits", "smoke"), starts=(), laws=((4, 2),), more_experts=(), kinds=(), pixel_law=None, ablated=()
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "plan", lambda *_: less)
+        assert Links(digits(tmp_path).read_text(encoding="utf-8")).headings == {
+            "Networks",
+            "Samples",
+            "Autoencoders",
+            "What was run",
+        }
+    more = "networks/vae-label-2/law-by-em-n-4-rank-2/0"
+    assert times(tmp_path).keys() - first.keys() == {more}
+    (kept / more / "cell.json").unlink()
 
     # A cell of a network that cannot be built is named, in a line; all others stay.
     law = "networks/pixels/law-by-em/0"

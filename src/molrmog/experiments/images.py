@@ -59,6 +59,7 @@ class Plan:
         sampler_steps: of Heun's method.
         more_experts: (by, K) of the ablation over K.
         kinds: of the ablation over autoencoders.
+        ablated: networks of that ablation, beside the law by EM.
         pixel_unet: options of `UNetDenoiser` in pixel space; None leaves it out.
         pixel_training: options of `molrmog.train` that differ there.
         pixel_law: options of `molrmog.fit` in pixel space; None leaves it out.
@@ -88,6 +89,7 @@ class Plan:
     sampler_steps: int = 18
     more_experts: tuple[tuple[str, int], ...] = ()
     kinds: tuple[str, ...] = ()
+    ablated: tuple[str, ...] = ("mog", "gaussian", "mlp")
     pixel_unet: Mapping[str, Any] | None = None
     pixel_training: Mapping[str, Any] = field(default_factory=dict)
     pixel_law: Mapping[str, Any] | None = None
@@ -134,12 +136,15 @@ _CIFAR10 = replace(
     light=_CIFAR_VAE,
     more_experts=(),
     kinds=("linear",),
+    ablated=("gaussian",),
+    training={"steps": 600, "batch_size": 256, "learning_rate": 1e-3},
+    patience=1,
     mog={},
     modes=(4,),
-    laws=((8, None), (40, None), (4, 16), (8, 64)),
+    laws=((8, None), (4, 16)),
     starts=(),
     rates={"mog": 2e-4, "gaussian": 2e-4},
-    unet={"channels": (48, 96)},
+    unet={"channels": (32, 64)},
     seeds=(0,),
     pixel_unet=None,
     pixel_law={"latent_dim": 128, "modes": 4, "head": 256},
@@ -153,7 +158,7 @@ _PARACHUTE = replace(
     autoencoder=AutoencoderSettings(kind="taef2"),
     light=AutoencoderSettings(kind="taef2", latent_dim=96),
     more_experts=(("cluster", 4),),
-    training={"steps": 600, "batch_size": 256, "learning_rate": 1e-3},
+    training={"steps": 450, "batch_size": 256, "learning_rate": 1e-3},
     mog={"latent_dim": 96},
     gaussian={"latent_dim": 96},
     laws=((8, None), (40, None), (4, 16)),
@@ -336,11 +341,15 @@ def _networks(
         add("start", main, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
     for chosen in others:
         add("ablations", chosen, f"law by EM, n = {n}", "em", made.seeds[0], {**made.mog, "modes": n})
-        if chosen["autoencoder"]["kind"] != "vae":
+        if chosen["autoencoder"]["kind"] == "vae":
+            continue
+        if "mog" in made.ablated:
             start = {**made.mog, "modes": n, "start": "em"}
             add("ablations", chosen, f"MoG, n = {n}", "mog", made.seeds[0], start)
+        if "gaussian" in made.ablated:
             add("ablations", chosen, MOLRG, "gaussian", made.seeds[0], made.gaussian)
             add("ablations", chosen, "Gaussian, mean learned", "gaussian", made.seeds[0], mean)
+        if "mlp" in made.ablated:
             add("ablations", chosen, "MLP", "mlp", made.seeds[0], made.mlp)
     if made.pixel_unet is not None:
         add("pixels", None, "U-Net", "unet", made.seeds[0], made.pixel_unet, **made.pixel_training)
