@@ -134,7 +134,7 @@ _CPU = OverlapBudget(
     radii=(0.1, 0.3),
     directions=2,
     seeds=2,
-    rows=16_000,
+    rows=8_000,
 )
 BUDGETS = {
     "smoke": OverlapBudget(
@@ -254,7 +254,14 @@ def compute_data(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     made = AutoencoderSettings(
         kind=chosen.kind, latent_dim=chosen.latent_dim, steps=chosen.steps, channels=(16, 32), seed=seed
     )
-    encoders = build_autoencoders(rows.x, own, rows.shape, made, folder / "autoencoders")
+    encoders = build_autoencoders(
+        rows.x,
+        own,
+        rows.shape,
+        made,
+        folder / "autoencoders",
+        on_step=lambda _, step, steps, __: report_progress(folder, 0.2 * step / steps),  # of each VAE
+    )
     z, z_held = encode_all(encoders, rows.x, own), encode_all(encoders, held.x, cast(Tensor, others))
     shape: dict[str, Any] = {"latent_dim": chosen.latent_dim, "rank": chosen.rank, "seed": seed}
     draw = torch.Generator().manual_seed(seed + 1_000_000)
