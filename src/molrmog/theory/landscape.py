@@ -269,6 +269,7 @@ def convex_radius(
     """
     theta = loss.theta_of(loss.truth)
     step = direction if within is None else within @ direction
+    start = min(max(start, 1e-6), limit)
 
     def convex(r: float) -> bool:
         return curvature(loss, theta + r * step, within=within).smallest > 0

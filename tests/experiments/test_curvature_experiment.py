@@ -1,0 +1,94 @@
+"""The curvature experiment: its laws are what they are said to be, and a small run from end to end."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from molrmog.experiments import curvature
+from molrmog.experiments.curvature import (
+    BUDGETS,
+    CurvatureBudget,
+    block_errors,
+    compute_cell,
+    crossed_law,
+    run_curvature,
+    symmetric_law,
+)
+from molrmog.theory.score_loss import ScoreLoss, stratified_rows
+
+TINY = CurvatureBudget(
+    gammas=(0.5,),
+    separations=(14,),
+    modes=(2,),
+    radius={2: (6.0,)},
+    rows=60,
+    independent=(200,),
+    directions=1,
+    turns=0,
+    large=(10, 1, 3, 2, 1),
+)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90])
+def test_symmetric_law_has_its_separation_and_angle(degrees):
+    part = symmetric_law(6.0, rank=2, degrees=degrees).subspace(0)
+    mu, U = part.means[0], part.factors[0]
+    torch.testing.assert_close(part.means[1], -mu)
+    torch.testing.assert_close(U.T @ U, torch.eye(2, dtype=U.dtype))
+    assert float((mu - part.means[1]).norm()) == pytest.approx(6)
+    assert float((U.T @ mu).norm()) == pytest.approx(3 * math.cos(math.radians(degrees)), abs=1e-12)
+
+
+@pytest.mark.parametrize("modes", [4, 8])
+def test_crossed_law_has_nearest_modes_at_its_separation(modes):
+    part = crossed_law(modes, 5.0).subspace(0)
+    apart = torch.cdist(part.means, part.means)
+    assert float(apart[apart > 1e-9].min()) == pytest.approx(5)
+    assert float(part.mode_weights.max() / part.mode_weights.min()) > 1.2
+
+
+def test_block_errors_see_what_soft_gates_change():
+    def errors(separation):
+        law = symmetric_law(separation)
+        x, weight = stratified_rows(law, 400, 0.8, 0.6, torch.Generator().manual_seed(0))
+        return block_errors(ScoreLoss(law, x, 0.8, 0.6, weight=weight))
+
+    assert max(errors(14.0).values()) < 1e-6
+    assert min(errors(2.0).values()) > 0.05
+
+
+def test_radius_cell_agrees_with_itself(tmp_path):
+    where = {"kind": "radius", "modes": 2, "gamma": 0.5, "separation": 6.0, "directions": 1, "turns": 1}
+    (record,) = compute_cell({**where, "seed": 0, "rows": 100}, tmp_path)["records"]
+    assert record["parameters"] == 24
+    assert record["gauge"] == 2
+    assert record["worst_on_own_rows"] <= 1.05 * min(*record["random"], record["along_largest"])
+    assert 0 < record["worst"] < 1
+
+
+def test_unknown_budget():
+    with pytest.raises(ValueError, match="choose one of smoke, cpu, gpu"):
+        run_curvature("out", budget="large")
+    assert set(BUDGETS) == {"smoke", "cpu", "gpu"}
+
+
+def test_a_small_run_leaves_page_table_and_settings_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setitem(curvature.BUDGETS, "smoke", TINY)
+    page = run_curvature(tmp_path, budget="smoke", workers=1)
+    text = page.read_text()
+    for heading in ("The spectrum at the truth", "The printed U-block", "How far convexity reaches", "A large law"):
+        assert heading in text
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    kinds = {"spectrum", "blocks", "rows", "angle", "radius", "parameters", "large"}
+    assert {row["kind"] for row in rows} == kinds
+    angle = {row["what"]: float(row["value"]) for row in rows if row["where"] == "degrees=90"}
+    assert abs(angle["printed"]) < 1e-9 < angle["exact"] == pytest.approx(angle["measured"])
+    assert json.loads((tmp_path / "settings.json").read_text())["budget"] == "smoke"
+    kept = (tmp_path / "results.csv").read_bytes()
+    cells = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/cell.json")}
+    run_curvature(tmp_path, budget="smoke", workers=1)
+    assert (tmp_path / "results.csv").read_bytes() == kept
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/cell.json")} == cells
