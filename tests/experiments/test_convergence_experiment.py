@@ -21,6 +21,7 @@ TINY = ConvergenceBudget(
     population=256,
     empirical=500,
     methods=(0.7,),
+    learning_rates=(0.1,),
     basin_gammas=(0.7,),
     basin_rows=128,
     sizes=(0.1, 3.0),

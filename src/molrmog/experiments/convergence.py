@@ -46,6 +46,7 @@ class ConvergenceBudget:
         population: rows of the population loss.
         empirical: rows of the empirical loss.
         methods: noise levels at which methods are compared.
+        learning_rates: of Adam.
         basin_gammas: noise levels at which basins are measured.
         basin_rows: rows of the population loss there.
         sizes: of the perturbations, see `perturbed`.
@@ -59,6 +60,7 @@ class ConvergenceBudget:
     population: int
     empirical: int
     methods: tuple[float, ...]
+    learning_rates: tuple[float, ...]
     basin_gammas: tuple[float, ...]
     basin_rows: int
     sizes: tuple[float, ...]
@@ -68,10 +70,50 @@ class ConvergenceBudget:
 
 _SIZES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 _LOW = (0.6, 0.45, 0.35)
+_LEARNING_RATES = (0.1, 0.03, 0.01)
 BUDGETS = {
-    "smoke": ConvergenceBudget((0.7, 0.6, 0.5), ("pair", "four"), 1, 256, 512, (0.6,), (0.6,), 128, (0.2, 0.8), 3, 500),
-    "cpu": ConvergenceBudget((0.8, *_LOW), tuple(LAWS), 2, 2048, 1024, _LOW, _LOW, 256, _SIZES, 12, 2000),
-    "gpu": ConvergenceBudget((0.8, *_LOW, 0.25), tuple(LAWS), 5, 16384, 4096, _LOW, _LOW, 1024, _SIZES, 64, 2000),
+    "smoke": ConvergenceBudget(
+        gammas=(0.8, 0.7, 0.6),
+        laws=("pair", "four"),
+        seeds=1,
+        population=256,
+        empirical=512,
+        methods=(0.6,),
+        learning_rates=(0.1,),
+        basin_gammas=(0.6,),
+        basin_rows=128,
+        sizes=(0.2, 0.8),
+        starts=3,
+        start_rows=500,
+    ),
+    "cpu": ConvergenceBudget(
+        gammas=(0.8, *_LOW),
+        laws=tuple(LAWS),
+        seeds=2,
+        population=2048,
+        empirical=1024,
+        methods=_LOW,
+        learning_rates=_LEARNING_RATES,
+        basin_gammas=_LOW,
+        basin_rows=256,
+        sizes=_SIZES,
+        starts=12,
+        start_rows=2000,
+    ),
+    "gpu": ConvergenceBudget(
+        gammas=(0.8, *_LOW, 0.25),
+        laws=tuple(LAWS),
+        seeds=5,
+        population=16384,
+        empirical=4096,
+        methods=_LOW,
+        learning_rates=_LEARNING_RATES,
+        basin_gammas=_LOW,
+        basin_rows=1024,
+        sizes=_SIZES,
+        starts=64,
+        start_rows=2000,
+    ),
 }
 
 
@@ -122,7 +164,7 @@ def _grid(spent: ConvergenceBudget, seed: int) -> dict[str, dict[str, Any]]:
         if law != "tied":
             for gamma in spent.methods:
                 given = {"law": law, "gamma": gamma, "loss": "empirical", "rows": spent.empirical, "seed": seed}
-                cells[f"methods/{law}-{gamma:g}"] = {"kind": "methods", **given}
+                cells[f"methods/{law}-{gamma:g}"] = {"kind": "methods", **given, "learning_rates": spent.learning_rates}
         for gamma in spent.basin_gammas:
             given = {"law": law, "gamma": gamma, "loss": "population", "rows": spent.basin_rows, "seed": seed}
             for kind in ("basin", "damped-basin"):

@@ -55,7 +55,6 @@ LAWS = {
 ERRORS = (1e-2, 1e-4, 1e-6)  # of the distance of the start
 STARTS = ("random", "k-means", "em")
 RATE_START = 0.1  # size of the perturbation that rates and methods start from
-_LEARNING_RATES = (0.1, 0.03, 0.01)
 _NEAR = 0.02  # of half the separation: so near, the limit counts as found
 _EM_STEPS, _DAMPED_STEPS = 100, 40
 
@@ -211,7 +210,7 @@ def _methods(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[s
         "gradient descent": (gradient_descent(loss, start, rate.step), math.ceil(10 * rate.kappa) + 100),
         "preconditioned at the limit": (preconditioned_descent(loss, start, loss.gauss_newton(limit)), 100),
         "Gauss-Newton": (gauss_newton_descent(loss, start), 100),
-        **{f"Adam, {lr:g}": (adam(loss, start, lr), 1000) for lr in _LEARNING_RATES},
+        **{f"Adam, {lr:g}": (adam(loss, start, lr), 1000) for lr in settings["learning_rates"]},
     }
     found: dict[str, Any] = {}
     for i, (name, (iterates, steps)) in enumerate(descents.items()):

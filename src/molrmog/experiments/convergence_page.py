@@ -243,11 +243,12 @@ def _method_uri(methods: Sequence[Record]) -> str:
     gamma = min(one["gamma"] for one in methods)
     own = _of(methods, gamma=gamma)
     fig, axes = _axes(len(own))
-    colors = ("#3b7dd8", "#7a5fb5", "#4f9e58", "#e0b48a", "#e08a2e", "#8a5a1e", "#b0476b")
+    colors = {"gradient descent": "#3b7dd8", "preconditioned at the limit": "#7a5fb5", "Gauss-Newton": "#4f9e58"}
+    colors |= {"EM": "#b0476b", "Adam, 0.1": "#e0b48a", "Adam, 0.03": "#e08a2e", "Adam, 0.01": "#8a5a1e"}
     for axis, one in zip(axes, own, strict=True):
-        for color, (method, found) in zip(colors, one["methods"].items(), strict=True):
+        for method, found in one["methods"].items():
             x = [1 + step for step in found["steps"]]
-            axis.plot(x, found["relative"], color=color, lw=1.3, label=method)
+            axis.plot(x, found["relative"], color=colors[method], lw=1.3, label=method)
         _logarithmic(axis)
         axis.set_title(f"{LAWS[one['law']]}, γ = {gamma:g}, κ = {number(one['kappa'], 3)}", fontsize=9, color=_INK)
         axis.set_xlabel("1 + iterations")
