@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from molrmog.experiments import curvature
-from molrmog.experiments.curvature import (
-    BUDGETS,
-    CurvatureBudget,
-    block_errors,
-    compute_cell,
-    crossed_law,
-    run_curvature,
-    symmetric_law,
-)
+from molrmog.experiments.curvature import BUDGETS, CurvatureBudget, run_curvature
+from molrmog.experiments.curvature_cells import block_errors, compute_cell, crossed_law, symmetric_law
 from molrmog.theory.score_loss import ScoreLoss, stratified_rows
 
 TINY = CurvatureBudget(

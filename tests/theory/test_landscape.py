@@ -20,6 +20,7 @@ from molrmog.theory.landscape import (
     mean_block,
     relative_error,
     separated_blocks,
+    shift_radius,
     symmetric_pair,
     worst_direction,
 )
@@ -198,6 +199,18 @@ def test_radius_is_where_a_scan_sees_the_smallest_eigenvalue_change_sign():
     assert curvature(loss, theta + 1.01 * radius * direction).smallest < 0
     assert convex_radius(loss, direction, start=8 * radius, tolerance=1e-3) == pytest.approx(radius, rel=5e-3)
     assert convex_radius(loss, direction, start=radius / 8, limit=radius / 4) == math.inf
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.2])
+def test_a_mean_that_moves_across_its_factor_ends_convexity(gamma):
+    s = math.sqrt(1 - gamma**2)
+    loss = stratified(pair(8.0), n=1, s=s, gamma=gamma)
+    U = loss.truth.factor[0, 0, :, 0]
+    across = torch.linalg.svd(U[None]).Vh[1]  # any direction orthogonal to U
+    direction = torch.zeros(len(loss.theta_of(loss.truth)), dtype=torch.float64)
+    direction[loss.entries("mean", 0, 0)] = across
+    found = convex_radius(loss, direction, start=gamma**2, tolerance=1e-3)
+    assert found == pytest.approx(shift_radius(1.0, s, gamma**2), rel=gamma**2)
 
 
 def test_worst_direction_is_worse_than_many_at_random():

@@ -10,6 +10,7 @@ from typing import Any
 
 from molrmog import pictures
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, write_csv, write_page
+from molrmog.theory.landscape import shift_radius
 
 Record = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ def write_report(out: Path, records: Mapping[str, Sequence[Record]], settings: M
     far = max(r["separation"] for r in blocks)
     error = max(max(r["mean"], r["factor"]) for r in blocks if r["separation"] == far)
     weights = max((r for r in records["parameters"] if r["weakest_in_weights"]), key=lambda r: r["separation"])
-    shares = [r["worst"] / r["gamma"] ** 2 for r in radius if math.isfinite(r["worst"])]
+    shares = [r["worst"] / _shift_radius(r["gamma"]) for r in radius]
     cards = [
         Card(
             number(error, 2), "largest relative error of a block", f"closed form against autograd, separation {far:g}"
@@ -47,9 +48,9 @@ def write_report(out: Path, records: Mapping[str, Sequence[Record]], settings: M
             "as printed (reconstructed), and exact",
         ),
         Card(
-            f"{number(min(shares), 2)} to {number(max(shares), 2)} γ²",
+            f"{number(min(shares), 2)} to {number(max(shares), 2)} γ²/(s√(1 + γ²))",
             "radius of convexity in the worst direction found",
-            f"over {len(shares)} laws and noise levels; variances are 1",
+            f"over {len(shares)} laws and noise levels",
         ),
         Card(
             _zero(weights["smallest"], weights["largest"]),
@@ -113,7 +114,11 @@ Along a direction the smallest eigenvalue of the Hessian, gauge directions remov
 followed until it reaches zero. “Random” is the median over directions; “worst” the smallest of these and of the \
 directions of smallest and largest curvature, improved by descent to the nearest zero, then measured again on four \
 times as many fresh rows. It bounds the true radius from above. Two modes are +μ, −μ, each with its own parameters; \
-more modes have uneven weights and factors of their own."""
+more modes have uneven weights and factors of their own.
+
+Hard gates would not change it: a shift of μ across U by γ²/(s√(1 + γ²)) is enough, to first order, since turning U \
+towards the shift and moving μ along U then lower the loss together. The radius shrinks like γ² at low noise, however \
+far the modes are apart."""
 _PARAMETERS_TEXT = """\
 K = 2 subspaces of dimensions 3 and 2 in R⁸ with two modes each, rank 2, τ = 0.2, γ = 0.5. Gauge directions are \
 removed: rotations of U; rotations, symmetric changes and unused columns of A; offsets inside their own subspace; \
@@ -127,6 +132,10 @@ beside dense algebra where that is cheap and the closed forms of separated modes
 def _zero(value: float, scale: float) -> str:
     """A number, or 0 where it is rounding on a scale."""
     return "0" if abs(value) < 1e-12 * scale else number(value)
+
+
+def _shift_radius(gamma: float) -> float:
+    return shift_radius(1.0, math.sqrt(1 - gamma**2), gamma**2)
 
 
 def _of(records: Sequence[Record], **wanted: Any) -> list[Record]:
@@ -213,8 +222,8 @@ def _worst_table(records: Sequence[Record]) -> Table:
     for gamma in _values(two, "gamma"):
         found = {r["separation"]: r for r in _of(two, gamma=gamma)}
         rows.append([f"{gamma:g}", *(number(found[one]["worst"], 3) for one in separations)])
-        rows[-1].append(number(found[max(separations)]["worst"] / gamma**2, 3))
-    columns = ("γ", *(f"separation {one:g}" for one in separations), "last / γ²")
+        rows[-1].append(number(_shift_radius(gamma), 3))
+    columns = ("γ", *(f"separation {one:g}" for one in separations), "γ²/(s√(1 + γ²))")
     return Table(columns, rows, "Worst radius, two modes.", "r" * len(columns))
 
 
@@ -340,7 +349,7 @@ def _radius_uri(records: Sequence[Record]) -> str:
     gammas = [r["gamma"] for r in own]
     left.plot(gammas, [statistics.median(r["random"]) for r in own], color=_COLORS[4], marker="o", ms=3, label="random")
     left.plot(gammas, [r["worst"] for r in own], color=_COLORS[0], marker="o", ms=3, label="worst")
-    left.plot(gammas, [g**2 for g in gammas], color="#808080", lw=0.8, ls=":", label="γ²")
+    left.plot(gammas, [_shift_radius(g) for g in gammas], color="#808080", lw=0.9, ls=":", label="γ²/(s√(1 + γ²))")
     left.set_xscale("log")
     left.set_xticks(gammas, [f"{g:g}" for g in gammas])
     left.minorticks_off()

@@ -22,6 +22,10 @@ zero for the r (r - 1) / 2 rotations of U. With lam = 1, tau = 0, c = s^2 / (s^2
 s^2 / (s^2 + gamma^2)^2 along U and s^2 / gamma^4 across it; U has c^2 (s^2 + 2 gamma^2) / gamma^4 out of its span and
 4 s^4 / (s^2 + gamma^2)^3 in it.
 
+Around the truth. Moving mu by delta across U couples a turn of U towards delta with a move of mu along U. To first
+order in delta their 2 x 2 block stops being positive at |delta| = v / (s (Lam + v)^1/2), Lam = s^2 lam + v, about
+gamma^2 / s at low noise, whatever separation and weight: to that order no ball of convexity is larger.
+
 As printed. The paper's score is -(y - delta) / gamma^2, delta = c U U^T y with c fixed, right for orthonormal U alone.
 A change of U then has the curvature (c^2 / gamma^4) tr(E Y E), Y = E[y y^T]. The full text was not at hand; known is
 that its lambda_min(H_UU) vanishes when mu is orthogonal to U. Of what Y may have stood for,
@@ -36,7 +40,7 @@ zero. That is a reconstruction, not a quotation; :func:`delta_factor_block` take
 
 References:
     arXiv 2601.01475, section 6 (local strong convexity).
-    Knyazev, Toward the optimal preconditioned eigensolver, 2001; Lehoucq, Sorensen, Yang, ARPACK users' guide, 1998.
+    Lehoucq, Sorensen, Yang, ARPACK users' guide, 1998 (implicitly restarted Lanczos).
     Hasofer, Lind, Exact and invariant second-moment code format, 1974 (the nearest point of a limit surface).
 """
 
@@ -220,6 +224,11 @@ def delta_factor_block(U: Tensor, Y: Tensor, s: float, gamma: float) -> Tensor:
     c = s**2 / (s**2 + gamma**2)
     E = _change_of_covariance(U)
     return c**2 / gamma**4 * torch.einsum("aij,jk,bki->ab", E, Y, E)
+
+
+def shift_radius(lam: float, s: float, v: float) -> float:
+    """How far mu of a separated mode may move across U, to first order, with lam the variance along U; v as above."""
+    return v / (s * math.sqrt(s**2 * lam + 2 * v))
 
 
 def separated_blocks(law: MoLRMoG, s: float, gamma: float) -> dict[tuple[str, int, int], Tensor]:
