@@ -234,7 +234,8 @@ def _rate_uri(rates: Sequence[Record]) -> str:
         _logarithmic(axis)
         axis.set_title(LAWS[law], fontsize=9, color=_INK)
         axis.set_xlabel("1 + iterations")
-        axis.legend(frameon=False, fontsize=7, labelcolor=_INK, loc="lower left")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+        axis.legend(frameon=False, fontsize=7, labelcolor=_INK, **below)
     axes[0].set_ylabel("distance from the limit")
     return pictures.svg_uri(fig)
 
