@@ -110,8 +110,9 @@ _METHOD_CAPTION = "Distance from the limit over iterations, relative to the star
 _BASIN_TEXT = """\
 The population loss, {starts} starts each: gradient descent with the step of the limit for 3κ + 50 iterations, EM \
 for 100 on the same rows, and Gauss-Newton for 40 with damped steps that never raise the loss. Where the last one \
-arrives and gradient descent does not, it is the step that is too long out there, not the landscape that is wrong. A \
-start counts as found where it ends within 2% of half the separation of the limit.
+arrives and gradient descent does not, there is a way down from the start to the limit, and the step of gradient \
+descent is too long to follow it. A start counts as found where it ends within 2% of half the separation of the \
+limit.
 
 A perturbation of size 1 moves every mean by half the smallest separation, in a random direction, and every factor \
 by its own norm. Starts of the other kinds take means and factors from fresh rows; weights are known, and modes are \
