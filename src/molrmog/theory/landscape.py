@@ -136,6 +136,9 @@ def extreme_curvature(
 
     Returns:
         `count` smallest and `count` largest eigenvalues.
+
+    Raises:
+        scipy.sparse.linalg.ArpackNoConvergence: an eigenvalue is too close to zero or to others for this tolerance.
     """
     import numpy as np
     from scipy.sparse.linalg import LinearOperator, eigsh
