@@ -3,7 +3,7 @@
 | module      | measures                                                                | paper                  |
 | ----------- | ----------------------------------------------------------------------- | ---------------------- |
 | estimation  | error of a learned score, and the bound on the generalisation gap       | estimation error       |
-| landscape   | curvature of the score-matching loss around the truth, and how far it is convex | local strong convexity |
+| landscape   | curvature of the score-matching loss around the truth, and its radius   | local strong convexity |
 | convergence | contraction of gradient descent, and from where it arrives              | linear convergence     |
 | overlap     | how much modes overlap, and what that does to the smallest eigenvalue   | bounded overlap        |
 | recovery    | how many rows it takes to find the subspaces                            | arXiv 2409.02426       |
