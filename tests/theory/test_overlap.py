@@ -7,6 +7,7 @@ import torch
 
 from molrmog.mixture import MoLRMoG
 from molrmog.theory.overlap import (
+    Overlap,
     gate_overlap,
     levels,
     measure_overlap,
@@ -94,6 +95,13 @@ def test_the_interval_holds_as_often_as_it_says():
         assert low <= found.eps <= high
         held += low <= truth <= high
     assert held >= 0.87 * 200
+
+
+def test_the_interval_covers_all_modes_at_once():
+    """Two modes at 95%: each is covered with 97.5%, 2.2414 standard errors."""
+    zero = torch.zeros(2, 2)
+    found = Overlap(zero, zero, torch.tensor([0.1, 0.09]), torch.tensor([0.01, 0.02]), apart=0.0, rows=10)
+    assert found.interval(0.95) == pytest.approx((0.1 - 0.022414, 0.09 + 2 * 0.022414), abs=1e-6)
 
 
 def test_one_mode_overlaps_with_nothing():
