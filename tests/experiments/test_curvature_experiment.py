@@ -75,7 +75,7 @@ def test_a_small_run_leaves_page_table_and_settings_and_goes_on_where_it_stopped
     for heading in ("The spectrum at the truth", "The printed U-block", "How far convexity reaches", "A large law"):
         assert heading in text
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    kinds = {"spectrum", "blocks", "rows", "angle", "radius", "parameters", "large"}
+    kinds = {"spectrum", "blocks", "rows", "angle", "radius", "shift", "parameters", "large"}
     assert {row["kind"] for row in rows} == kinds
     angle = {row["what"]: float(row["value"]) for row in rows if row["where"] == "degrees=90"}
     assert abs(angle["printed"]) < 1e-9 < angle["exact"] == pytest.approx(angle["measured"])

@@ -10,6 +10,7 @@ with s^2 + gamma^2 = 1. `separation` is the distance between nearest means in da
 | rows       | the same blocks on independent rows, over their number                                 |
 | angle      | the U-block, exact and as printed, while mu turns away from the span of U               |
 | radius     | how far from the truth the loss stays convex, at random and in the worst direction     |
+| shift      | the same where the mean of one mode moves across its U, which has a closed form        |
 | parameters | the spectrum when A, b, the weights and tau are learned too                            |
 | large      | Lanczos on a law of thousands of parameters, against dense algebra on a small one      |
 
@@ -146,11 +147,12 @@ def _grid(spent: CurvatureBudget, seed: int) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
     search = {"directions": spent.directions, "turns": spent.turns}
     for modes in sorted(spent.radius, reverse=True):
-        for gamma in spent.gammas if modes == 2 else (0.5,):
-            for separation in spent.radius[modes]:
-                where = {"modes": modes, "gamma": gamma, "separation": float(separation)}
-                name = f"radius-{modes}-{gamma:g}-{separation:g}"
-                cells[name] = {"kind": "radius", **where, **search, **shared}
+        gammas = spent.gammas if modes == 2 else (0.5,)
+        where = [[gamma, float(separation)] for gamma in gammas for separation in spent.radius[modes]]
+        for gamma, separation in where:
+            place = {"modes": modes, "gamma": gamma, "separation": separation}
+            cells[f"radius-{modes}-{gamma:g}-{separation:g}"] = {"kind": "radius", **place, **search, **shared}
+        cells[f"shift-{modes}"] = {"kind": "shift", "modes": modes, "where": where, **shared}
     for modes in spent.modes:  # what overlap adds comes from few rows, so there are five times as many
         where = {"modes": modes, "separations": list(map(float, spent.separations)), "gammas": [0.2, 0.5, 0.8]}
         cells[f"blocks-{modes}"] = {"kind": "blocks", **where, "rows": 5 * spent.rows, "seed": seed}

@@ -217,6 +217,20 @@ def _radius(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _shift(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    seed, modes = settings["seed"], settings["modes"]
+    records: list[dict[str, Any]] = []
+    for gamma, separation in settings["where"]:
+        report_progress(folder, len(records) / len(settings["where"]))
+        law = _law(modes, separation, seed)
+        loss = _loss(law, gamma, 4 * settings["rows"], seed + 1)
+        direction = torch.zeros_like(loss.theta_of(law))
+        direction[loss.entries("mean", 0, 0)] = torch.linalg.svd(law.subspace(0).factors[0]).U[:, -1]
+        radius = convex_radius(loss, direction, start=gamma**2, tolerance=0.02)
+        records.append({"modes": modes, "gamma": gamma, "separation": separation, "shift": radius})
+    return records
+
+
 def _parameters(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     seed, gamma = settings["seed"], 0.5
     records: list[dict[str, Any]] = []
@@ -307,6 +321,7 @@ CELLS = {
     "rows": _rows,
     "angle": _angle,
     "radius": _radius,
+    "shift": _shift,
     "parameters": _parameters,
     "large": _large,
 }
