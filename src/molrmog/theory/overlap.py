@@ -120,25 +120,23 @@ def gate_overlap(gates: Tensor) -> Overlap:
         raise ValueError(f"gates have shape {tuple(gates.shape)}: pass two rows or more, (B, C)")
     B, C = gates.shape
     first, second = (torch.zeros(C, C, dtype=torch.float64, device=gates.device) for _ in range(2))
-    each, each2 = (torch.zeros(C, dtype=torch.float64, device=gates.device) for _ in range(2))
+    shared2 = torch.zeros(C, dtype=torch.float64, device=gates.device)
     apart = 0
     for r in gates.split(_ROWS):
         r = r.double()
-        shared = r * (1 - r)
-        square = r.square()
         first += r.T @ r
-        second += square.T @ square
-        each += shared.sum(0)
-        each2 += shared.square().sum(0)
+        second += r.square().T @ r.square()
+        shared2 += (r * (1 - r)).square().sum(0)
         two = r.topk(min(2, C), dim=1).values
         apart += int((two[:, 0] * two[:, 1] < APART).sum()) if C > 1 else len(r)
-
-    def mean(total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-        value = total / B
-        return value, ((squares / B - value.square()).clamp(min=0) / (B - 1)).sqrt()
-
     off = 1 - torch.eye(C, dtype=first.dtype, device=first.device)
-    return Overlap(*mean(off * first, off * second), *mean(each, each2), apart=apart / B, rows=B)
+    pairs, pairs2 = off * first / B, off * second / B
+    each = pairs.sum(1)  # not E r (1 - r), which float32 rounds
+
+    def error(mean: Tensor, square: Tensor) -> Tensor:
+        return ((square - mean.square()).clamp(min=0) / (B - 1)).sqrt()
+
+    return Overlap(pairs, error(pairs, pairs2), each, error(each, shared2 / B), apart=apart / B, rows=B)
 
 
 @torch.no_grad()
