@@ -25,10 +25,11 @@ def test_means_are_at_the_distance_and_factors_orthonormal(kind):
     assert torch.equal(law_at_distance(kind, 0.0, 0).factor, law.factor)  # nothing else moves along a sweep
 
 
-def test_an_eigenvalue_is_lost_where_it_turns_first_from_far():
-    values = {0.25: -1.0, 0.2: 2.0, 0.1: -1.0, 0.05: 1.0, 0.0: 1.0}
+def test_an_eigenvalue_is_lost_at_the_least_overlap_where_it_is_not_positive():
+    values = {0.25: -1.0, 0.2: 2.0, 0.1: 0.0, 0.05: 1.0, 0.01: 1.0}
     curve = [{"eps": eps, "value": value} for eps, value in values.items()]
     assert lost_at(curve, "value") == (0.05, 0.1)
+    assert lost_at(curve[2:3], "value") == (0.0, 0.1)
     assert lost_at(curve[3:], "value") is None
 
 

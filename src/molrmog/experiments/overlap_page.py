@@ -86,7 +86,8 @@ _RANDOM_TEXT = """\
 Laws drawn at random, D = 64, three subspaces of dimension 6 with four modes of rank 2 each, τ = 0.1, over the \
 separation, the root mean square distance of a mean from the origin. Bands are 95% intervals."""
 _DATA_TEXT = """\
-EM's laws, one per expert in the latents of its own autoencoder, and one law of all experts in one space. “Fresh” rows \
+EM's laws, one per expert in the latents of its own autoencoder (between “modes”), and one law of all experts in one \
+space (between “experts”, and between “all modes” of all). “Fresh” rows \
 are drawn from the law itself: the ε of the theorem. “Held-out” rows are real ones that EM did not see, noised: they \
 lie between modes more often than the law's own, since the law is a fit. Lines are the expert with the largest ε."""
 _HOLDS_TEXT = """\
@@ -96,12 +97,13 @@ says little: in noise alone C equal modes have ξ_ij = 1 / C², which is below 0
 _CURVATURE_TEXT = """\
 Smallest eigenvalue of the Hessian of ½ E |s_θ − s*|² in (μ, U), rotations of U removed, divided by α, the closed form \
 for modes that never meet. At the truth (solid) the Hessian is a Gauss–Newton matrix, so it cannot be negative; it \
-falls to zero where two modes coincide, factors included, and nowhere else. Near the truth (dashed: at {radii} σ from \
+falls to zero where two modes coincide, factors included, and at no other point of the sweep. Where gates are soft it \
+may also lie above α. Near the truth (dashed: at {radii} σ from \
 it, the least of the weakest direction, there and back, and random ones) it does become negative: that is where strong \
 convexity is lost."""
 _BOUND_TEXT = """\
 H = H_sep + dH; Weyl's bound is λ_min(H) ≥ α − |dH|, and the paper's α − C′ε takes |dH| ≤ C′ε. Left: |dH| / ε, which \
-would be the constant C′. Right: λ_min and both bounds over α, cut off below −1."""
+would be the constant C′; few rows carry it where ε is small. Right: λ_min and both bounds over α, cut off below −1."""
 
 
 def _of(records: Sequence[Record], **wanted: Any) -> list[Record]:
@@ -157,7 +159,7 @@ def _data_section(records: Sequence[Record], data: Mapping[str, Record], missing
 
 
 def _data_table(records: Sequence[Record]) -> Table:
-    sigmas = _distinct(records, "sigma")
+    sigmas = _distinct(records, "sigma")[::2]
     rows: list[list[Cell]] = []
     for name, of, modes, rows_of in _distinct(records, "name", "of", "modes", "rows"):
         for inside in (True, False):
@@ -167,19 +169,21 @@ def _data_table(records: Sequence[Record]) -> Table:
                 worst = [max(_of(own, sigma=sigma), key=lambda r: r["eps"]) for sigma in sigmas]
                 rows.append([name, _scope(of, inside), modes, rows_of, *(_interval(r) for r in worst)])
     columns = ("data", "between", "n", "rows", *(f"σ = {sigma:g}" for sigma in sigmas))
-    return Table(columns, rows, "ε and its 95% interval, for the expert with the largest.")
+    return Table(
+        columns, rows, "ε and its 95% interval, for the expert with the largest; overlap.csv has every expert and σ."
+    )
 
 
 def _scope(of: str, inside: bool) -> str:
-    return "modes of an expert" if inside else "experts" if of == "subspaces" else "all modes of all experts"
+    return "modes" if inside else "experts" if of == "subspaces" else "all modes"
 
 
 def _interval(record: Record) -> str:
-    return f"{_short(record['eps'])} ({_short(record['eps_low'])} to {_short(record['eps_high'])})"
+    return f"{_short(record['eps'])} ({_short(record['eps_low'])}–{_short(record['eps_high'])})"
 
 
 def _short(value: float) -> str:
-    return "0" if value == 0 else number(value, 2) if value >= 1e-4 else f"{value:.0e}".replace("-", "−")
+    return "0" if value == 0 else number(value, 2) if value >= 1e-3 else f"{value:.0e}".replace("-", "−")
 
 
 def _holds_table(records: Sequence[Record]) -> Table:
@@ -226,7 +230,8 @@ def _curves(records: Sequence[Record]) -> list[list[Record]]:
     ]
 
 
-def _curvature_section(records: Sequence[Record], radii: Sequence[float]) -> Section:
+def plot_eigenvalues(records: Sequence[Record], radii: Sequence[float]) -> Any:
+    """Smallest eigenvalue over alpha against eps, one kind of law beside the other."""
     kinds = _distinct(records, "kind")
     fig, axes = pictures.figure(3.3 * len(kinds) + 0.6, 3.2, columns=len(kinds))
     for axis, kind in zip(axes, kinds, strict=True):
@@ -239,19 +244,23 @@ def _curvature_section(records: Sequence[Record], radii: Sequence[float]) -> Sec
                     near = [max(value, -1.0) for value in _over(curve, f"near {radius:g}")]
                     axis.plot(eps, near, color=colour, lw=1, ls=style)
         axis.axhline(0, color=_INK, lw=0.8)
-        axis.set_ylim(-0.55, 1.15)
+        axis.set_ylim(-0.55, 1.55)
         axis.set_xlim(0, 0.26)
         axis.set_xlabel("ε")
         axis.set_title(_KINDS[kind], **_TITLE)
     axes[0].set_ylabel("λ_min / α")
     _legend(fig, axes[0])
+    return fig
+
+
+def _curvature_section(records: Sequence[Record], radii: Sequence[float]) -> Section:
     names = " and ".join(f"{radius:g}" for radius in radii)
     caption = f"Solid at the truth, dashed and dotted at {names} σ from it; every law is one line."
     return Section(
         "Smallest eigenvalue against overlap",
         _CURVATURE_TEXT.format(radii=names),
         [_loss_table(records, radii)],
-        [Figure(pictures.svg_uri(fig), caption, wide=True)],
+        [Figure(pictures.svg_uri(plot_eigenvalues(records, radii)), caption, wide=True)],
     )
 
 
@@ -260,16 +269,14 @@ def _over(curve: Sequence[Record], key: str) -> list[float]:
 
 
 def lost_at(curve: Sequence[Record], key: str) -> tuple[float, float] | None:
-    """The eps between which an eigenvalue turns from positive to not, coming from far; None where it stays positive.
+    """The least eps at which an eigenvalue is not positive, and that of the point before; None where it always is.
 
     Args:
-        curve: points of one law, by distance.
+        curve: points of one law.
         key: of the eigenvalue.
     """
-    for farther, nearer in zip(curve[:0:-1], curve[-2::-1], strict=True):
-        if farther[key] > 0 >= nearer[key]:
-            return farther["eps"], nearer["eps"]
-    return None
+    lost = min((r["eps"] for r in curve if r[key] <= 0), default=None)
+    return None if lost is None else (max((r["eps"] for r in curve if r["eps"] < lost), default=0.0), lost)
 
 
 def _loss_table(records: Sequence[Record], radii: Sequence[float]) -> Table:
@@ -284,15 +291,14 @@ def _loss_table(records: Sequence[Record], radii: Sequence[float]) -> Table:
         cells.append(" · ".join(_zero(value) for value in together))
         cells.append(_brackets([_turn(curve, lambda r: r["smallest"] > r["alpha"] / 2) for curve in curves]))
         cells += [_brackets([lost_at(curve, key) for curve in curves]) for key in (f"near {r:g}" for r in radii)]
-        cells.append(_brackets([lost_at(curve, "weyl") for curve in curves]))
         rows.append([_KINDS[kind], f"{sigma:g}", *cells])
-    columns = ("law", "σ", "α", "least λ_min/α, means apart", "means together", "λ_min = α/2 at ε")
-    columns += tuple(f"λ_min = 0 at {radius:g} σ, at ε" for radius in radii)
+    columns = ("law", "σ", "α", "least λ_min/α, means apart", "means together", "half of α at the truth")
+    columns += tuple(f"zero {radius:g} σ away" for radius in radii)
     caption = (
-        "ε at which a value is crossed, between two points of the sweep, one pair for each law; – where it is not. "
+        "Last columns: the least ε of the sweep at which λ_min is lower, after that of the point before, law by law. "
         "“Means together” is the point of distance 0; four modes then still differ in their factors."
     )
-    return Table((*columns, "Weyl's bound = 0 at ε"), rows, caption)
+    return Table(columns, rows, caption)
 
 
 def _zero(value: float) -> str:
@@ -304,7 +310,7 @@ def _turn(curve: Sequence[Record], above: Callable[[Record], bool]) -> tuple[flo
 
 
 def _brackets(found: Sequence[tuple[float, float] | None]) -> str:
-    return " · ".join("–" if pair is None else f"{_short(pair[0])} to {_short(pair[1])}" for pair in found)
+    return " · ".join("–" if pair is None else f"{_short(pair[0])}–{_short(pair[1])}" for pair in found)
 
 
 def _measured(records: Sequence[Record]) -> list[Record]:
@@ -322,14 +328,15 @@ def _bound_section(records: Sequence[Record]) -> Section:
                 [r["eps"] for r in own], [r["change"] / r["eps"] for r in own], color=colour, lw=1.2, label=label
             )
     for sigma, colour in zip(_distinct(records, "sigma"), _COLOURS, strict=False):
-        curve = _measured(_curves(_of(records, kind=records[0]["kind"], sigma=sigma))[0])
-        eps, cost = [r["eps"] for r in curve], max((r["change"] / r["eps"] for r in curve), default=math.nan)
+        curve = [r for r in _curves(_of(records, kind=records[0]["kind"], sigma=sigma))[0] if r["eps"] > 0]
+        eps, cost = [r["eps"] for r in curve], max((r["change"] / r["eps"] for r in _measured(curve)), default=math.nan)
         bounds.plot(eps, _over(curve, "smallest"), color=colour, lw=1.4, label=f"σ = {sigma:g}")
         bounds.plot(eps, [max(v, -1.0) for v in _over(curve, "weyl")], color=colour, lw=1, ls="--")
         bounds.plot(eps, [max(1 - cost * r["eps"] / r["alpha"], -1.0) for r in curve], color=colour, lw=1, ls=":")
     for axis in (ratio, bounds):
         axis.set_xscale("log")
         axis.set_xlabel("ε")
+    bounds.set_xlim(1e-7, 0.3)
     ratio.set_yscale("log")
     ratio.set_ylabel("|dH| / ε")
     bounds.set_ylabel("over α")
@@ -360,6 +367,7 @@ def _bound_table(records: Sequence[Record]) -> Table:
                 f"{_short(few['eps'])}",
                 _slope(own),
                 _short(reach),
+                _brackets([lost_at(curve, "weyl") for curve in _curves(_of(records, kind=kind, sigma=sigma))]),
                 number(own[0]["separated_largest"] / alpha, 3),
                 f"{number(some['largest'] / some['smallest'], 3)} at ε = {_short(some['eps'])}",
             ]
@@ -371,6 +379,7 @@ def _bound_table(records: Sequence[Record]) -> Table:
         "least ε",
         "slope of log |dH| in log ε",
         "α − C′ε > 0 below",
+        "Weyl's bound is zero at ε",
         "κ separated",
         "κ measured",
     )
