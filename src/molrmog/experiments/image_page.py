@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ _ABOUT = (
 )
 
 Cells = Mapping[str, Mapping[str, Any]]
+Column = TypeVar("Column")
 
 MOLRG = "Gaussian, mean zero (MoLRG)"
 
@@ -118,18 +119,16 @@ def write_image_page(
         sections.append(Section("Start", text, [Table(_COLUMNS, _rows(found["start"]))], [curves]))
     if found["ablations"]:
         table = Table(
-            ("autoencoders", *_COLUMNS[:5], *_COLUMNS[7:]),
+            ("autoencoders", *_without_loss(_COLUMNS)),
             [[label[0], *_without_loss(row)] for label, row in _ablations(found["ablations"])],
         )
         sections.append(Section("Experts and autoencoders", _ABLATIONS, [table]))
     sections.append(Section("Autoencoders", _AUTOENCODERS, [_autoencoders(encoded, trained)]))
     if found["pixels"]:
-        text = "Without autoencoders, over the pixels themselves."
-        sections.append(
-            Section(
-                "Pixels", text, [Table(_COLUMNS, _rows(found["pixels"]))], _grids(out, rows, "pixels", found["pixels"])
-            )
-        )
+        text = "Without autoencoders, over the pixels themselves; after held-out rows."
+        table = Table(_without_loss(_COLUMNS), [_without_loss(row) for row in _rows(found["pixels"])])
+        drawn = [*_reconstructions(out, rows, encoded)[:1], *_grids(out, rows, "pixels", found["pixels"])]
+        sections.append(Section("Pixels", text, [table], drawn))
     write_csv(out / RESULTS_NAME, *_flat(arms, cells, results))
     settings = {"dataset": dataset, "budget": budget, **asdict(made)}
     write_atomically(out / SETTINGS_NAME, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
@@ -182,7 +181,7 @@ def _row(label: str, each: Sequence[tuple[str, Mapping[str, Any]]], lowest: floa
     ]
 
 
-def _without_loss(row: list[Cell]) -> list[Cell]:
+def _without_loss(row: Sequence[Column]) -> list[Column]:
     return [*row[:5], *row[7:]]
 
 
