@@ -643,9 +643,13 @@ def test_folders_that_cannot_be_read(tmp_path):
 
 
 def test_unknown_sources(tmp_path):
-    with pytest.raises(ValueError, match=r"known are digits, mnist, fashion-mnist, cifar10.*path") as error:
-        load("mnits")
-    one_line(error)
+    for name, message in (
+        ("mnits", "did you mean mnist"),
+        ("x", "known are digits, mnist, fashion-mnist, cifar10.*path"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            load(name)
+        one_line(error)
     with pytest.raises(FileNotFoundError, match="no file or folder") as error:
         load(tmp_path / "rows.npy", data_dir=tmp_path)
     one_line(error)
