@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -502,6 +503,7 @@ def bench(*, name: str | None = None, command: str) -> None:
             raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
 
 
+_EXPERIMENT_NAME = "experiment.json"  # what an experiment's folder was made for
 _OWN_OPTIONS = {
     "images": ("dataset", "device", "data_dir"),
     "hybrid": ("dataset", "device", "rows", "data_dir"),
@@ -538,7 +540,7 @@ def reproduce(
 
     Raises:
         ValueError: an option does not fit.
-        OSError: the data are not there, or the folder cannot be written.
+        OSError: the data are not there, or the folder cannot be written, or it holds something else.
         RuntimeError: a part of the experiment failed; what was finished is kept.
         KeyboardInterrupt: with a line that says how to go on.
     """
@@ -554,12 +556,32 @@ def reproduce(
         raise ValueError(f"--{foreign[0].replace('_', '-')} is an option of {several}: leave it out for {name}")
     folder = "-".join([name, *([dataset or "mnist"] if name in ("images", "hybrid") else []), budget])
     options = {"seed": seed, "workers": workers or (1 if own.get("device", "cpu") != "cpu" else os.cpu_count() or 1)}
+    place = Path(out or f"runs/{folder}")
+    _claim(place, {"experiment": name, "budget": budget, "seed": seed, "dataset": dataset, "rows": rows})
     run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
     try:
-        page = run(Path(out or f"runs/{folder}"), budget=budget, **options, **own)
+        page = run(place, budget=budget, **options, **own)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
     print(f"report  {page}")
+
+
+def _claim(out: Path, asked: Mapping[str, Any]) -> None:
+    """Mark a folder as that of an experiment, or refuse it where it is something else."""
+    mark = out / _EXPERIMENT_NAME
+    if mark.is_file():
+        try:
+            there = json.loads(mark.read_text())
+            different = [f"{key} {there[key]}, not {value}" for key, value in asked.items() if there[key] != value]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{mark} is damaged: name another folder") from None
+        if different:
+            raise FileExistsError(f"--out {out} holds {', '.join(different)}: name another folder")
+        return
+    if not (out / "cells").is_dir():  # those of an experiment that was called from Python
+        check_out(out, overwrite=False)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(mark, lambda part: part.write_text(_json(asked)))
 
 
 def demo(*, out: str = "runs/demo", seed: int = 0, command: str) -> None:
@@ -611,8 +633,6 @@ def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]
 
 
 def _json(value: Any) -> str:
-    import json
-
     return json.dumps(value, indent=2) + "\n"
 
 
