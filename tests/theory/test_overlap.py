@@ -92,9 +92,41 @@ def test_the_interval_holds_as_often_as_it_says():
     for seed in range(1, 201):
         found = measure_overlap(law, law.sample(400, torch.Generator().manual_seed(seed), gamma=0.5).x, 1.0, 0.5)
         low, high = found.interval(0.9)
-        assert low <= found.eps <= high
         held += low <= truth <= high
     assert held >= 0.87 * 200
+
+
+def test_the_interval_is_no_narrower_for_rows_that_are_noised_again():
+    """100 clean rows noised ten times each: the truth is covered as often as said, which 1000 rows would not do."""
+    law = ragged_law()
+    truth = measure_overlap(law, law.sample(200_000, torch.Generator().manual_seed(0), gamma=0.2).x, 1.0, 0.2).eps
+    clean = torch.arange(1000) % 100
+    held = taken_for_independent = 0
+    for seed in range(1, 201):
+        draw = torch.Generator().manual_seed(seed)
+        x = noised(law.sample(100, draw).x[clean], 1.0, 0.2, draw)
+        for rows, own in ((clean, True), (None, False)):
+            low, high = measure_overlap(law, x, 1.0, 0.2, clean=rows).interval(0.9)
+            held += own and low <= truth <= high
+            taken_for_independent += not own and low <= truth <= high
+    assert held >= 0.87 * 200
+    assert taken_for_independent < 0.75 * 200
+
+
+def test_rows_of_one_clean_row_count_as_one():
+    """Copies without noise between them: nothing is added. Unequal numbers: by hand."""
+    draw = torch.Generator().manual_seed(0)
+    gates = torch.rand(30, 3, generator=draw, dtype=torch.float64).softmax(1)
+    one, twice = gate_overlap(gates), gate_overlap(gates.repeat(4, 1), torch.arange(120) % 30)
+    for name in ("pairs", "pairs_error", "each", "each_error"):
+        torch.testing.assert_close(getattr(twice, name), getattr(one, name))
+    assert (twice.rows, gate_overlap(gates.repeat(4, 1)).rows) == (30, 120)
+    rows = torch.tensor([7, 7, 2])
+    r = gates[:3]
+    xi = r[:, 0] * r[:, 1]
+    off = xi - xi.mean()
+    by_hand = ((off[0] + off[1]) ** 2 + off[2] ** 2) * 2 / 9
+    torch.testing.assert_close(gate_overlap(r, rows).pairs_error[0, 1], by_hand.sqrt())
 
 
 def test_the_interval_covers_all_modes_at_once():
@@ -115,6 +147,10 @@ def test_what_does_not_fit_is_refused():
         measure_overlap(law, law.sample(3).x, 1.0, 0.5, of="experts")
     with pytest.raises(ValueError, match="two rows or more"):
         gate_overlap(torch.ones(1, 2))
+    with pytest.raises(ValueError, match="two clean rows or more"):
+        gate_overlap(torch.ones(3, 2) / 2, torch.zeros(3))
+    with pytest.raises(ValueError, match="for 3 rows"):
+        gate_overlap(torch.ones(3, 2) / 2, torch.zeros(2))
     with pytest.raises(ValueError, match="between 0 and 1"):
         gate_overlap(torch.ones(2, 2) / 2).interval(1.0)
 

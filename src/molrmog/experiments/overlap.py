@@ -101,7 +101,8 @@ class OverlapBudget:
         sigmas: noise levels gamma / s of the first two parts.
         separations: of the means of laws at random, in deviations of the latents.
         data: names in `DATA`.
-        samples: rows that an overlap is measured on; held-out rows are noised several times to be so many.
+        samples: rows that an overlap is measured on; held-out rows are noised several times to be so many,
+            which adds no independent rows: intervals are over clean rows.
         curvature_sigmas: noise levels of the third part.
         distances: between means there.
         radii: distance of theta from the truth, in sigma.
@@ -270,14 +271,15 @@ def compute_data(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     def measure(law: Any, x: Tensor, of: Literal["modes", "subspaces"], modes: int, expert: int | None) -> None:
         for sigma in settings["sigmas"]:
             s, gamma = levels(sigma)
-            copies = math.ceil(settings["samples"] / len(x))
+            clean = torch.arange(settings["samples"]) % len(x)
             sets = {
-                "fresh": law.sample(settings["samples"], draw, s=s, gamma=gamma).x,
-                "held-out": noised(x.repeat(copies, 1)[: settings["samples"]], s, gamma, draw),
+                "fresh": (law.sample(settings["samples"], draw, s=s, gamma=gamma).x, None),
+                "held-out": (noised(x[clean], s, gamma, draw), clean),
             }
             about = {"part": "data", "name": name, "modes": modes, "expert": expert, "sigma": sigma, "of": of}
-            for kind, noisy in sets.items():
-                overlaps.append({**about, "rows": kind, **_figures(measure_overlap(law, noisy, s, gamma, of=of))})
+            for kind, (noisy, of_row) in sets.items():
+                found = measure_overlap(law, noisy, s, gamma, of=of, clean=of_row)
+                overlaps.append({**about, "rows": kind, **_figures(found)})
 
     for modes in chosen.modes:
         for k in range(chosen.experts):

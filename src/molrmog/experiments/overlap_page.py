@@ -89,15 +89,18 @@ _DATA_TEXT = """\
 EM's laws, one per expert in the latents of its own autoencoder (between “modes”), and one law of all experts in one \
 space (between “experts”, and between “all modes” of all). “Fresh” rows \
 are drawn from the law itself: the ε of the theorem. “Held-out” rows are real ones that EM did not see, noised: they \
-lie between modes more often than the law's own, since the law is a fit. Lines are the expert with the largest ε."""
+lie between modes more often than the law's own, since the law is a fit. Where they are few they are noised several \
+times, and intervals are over clean rows (their number is measured_rows in overlap.csv); those of a few dozen rows are \
+rough, and no interval knows of the error of the fit. Lines are the expert with the largest ε."""
 _HOLDS_TEXT = """\
 Up to which σ on the grid ξ < 0.001 holds, by four readings, for all experts: the mean of E ξ_ij over pairs, every \
 E ξ_ij, ε itself, and every ξ_ij on 99% of single rows; – where it does not hold at the least σ of the grid. The first \
 says little: in noise alone C equal modes have ξ_ij = 1 / C², which is below 0.001 from C = 32 on."""
 _CURVATURE_TEXT = """\
 Smallest eigenvalue of the Hessian of ½ E |s_θ − s*|² in (μ, U), rotations of U removed, divided by α, the closed form \
-for modes that never meet. At the truth (solid) the Hessian is a Gauss–Newton matrix, so it cannot be negative; it \
-falls to zero where two modes coincide, factors included, and at no other point of the sweep. Where gates are soft it \
+for modes that never meet. At the truth (solid) the Hessian is a Gauss–Newton matrix, so it cannot be negative; on \
+this sweep of orthonormal U it is zero where two modes coincide, factors included, and positive at every other point \
+(a column of U that is zero would make it zero, too). Where gates are soft it \
 may also lie above α. Near the truth (dashed: at {radii} σ from \
 it, the least of the weakest direction, there and back, and random ones) it does become negative: that is where strong \
 convexity is lost."""

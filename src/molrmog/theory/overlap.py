@@ -54,7 +54,7 @@ class Overlap:
         each: E[r_i (1 - r_i)], what i shares with all others, with shape (C,).
         each_error: standard errors of `each`, with shape (C,).
         apart: share of the rows on which every xi_ij is below `APART`.
-        rows: how many rows.
+        rows: how many rows that know nothing of each other; those made of one clean row count as one.
     """
 
     pairs: Tensor
@@ -83,7 +83,7 @@ class Overlap:
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Interval for eps_overlap that holds whichever i is largest: of all `each` at once, by Bonferroni.
 
-        It rests on the normal limit of means over rows. Where modes hardly meet, E[xi] comes from few rows out of many,
+        It rests on the normal limit of means over independent rows, of which there should be many. Where modes hardly meet, E[xi] comes from few rows out of many,
         and an interval that reaches 0 is to be read as "not seen on so many rows".
 
         Args:
@@ -99,17 +99,19 @@ class Overlap:
 
 
 @torch.no_grad()
-def gate_overlap(gates: Tensor) -> Overlap:
+def gate_overlap(gates: Tensor, clean: Tensor | None = None) -> Overlap:
     """Overlap of gates on given rows.
 
     Args:
         gates: r_i of each row, rows adding up to one, with shape (B, C), B >= 2.
+        clean: number of the clean row that each row was made of, with shape (B,), where some were noised several times.
+            These are no independent rows: standard errors are those of sums over the rows of one clean row.
 
     Returns:
         Means over the rows, in float64.
 
     Raises:
-        ValueError: gates have another shape.
+        ValueError: gates or clean have another shape, or there is one clean row alone.
 
     Example:
         >>> found = gate_overlap(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
@@ -119,29 +121,35 @@ def gate_overlap(gates: Tensor) -> Overlap:
     if gates.ndim != 2 or len(gates) < 2 or not gates.shape[1]:
         raise ValueError(f"gates have shape {tuple(gates.shape)}: pass two rows or more, (B, C)")
     B, C = gates.shape
-    first, second = (torch.zeros(C, C, dtype=torch.float64, device=gates.device) for _ in range(2))
-    shared2 = torch.zeros(C, dtype=torch.float64, device=gates.device)
-    apart = 0
-    for r in gates.split(_ROWS):
-        r = r.double()
-        first += r.T @ r
-        second += r.square().T @ r.square()
-        shared2 += (r * (1 - r)).square().sum(0)
-        two = r.topk(min(2, C), dim=1).values
-        apart += int((two[:, 0] * two[:, 1] < APART).sum()) if C > 1 else len(r)
-    off = 1 - torch.eye(C, dtype=first.dtype, device=first.device)
-    pairs, pairs2 = off * first / B, off * second / B
-    each = pairs.sum(1)  # not E r (1 - r), which float32 rounds
-
-    def error(mean: Tensor, square: Tensor) -> Tensor:
-        return ((square - mean.square()).clamp(min=0) / (B - 1)).sqrt()
-
-    return Overlap(pairs, error(pairs, pairs2), each, error(each, shared2 / B), apart=apart / B, rows=B)
+    if clean is not None and clean.shape != (B,):
+        raise ValueError(f"clean has shape {tuple(clean.shape)} for {B} rows: pass the number of each one's clean row")
+    names, row = (torch.arange(B) if clean is None else clean).unique(return_inverse=True)
+    rows = len(names)
+    if rows < 2:
+        raise ValueError("all rows were made of one clean row: pass two clean rows or more")
+    r, row = gates.double(), row.to(gates.device)
+    means, errors = r.new_empty(2, C, C + 1)
+    for i in range(C):
+        xi = r[:, i, None] * r  # (B, C)
+        xi[:, i] = 0.0
+        xi = torch.cat([xi, xi.sum(1, keepdim=True)], 1)  # not r (1 - r), which float32 rounds
+        means[i] = xi.mean(0)
+        sums = r.new_zeros(rows, C + 1).index_add_(0, row, xi - means[i])  # over the rows of one clean row
+        errors[i] = (sums.square().sum(0) * rows / (rows - 1)).sqrt() / B
+    two = r.topk(min(2, C), dim=1).values
+    apart = float((two[:, 0] * two[:, 1] < APART).double().mean()) if C > 1 else 1.0
+    return Overlap(means[:, :C], errors[:, :C], means[:, C], errors[:, C], apart=apart, rows=rows)
 
 
 @torch.no_grad()
 def measure_overlap(
-    law: Law, x: Tensor, s: float, gamma: float, *, of: Literal["modes", "subspaces"] = "modes"
+    law: Law,
+    x: Tensor,
+    s: float,
+    gamma: float,
+    *,
+    of: Literal["modes", "subspaces"] = "modes",
+    clean: Tensor | None = None,
 ) -> Overlap:
     """Overlap of a law's modes, or of its subspaces, on noised rows.
 
@@ -152,6 +160,7 @@ def measure_overlap(
         s: signal scale.
         gamma: noise standard deviation, in data units.
         of: the modes of all subspaces, or the subspaces.
+        clean: number of the clean row that each row was made of, see `gate_overlap`.
 
     Raises:
         ValueError: `of` is neither, or x does not fit the law.
@@ -174,7 +183,7 @@ def measure_overlap(
     if of == "subspaces":
         sums = gates.new_zeros(len(gates), law.subspaces)
         gates = sums.index_add_(1, law.component_of.to(gates.device), gates)
-    return gate_overlap(gates)
+    return gate_overlap(gates, clean)
 
 
 def noised(x: Tensor, s: float, gamma: float, generator: torch.Generator | None = None) -> Tensor:
