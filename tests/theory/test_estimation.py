@@ -14,6 +14,7 @@ from molrmog.theory.estimation import (
     embedded,
     embedded_rows,
     embedding,
+    least_loss,
     loglog_slope,
     mean_interval,
     row_losses,
@@ -84,6 +85,18 @@ def test_the_error_of_maximum_likelihood_tends_to_the_asymptotic_one():
     assert low < 1.05 * due
     assert high > 0.95 * due
     assert high - low < 0.5 * due
+
+
+def test_the_loss_of_the_truth_is_its_posterior_variance():
+    law, s, gamma = a_law(), 0.8, 0.6
+    x = law.sample(40_000, torch.Generator().manual_seed(0)).x
+    losses = row_losses(law, x, s, gamma, seed=1)
+    found = least_loss(law, x, s, gamma, seed=2)
+    error = math.hypot(float(losses.std()) / 200, found.standard_error)
+    assert found.standard_error < 0.5 * float(losses.std()) / 200
+    assert found.mean == pytest.approx(float(losses.mean()), abs=4 * error)
+    wrong = float(row_losses(moved(law, 0.3), x, s, gamma, seed=1).mean())
+    assert abs(wrong - found.mean) > 4 * error
 
 
 def test_gaps_of_independent_losses():

@@ -56,6 +56,22 @@ def test_a_mode_without_rows_stays_where_it_is():
     assert found.log_prob(x).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("learn_tau", [False, True])
+def test_a_subspace_without_rows_stays_where_it_is(dtype, learn_tau):
+    law = a_law(dim=6, latent_dims=(2, 2), modes=(2, 2)).to(dtype)
+    x = law.sample(60, torch.Generator().manual_seed(1), subspace=1).x
+    law.offset[:, 0] += 1e4
+    before = law.subspace(0)
+    found = fit_modes(law, x, learn_tau=learn_tau, max_iter=20).law
+    after = found.subspace(0)
+    assert after.weight < 1e-6
+    assert torch.equal(after.means, before.means)
+    assert torch.allclose(after.mode_weights, before.mode_weights)
+    assert after.tau == pytest.approx(before.tau)
+    assert found.log_prob(x).isfinite().all()
+
+
 def test_score_matching_ends_where_its_loss_is_stationary():
     law = a_law(offset=0.0)
     x = law.sample(100, torch.Generator().manual_seed(1)).x

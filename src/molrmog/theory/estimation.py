@@ -23,7 +23,16 @@ Gap.  The paper bounds sup |L - L_n|, L_n the mean over the n rows learned from,
     (R + s B_mu)^4 s^2 / gamma^6 * sqrt(sum n_k) * sqrt(sum n_k d_k) / sqrt(n)
 
 up to a constant, for rows within a radius R and means within B_mu. A gap at one theta is a mean's error, so it has the
-slope -1/2; the excess of the fit, quadratic around its minimum, falls twice as fast.
+slope -1/2; the excess of the fit, quadratic around its minimum, falls twice as fast. The gap at the fit holds both,
+
+    L_n(theta_n) - L(theta_n) = [ L_n(theta*) - L(theta*) ] + [ L_n(theta_n) - L_n(theta*) ] - E(theta_n),
+
+a mean of slope -1/2 and the fit's own part of slope -1, which is the larger one at small n. On the same rows and noises
+the middle bracket has little variance. At the truth s* + eps / gamma = (s / gamma^2) (E[x_0 | x_t] - x_0), so that
+
+    L(theta*) = (s / gamma^2)^2 E tr Cov[ x_0 | x_t ]
+
+which varies less from row to row than the loss does.
 
 References:
     arXiv 2601.01475, section 4 (estimation error; A_k known).
@@ -98,7 +107,7 @@ def score_error(
     size = max(1, _MEASURED // x0.shape[1])
     for start in range(0, len(x0), size):
         x = x0[start : start + size]
-        eps = torch.randn(x.shape, generator=generator, dtype=x.dtype) if noise is None else noise[start : start + size]
+        eps = _normal(x, generator) if noise is None else noise[start : start + size]
         xt = s * x + gamma * eps
         apart = denoiser.denoise(xt, s, gamma) - truth.denoise(xt, s, gamma)
         rows.append((s / gamma**2) ** 2 * apart.double().square().sum(1))
@@ -139,7 +148,7 @@ def asymptotic_error(
     log_prob = grad(lambda theta, row: functional_call(density, placed(theta), (row[None], 1.0, 0.0))[0])
     noised = jacrev(lambda theta, row: functional_call(score, placed(theta), (row[None], s, gamma))[0])
     for x in x0.split(512):
-        xt = s * x + gamma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        xt = s * x + gamma * _normal(x, generator)
         g = vmap(log_prob, in_dims=(None, 0))(at, x)  # (b, P)
         J = vmap(noised, in_dims=(None, 0))(at, xt)  # (b, D, P)
         F += g.T @ g / len(x0)
@@ -158,6 +167,11 @@ class _Method(nn.Module):
         return getattr(self.law, self.name)(*given)
 
 
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise with the shape, dtype and device of `like`: the same numbers wherever it lies."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+
 @torch.no_grad()
 def row_losses(law: MoLRMoG, x0: Tensor, s: float, gamma: float, *, pairs: int = 1, seed: int = 0) -> Tensor:
     """|| s_theta(x_t) + eps / gamma ||^2 of each row, mean over noises, with shape (N,).
@@ -173,10 +187,26 @@ def row_losses(law: MoLRMoG, x0: Tensor, s: float, gamma: float, *, pairs: int =
     generator = torch.Generator().manual_seed(seed)
     total = x0.new_zeros(len(x0))
     for _ in range(pairs):
-        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        eps = _normal(x0, generator)
         for one in (eps, -eps):
             total += (law.score(s * x0 + gamma * one, s, gamma) + one / gamma).square().sum(1)
     return total / (2 * pairs)
+
+
+@torch.no_grad()
+def least_loss(law: MoLRMoG, x0: Tensor, s: float, gamma: float, *, seed: int = 0) -> ScoreError:
+    """L(theta*) = (s / gamma^2)^2 E tr Cov[x_0 | x_t], the loss that the true score has left, by Monte Carlo.
+
+    Args:
+        law: the truth.
+        x0: rows of it, with shape (N, D).
+        s: signal scale.
+        gamma: noise standard deviation, positive.
+        seed: of the noise.
+    """
+    xt = s * x0 + gamma * _normal(x0, torch.Generator().manual_seed(seed))
+    left = (s / gamma**2) ** 2 * law.posterior(xt, s, gamma).variance.double().sum(1)
+    return ScoreError(float(left.mean()), float(left.std()) / math.sqrt(len(left)))
 
 
 def block_gaps(losses: Tensor, n: int) -> Tensor:
@@ -311,5 +341,5 @@ def embedded_rows(y: Tensor, Q: Tensor, tau: float, generator: torch.Generator) 
 
     The noise along Q is in y already; off Q it is drawn, so that the same y serve every D.
     """
-    noise = tau * torch.randn(len(y), len(Q), generator=generator, dtype=y.dtype)
+    noise = tau * _normal(y.new_empty(len(y), len(Q)), generator)
     return noise + (y - noise @ Q) @ Q.T

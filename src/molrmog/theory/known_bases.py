@@ -37,6 +37,8 @@ from molrmog.mixture import MoLRMoG, Subspace
 MODES = ("mean", "factor", "subspace_weights", "mode_weights")
 """What is learned with the subspaces given, as `MoGDenoiser` names it."""
 
+_LOST = 1e-6  # rows: what has fewer has none
+
 
 @dataclass(frozen=True)
 class KnownBasesFit:
@@ -60,7 +62,8 @@ def fit_modes(
     """Maximum likelihood of weights, mu and U by EM from `start`, whose A, b (and tau) are kept.
 
     Args:
-        start: where EM starts; every tau must be positive. A mode that loses all rows keeps its mean and factor.
+        start: where EM starts; every tau must be positive. A mode that loses all rows keeps its mean and factor,
+            a subspace that does its tau and the shares of its modes, too.
         x: rows with shape (n, D).
         learn_tau: estimate tau_k, too.
         max_iter: updates, at most.
@@ -105,25 +108,25 @@ def _log_joint(part: Subspace, h: Tensor, rho2: Tensor, dim: int) -> Tensor:
 def _updated(part: Subspace, h: Tensor, rho2: Tensor, gates: Tensor, dim: int | None) -> Subspace:
     """The subspace after one update; `dim` is D where tau is learned, None where it is held."""
     N = gates.sum(0)  # (n_k,)
-    alive = N > 1e-6
-    weight = N.clamp(min=1e-6)[:, None]
+    alive = N > _LOST
+    weight = N.clamp(min=_LOST)[:, None]
     mu = torch.where(alive[:, None], gates.T @ h / weight, part.means)  # (n_k, d)
     apart = h - mu[:, None]  # (n_k, n, d)
     S = (gates.T[..., None] * apart).mT @ apart / weight[..., None]  # (n_k, d, d)
     ell, V = torch.linalg.eigh(0.5 * (S + S.mT))
     ell, V = ell.flip(1).clamp(min=0), V.flip(2)  # largest first
-    tau2 = part.tau**2
-    if dim is not None:
+    tau2, total = part.tau**2, N.sum()
+    if dim is not None and bool(total > _LOST):
         d = h.shape[1]
-        ranks = torch.tensor([U.shape[1] for U in part.factors])
-        held = torch.arange(d) < ranks[:, None]
-        tau2 = _noise(ell, held, N, (gates.sum(1) * rho2).sum(), N.sum() * (dim - d))
+        ranks = torch.tensor([U.shape[1] for U in part.factors], device=h.device)
+        held = torch.arange(d, device=h.device) < ranks[:, None]
+        tau2 = _noise(ell, held, N, (gates.sum(1) * rho2).sum(), total * (dim - d))
     U = V * (ell - tau2).clamp(min=0).sqrt()[:, None]  # (n_k, d, d)
     return replace(
         part,
-        weight=float(N.sum()) / len(h),
+        weight=float(total) / len(h),
         tau=math.sqrt(tau2),
-        mode_weights=N / N.sum().clamp(min=1e-300),
+        mode_weights=N / total if total > _LOST else part.mode_weights,
         means=mu,
         factors=tuple(U[c, :, : old.shape[1]] if alive[c] else old for c, old in enumerate(part.factors)),
     )
@@ -152,7 +155,7 @@ def fit_scores(
     if draws < 2 or draws % 2:
         raise ValueError(f"draws = {draws}: pass an even number, noises come in pairs of opposite sign")
     network = MoGDenoiser(start, learn=MODES)
-    noise = torch.randn(draws // 2, *x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    noise = torch.randn(draws // 2, *x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device)
     xt = (s * x + gamma * torch.cat([noise, -noise])).flatten(0, 1)  # (draws n, D)
     x0 = x.repeat(draws, 1)
     free = [p for p in network.parameters() if p.requires_grad]
