@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import molrmog
-from molrmog import BlendDenoiser, MLPDenoiser, MoLRMoG, PatchDenoiser
+from molrmog import BlendDenoiser, MLPDenoiser, MoLRMoG, PatchDenoiser, ResidualDenoiser
 from molrmog.denoisers.levels import log_sigma_grid, unit_level
 
 
@@ -80,3 +80,13 @@ def test_parts_must_have_one_dimension():
         BlendDenoiser([a_law(0), a_law(0, dim=4)])
     with pytest.raises(ValueError, match="pass at least one"):
         BlendDenoiser([])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [((100, 4), r"pass rows with shape \(N, 8\)"), ((2, 8), "2 rows: pass at least")]
+)
+def test_rows_to_fit_to_are_looked_at(rows, message):
+    with pytest.raises(ValueError, match=message):
+        BlendDenoiser([a_law(0)]).fit_(torch.zeros(rows))
+    with pytest.raises(ValueError, match=message):
+        ResidualDenoiser(a_law(0), MLPDenoiser(8, width=8, inputs=2)).measure_(torch.zeros(rows))

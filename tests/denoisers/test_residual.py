@@ -113,9 +113,10 @@ def test_the_base_is_trained_along_only_where_it_asks():
 def test_experts_reach_base_and_network():
     parts = PerExpert([MoGDenoiser(a_law(seed=k)) for k in range(3)]).requires_grad_(False)
     network = ResidualDenoiser(parts, moved(MLPDenoiser(6, width=8, experts=3, inputs=2)))
+    x0, _ = noised(a_law(), 60, 1.0, 0.3)
+    network.measure_(x0, torch.arange(60) % 3)
     _, xt = noised(a_law(), 6, 1.0, 0.3)
     expert = torch.arange(6) % 3
-    network.measure_(xt, expert)
     together = network.denoise(xt, 1.0, 0.3, expert)
     for k in range(3):
         alone = network.denoise(xt[expert == k], 1.0, 0.3, k)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.base import Denoiser, ScoreNetwork, level_of_rows
-from molrmog.denoisers.levels import LevelTable, log_sigma_grid, unit_level
+from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.saved import build_base, config_of
 from molrmog.law import Noise
 
@@ -89,7 +89,11 @@ class BlendDenoiser(ScoreNetwork):
 
         Returns:
             Itself.
+
+        Raises:
+            ValueError: the rows have another dimension, or are too few.
         """
+        check_rows(x, self.dim)
         draw = torch.Generator().manual_seed(seed)
         self.mean.copy_(x.double().mean(0))
         for i, log_sigma in enumerate(log_sigma_grid()):

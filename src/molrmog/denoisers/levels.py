@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+_FEWEST = 20  # rows from which a table can be filled
 _LOW, _HIGH, _LEVELS = math.log(1e-3), math.log(1e2), 47  # a quarter of a nat apart
 
 
@@ -29,6 +30,18 @@ def unit_level(log_sigma: Tensor | float) -> tuple[float, float]:
     sigma = math.exp(float(log_sigma))
     s = 1 / math.hypot(1, sigma)
     return s, s * sigma
+
+
+def check_rows(x: Tensor, dim: int) -> None:
+    """Refuse rows that a table cannot be filled from.
+
+    Raises:
+        ValueError: they are not (N, dim), or too few.
+    """
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (N, {dim})")
+    if len(x) < _FEWEST:
+        raise ValueError(f"{len(x)} rows: pass at least {_FEWEST}, of which the table takes its figures")
 
 
 class LevelTable(nn.Module):

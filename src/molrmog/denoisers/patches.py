@@ -64,7 +64,8 @@ class PatchDenoiser(ScoreNetwork):
         index = patch_index(shape, size, stride)
         if law.dim != index.shape[1]:
             raise ValueError(
-                f"a law over R^{law.dim} for patches of {index.shape[1]} numbers: fit it to patches_of(x, ...)"
+                f"a law over R^{law.dim} for patches of {index.shape[1]} numbers: fit it to "
+                "molrmog.denoisers.patches.patches_of(x, ...)"
             )
         self.law = law
         self.shape = cast("tuple[int, int, int]", tuple(int(side) for side in shape))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
-from molrmog.denoisers.levels import LevelTable, log_sigma_grid, unit_level
+from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.preconditioning import noise_condition
 from molrmog.denoisers.saved import build_base, build_denoiser, config_of
 from molrmog.law import Noise
@@ -148,7 +148,11 @@ class ResidualDenoiser(ScoreNetwork):
 
         Returns:
             Itself.
+
+        Raises:
+            ValueError: the rows have another dimension, or are too few.
         """
+        check_rows(x, self.dim)
         draw = torch.Generator().manual_seed(seed)
         self._sigma_data.fill_(x.double().square().mean().sqrt())
         for i, log_sigma in enumerate(log_sigma_grid()):
