@@ -32,7 +32,8 @@ def test_a_folder_belongs_to_one_experiment(tmp_path, capsys):
         return code == 1 and capsys.readouterr().err.strip().splitlines()[0]
 
     assert main(["reproduce", "subspaces", "--workers", "1", "--out", str(out)]) == 0
-    capsys.readouterr()
+    assert main(["info", str(out)]) == 0
+    assert str(out / "report.html") in capsys.readouterr().out
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert "holds seed 0, not 3: name another folder" in refused("subspaces", "--seed", "3", "--out", str(out))
     assert "holds budget smoke, not cpu" in refused("subspaces", "--budget", "cpu", "--out", str(out))

@@ -459,6 +459,11 @@ def info(*, target: str, data_dir: str | None = None, command: str) -> None:
                 latest[key] = r
         for r in latest.values():
             measured.setdefault(r["law"], []).append(Measurement(*(r[field.name] for field in fields(Measurement))))
+    elif (Path(target) / _EXPERIMENT_NAME).is_file():
+        asked = json.loads((Path(target) / _EXPERIMENT_NAME).read_text())
+        page = Path(target) / "report.html"
+        lines = {key: value for key, value in asked.items() if value is not None}
+        lines["report"] = page if page.is_file() else "not finished: give the same command again"
     else:
         data = molrmog.load_data(target, data_dir=data_dir)
         counts = None if data.labels is None else np.unique(data.labels, return_counts=True)[1]
