@@ -241,6 +241,19 @@ def test_em_climbs_the_likelihood_and_its_limit_is_a_maximum():
     assert law_distance(one, other).total < 1e-12
 
 
+def test_em_leaves_a_mode_that_lost_all_rows_where_it_is():
+    law = pair()
+    x_t = law.sample(200, torch.Generator().manual_seed(0), s=S, gamma=GAMMA).x
+    far = copy.deepcopy(law)
+    far.mean[0, 1] += 1000.0
+    assert float(far.posterior(x_t, S, GAMMA).responsibilities[:, 1].sum()) == 0
+    _, found = itertools.islice(expectation_maximisation(far, x_t, S, GAMMA), 2)
+    assert torch.equal(found.mean[0, 1], far.mean[0, 1])
+    assert torch.equal(found.factor[0, 1], far.factor[0, 1])
+    assert not torch.equal(found.mean[0, 0], far.mean[0, 0])
+    assert math.isfinite(law_distance(found, law).total)
+
+
 def test_em_finds_the_exact_population_truth_of_far_modes_in_one_step():
     law = pair()
     with torch.no_grad():
@@ -279,7 +292,10 @@ def test_perturbations_have_the_size_they_are_given():
             assert float((moved.mean[k, mode] - law.mean[k, mode]).norm()) == pytest.approx(nearest / 4)
             off = (moved.factor[k, mode] - law.factor[k, mode]).norm() / law.factor[k, mode].norm()
             assert float(off) == pytest.approx(0.5)
-    assert separation(MoLRMoG(3, (2,), (1,))) == math.inf
+    single = MoLRMoG(3, (2,), (1,))
+    assert separation(single) == math.inf
+    with pytest.raises(ValueError, match="single mode"):
+        perturbed(single, 0.5, torch.Generator())
 
 
 def test_intervals_of_rates_are_those_of_wilson():

@@ -52,8 +52,14 @@ def test_distance_of_single_modes_is_the_dense_bures_distance(dim, noise):
 
 def test_modes_are_paired_where_that_costs_least():
     a, b = (a_law(seed, latent_dims=(3,), modes=(3,)) for seed in (0, 1))
+    x = b.sample(400_000, torch.Generator().manual_seed(0)).x
+    spread = float((x - x.mean(0)).square().sum(1).mean().sqrt())
     cost = [[np.sum((m - n) ** 2) + bures2(S, T) for _, n, T in dense_modes(b)] for _, m, S in dense_modes(a)]
-    best = min(itertools.permutations(range(3)), key=lambda p: sum(cost[i][j] for i, j in enumerate(p)))
+    gap = [[(v - w) ** 2 for w, *_ in dense_modes(b)] for v, *_ in dense_modes(a)]
+    best = min(
+        itertools.permutations(range(3)),
+        key=lambda p: sum(cost[i][j] + spread**2 * gap[i][j] for i, j in enumerate(p)),
+    )
     found = law_distance(a, b)
     assert found.modes == (best,)
     means = [np.sum((dense_modes(a)[i][1] - dense_modes(b)[j][1]) ** 2) for i, j in enumerate(best)]
@@ -61,9 +67,29 @@ def test_modes_are_paired_where_that_costs_least():
     assert found.means**2 + found.covariances**2 == pytest.approx(sum(cost[i][j] for i, j in enumerate(best)) / 3)
     gaps = [dense_modes(a)[i][0] - dense_modes(b)[j][0] for i, j in enumerate(best)]
     assert found.weights == pytest.approx(math.sqrt(np.mean(np.square(gaps))))
-    x = b.sample(400_000, torch.Generator().manual_seed(0)).x
-    spread = math.sqrt(found.total**2 - found.means**2 - found.covariances**2) / found.weights
-    assert spread == pytest.approx(float((x - x.mean(0)).square().sum(1).mean().sqrt()), rel=5e-3)
+    own_spread = math.sqrt(found.total**2 - found.means**2 - found.covariances**2) / found.weights
+    assert own_spread == pytest.approx(spread, rel=5e-3)
+
+
+def test_modes_that_coincide_are_paired_by_their_weights():
+    law = a_law(latent_dims=(3,), modes=(3,))
+    with torch.no_grad():
+        law.mean[0, 1], law.factor[0, 1] = law.mean[0, 0], law.factor[0, 0]
+        law.mode_logits[0] = torch.tensor([0.5, 0.2, 0.3]).log()
+    swapped = copy.deepcopy(law)
+    with torch.no_grad():
+        swapped.mode_logits[0] = law.mode_logits[0, [1, 0, 2]]
+    found = law_distance(swapped, law)
+    assert found.modes == ((1, 0, 2),)
+    assert found.total < 1e-13
+
+
+def test_a_basis_counts_as_the_law_sees_it():
+    """Columns that are no longer orthonormal: the distance is that of the law with their polar factor."""
+    law, off = a_law(), a_law()
+    with torch.no_grad():
+        off.basis[:, 0, :2] = law.basis[:, 0, :2] @ torch.tensor([[1.1, 0.2], [0.2, 0.9]], dtype=torch.float64)
+    assert law_distance(off, law).total < 1e-13
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.0])

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from molrmog.law import normal
 from molrmog.mixture import MoLRMoG
 from molrmog.theory.descent import Loss, off_gauge
 from molrmog.theory.distances import law_distance
@@ -220,12 +221,17 @@ def perturbed(law: MoLRMoG, size: float, generator: torch.Generator) -> MoLRMoG:
         size: every mean moves by `size` x separation / 2, so that at 1 it may reach half-way to its neighbour; every
             factor by `size` x its own Frobenius norm.
         generator: of the directions.
+
+    Raises:
+        ValueError: the law has a single mode, which has no neighbour.
     """
+    if sum(law.modes) < 2:
+        raise ValueError("the law has a single mode: perturbations are measured by the separation of two or more")
     moved = copy.deepcopy(law)
     reach = size * separation(law) / 2
     for k, (d, ranks) in enumerate(zip(law.latent_dims, law.ranks, strict=True)):
         for mode, r in enumerate(ranks):
-            v, V = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((d,), (d, r)))
+            v, V = (normal(shape, generator, like=law.mean) for shape in ((d,), (d, r)))
             moved.mean[k, mode, :d] += reach * v / v.norm()
             if r:
                 moved.factor[k, mode, :d, :r] += size * law.factor[k, mode].norm() * V / V.norm()
@@ -252,7 +258,7 @@ def descend_together(loss: Loss, starts: Tensor, step: float, steps: int) -> Ten
     """
     gradients = vmap(grad(loss))
     theta, bound = starts, 1e3 * float(starts.norm(dim=1).max())
-    lost = torch.zeros(len(starts), 1, dtype=torch.bool)
+    lost = torch.zeros(len(starts), 1, dtype=torch.bool, device=starts.device)
     for _ in range(steps):
         moved = theta - step * gradients(theta)
         lost = lost | ~(moved.norm(dim=1, keepdim=True) < bound)

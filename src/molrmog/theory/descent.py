@@ -81,12 +81,11 @@ class SymmetricPair:
             raise ValueError(f"modes = {law.modes}, ranks = {law.ranks}: pass one subspace with two modes of one rank")
         d, r = law.latent_dims[0], law.ranks[0][0]
         self.free = free
-        signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        signs = law.mean.new_tensor([[1.0], [-1.0]], dtype=torch.float64)
         self.M = torch.block_diag(
-            torch.kron(signs, torch.eye(d, dtype=torch.float64)),
-            torch.kron(signs.abs(), torch.eye(d * r, dtype=torch.float64)),
+            torch.kron(signs, torch.eye(d).to(signs)), torch.kron(signs.abs(), torch.eye(d * r).to(signs))
         )
-        self._first = torch.cat([torch.arange(d), 2 * d + torch.arange(d * r)])
+        self._first = torch.cat([torch.arange(d), 2 * d + torch.arange(d * r)]).to(signs.device)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -198,6 +197,8 @@ def expectation_maximisation(
 
         mu_c = (mean of h under r_c) / s,      U_c U_c^T = (top r_c eigenpairs of S_c, less v_k, at least 0) / s^2
 
+    A mode whose gates are zero on all rows stays where it is.
+
     Args:
         law: where to start; it is the first iterate.
         x_t: noised rows with shape (N, D).
@@ -215,7 +216,10 @@ def expectation_maximisation(
         law = copy.deepcopy(law)
         for c, (k, mode) in enumerate(zip(law.component_of.tolist(), law.mode_of.tolist(), strict=True)):
             d, r = law.latent_dims[k], law.ranks[k][mode]
-            share = gates[:, c] / gates[:, c].sum()
+            total = gates[:, c].sum()
+            if total < torch.finfo(total.dtype).tiny:
+                continue
+            share = gates[:, c] / total
             rows = h[k, :, :d]
             mean = share @ rows
             off = rows - mean

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.denoisers.mog import nearest_orthonormal
 from molrmog.metrics.subspaces import principal_angles
 from molrmog.mixture import MoLRMoG
 
@@ -59,7 +60,9 @@ class LawDistance:
 def law_distance(law: MoLRMoG, true: MoLRMoG) -> LawDistance:
     """Distance between two laws, free of turns and of the order of subspaces and modes.
 
-    Modes are paired inside pairs of subspaces, and subspaces with one another, where the sum of W^2 is least.
+    Modes are paired inside pairs of subspaces, and subspaces with one another, where `total` is least. A
+    counts as its orthonormal factor A (A^T A)^-1/2, to which the law itself goes by one step of Newton's method. Modes
+    count one by one: where some coincide, the law does not say how they share their weight, but the distance does.
 
     Args:
         law: any law.
@@ -89,29 +92,27 @@ def law_distance(law: MoLRMoG, true: MoLRMoG) -> LawDistance:
             "compare laws of one shape"
         )
     ours, theirs = ([_Part.of(one, k) for k in range(one.subspaces)] for one in (law, true))
-    pairs: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    spread = _spread(theirs)
+    pairs: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
     cost = np.full((len(ours), len(theirs)), np.inf)
     for k, own in enumerate(ours):
         for j, other in enumerate(theirs):
             if shapes[k] == true_shapes[j]:
                 means, covariances = _squares(own, other)
-                rows, columns = linear_sum_assignment(means + covariances)
-                pairs[k, j] = columns, means[rows, columns], covariances[rows, columns]
-                cost[k, j] = (means + covariances)[rows, columns].sum()
+                gaps = (own.weights[:, None] - other.weights) ** 2
+                rows, columns = linear_sum_assignment(means + covariances + spread**2 * gaps)
+                pairs[k, j] = columns, *(squares[rows, columns] for squares in (means, covariances, gaps))
+                cost[k, j] = (means + covariances + spread**2 * gaps)[rows, columns].sum()
     partners = [int(j) for j in linear_sum_assignment(cost)[1]]
     found = [pairs[k, j] for k, j in enumerate(partners)]
-    gaps = [ours[k].weights - theirs[j].weights[found[k][0]] for k, j in enumerate(partners)]
-    means, covariances, weights = (
-        float(np.sqrt(np.concatenate(squares).mean()))
-        for squares in ([one[1] for one in found], [one[2] for one in found], [gap**2 for gap in gaps])
-    )
+    means, covariances, weights = (float(np.sqrt(np.concatenate([one[i] for one in found]).mean())) for i in (1, 2, 3))
     angles = [principal_angles(ours[k].basis, theirs[j].basis)[-1] for k, j in enumerate(partners)]
     return LawDistance(
         means=means,
         covariances=covariances,
         angles=np.array(angles),
         weights=weights,
-        total=math.sqrt(means**2 + covariances**2 + (weights * _spread(theirs)) ** 2),
+        total=math.sqrt(means**2 + covariances**2 + (weights * spread) ** 2),
         subspaces=tuple(partners),
         modes=tuple(tuple(map(int, columns)) for columns, *_ in found),
     )
@@ -131,6 +132,7 @@ class _Part:
     def of(cls, law: MoLRMoG, k: int) -> _Part:
         d, n = law.latent_dims[k], law.modes[k]
         A, b, mu, U = (p.double() for p in (law.basis[:, k, :d], law.offset[k], law.mean[k, :n, :d], law.factor[k]))
+        A = nearest_orthonormal(A)
         weights = law.subspace_weights[k].double() * law.mode_weights[k, :n].double()
         return cls(A, b + mu @ A.T, U[:n, :d], float(law.tau[k].abs()), weights.cpu().numpy())
 

@@ -83,8 +83,8 @@ class Overlap:
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Interval for eps_overlap that holds whichever i is largest: of all `each` at once, by Bonferroni.
 
-        It rests on the normal limit of means over independent rows, of which there should be many. Where modes hardly meet, E[xi] comes from few rows out of many,
-        and an interval that reaches 0 is to be read as "not seen on so many rows".
+        It rests on the normal limit of means over independent rows, of which there should be many. Where modes hardly
+        meet, E[xi] comes from few of them, and an interval that reaches 0 is to be read as "not seen on so many rows".
 
         Args:
             confidence: probability that all C means lie within theirs, in (0, 1).

@@ -38,10 +38,10 @@ def random_bases(
         subspaces: K.
         dim: dimension D of the data.
         latent_dim: dimension d of every subspace.
-        generator: source of randomness, for reproducibility.
+        generator: source of randomness, for reproducibility; its device is that of the bases.
     """
-    shape = (starts, subspaces, dim, latent_dim)
-    return torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
+    shape, device = (starts, subspaces, dim, latent_dim), None if generator is None else generator.device
+    return torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64, device=device)).Q
 
 
 def turned(bases: Tensor, angle: float, generator: torch.Generator | None = None) -> Tensor:
@@ -83,7 +83,7 @@ def k_subspaces(x: Tensor, bases: Tensor, steps: int = 50) -> tuple[Tensor, Tens
     R, K, D, d = bases.shape
     energy = x.square().sum(1)  # (N,)
     outer = x[:, :, None] * x[:, None]  # (N, D, D)
-    assigned = torch.full((R, len(x)), -1)
+    assigned = torch.full((R, len(x)), -1, device=x.device)
     for _ in range(steps):
         off = energy - (x @ bases).square().sum(-1)  # (R, K, N)
         nearest = off.argmin(1)  # (R, N)
@@ -150,14 +150,15 @@ def score_bases(
     References:
         arXiv 2409.02426, the training loss and its parametrisation by bases.
     """
-    low, high = (torch.tensor(sigma, dtype=x.dtype).log() for sigma in sigmas)
+    low, high = (x.new_tensor(sigma).log() for sigma in sigmas)
     rows = x.repeat(copies, 1)  # (copies N, D)
     A = bases.to(x.dtype).clone().requires_grad_()
     optimiser = torch.optim.Adam([A], lr=learning_rate)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
     def losses(rows: Tensor) -> Tensor:
-        level = torch.rand(len(rows), generator=generator, dtype=x.dtype)
+        device = x.device if generator is None else generator.device
+        level = torch.rand(len(rows), generator=generator, dtype=x.dtype, device=device).to(x.device)
         gamma = (low + (high - low) * level).exp()
         noisy = rows + gamma[:, None] * normal(tuple(rows.shape), generator, like=x)
         return (bases_denoiser(A, noisy, torch.ones_like(gamma), gamma) - rows).square().sum(2).mean(1)  # (starts,)
