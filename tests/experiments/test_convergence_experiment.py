@@ -22,6 +22,7 @@ TINY = ConvergenceBudget(
     empirical=500,
     methods=(0.7,),
     learning_rates=(0.1,),
+    draws=2,
     basin_gammas=(0.7,),
     basin_rows=128,
     sizes=(0.1, 3.0),
@@ -95,6 +96,12 @@ def test_a_small_run_shows_what_the_experiment_is_about(small):
         row["method"]: int(row["iterations"]) for row in table(out / "methods.csv") if float(row["error"]) == 1e-4
     }
     assert iterations["EM"] < iterations["Gauss-Newton"] + 5 < iterations["gradient descent"]
+    limits = table(out / "limits.csv")
+    assert [row["seed"] for row in limits] == ["0", "1"]
+    methods = {row["method"]: float(row["limit_from_truth"]) for row in table(out / "methods.csv")}
+    assert float(limits[0]["minimum_from_truth"]) == pytest.approx(methods["gradient descent"])
+    assert float(limits[0]["em_limit_from_truth"]) == pytest.approx(methods["EM"])
+    assert float(limits[1]["em_limit_from_truth"]) != pytest.approx(methods["EM"])
     found = {(row["law"], row["method"], row["start"]): int(row["found"]) for row in table(out / "basins.csv")}
     for law in ("tied", "pair"):
         assert found[law, "gradient descent", "0.1"] == 2

@@ -1,11 +1,12 @@
 """Does gradient descent contract at the rate that the curvature predicts, against its peers, and from where?
 
-Everything is known but the means and factors (mu, U), at one noise level of s^2 + gamma^2 = 1. Three questions:
+Everything is known but the means and factors (mu, U), at one noise level of s^2 + gamma^2 = 1. Four questions:
 
 | cells   | ask                                                                                                  |
 | ------- | ---------------------------------------------------------------------------------------------------- |
 | rate    | the contraction per step with the step 2 / (alpha + L'), against (kappa - 1) / (kappa + 1)            |
 | methods | iterations and CPU seconds to an error, for gradient descent, preconditioned, Gauss-Newton, Adam, EM |
+| limits  | how far from the truth the minimum of the loss and the limit of EM are, over draws of the rows        |
 | basin   | how often a descent ends at the limit, by the size of the perturbation and by the kind of start      |
 
 on two losses over rows that stay fixed, so that a step is a deterministic map:
@@ -47,6 +48,7 @@ class ConvergenceBudget:
         empirical: rows of the empirical loss.
         methods: noise levels at which methods are compared.
         learning_rates: of Adam.
+        draws: of rows, over which the limits of the methods are compared.
         basin_gammas: noise levels at which basins are measured.
         basin_rows: rows of the population loss there.
         sizes: of the perturbations, see `perturbed`.
@@ -61,6 +63,7 @@ class ConvergenceBudget:
     empirical: int
     methods: tuple[float, ...]
     learning_rates: tuple[float, ...]
+    draws: int
     basin_gammas: tuple[float, ...]
     basin_rows: int
     sizes: tuple[float, ...]
@@ -80,6 +83,7 @@ BUDGETS = {
         empirical=512,
         methods=(0.6,),
         learning_rates=(0.1,),
+        draws=2,
         basin_gammas=(0.6,),
         basin_rows=128,
         sizes=(0.2, 0.8),
@@ -94,6 +98,7 @@ BUDGETS = {
         empirical=1024,
         methods=_LOW,
         learning_rates=_LEARNING_RATES,
+        draws=12,
         basin_gammas=_LOW,
         basin_rows=256,
         sizes=_SIZES,
@@ -108,6 +113,7 @@ BUDGETS = {
         empirical=4096,
         methods=_LOW,
         learning_rates=_LEARNING_RATES,
+        draws=48,
         basin_gammas=_LOW,
         basin_rows=1024,
         sizes=_SIZES,
@@ -121,7 +127,8 @@ def run_convergence(out: str | Path, budget: Budget = "cpu", seed: int = 0, work
     """Measure contraction, methods and basins, and write the page; the same call again goes on where it stopped.
 
     Args:
-        out: folder of the experiment: report.html, rates.csv, methods.csv, basins.csv, settings.json, cells/.
+        out: folder of the experiment: report.html, rates.csv, methods.csv, limits.csv, basins.csv, settings.json,
+            cells/.
         budget: "smoke" (seconds), "cpu" (minutes), or "gpu" (more rows, seeds and a lower noise level; no GPU needed).
         seed: of the first draw of rows and starts; further ones count up from it.
         workers: processes at a time, one thread each.
@@ -165,6 +172,7 @@ def _grid(spent: ConvergenceBudget, seed: int) -> dict[str, dict[str, Any]]:
             for gamma in spent.methods:
                 given = {"law": law, "gamma": gamma, "loss": "empirical", "rows": spent.empirical, "seed": seed}
                 cells[f"methods/{law}-{gamma:g}"] = {"kind": "methods", **given, "learning_rates": spent.learning_rates}
+                cells[f"limits/{law}-{gamma:g}"] = {"kind": "limits", **given, "draws": spent.draws}
         for gamma in spent.basin_gammas:
             given = {"law": law, "gamma": gamma, "loss": "population", "rows": spent.basin_rows, "seed": seed}
             for kind in ("basin", "damped-basin"):

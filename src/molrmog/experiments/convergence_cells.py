@@ -56,7 +56,7 @@ ERRORS = (1e-2, 1e-4, 1e-6)  # of the distance of the start
 STARTS = ("random", "k-means", "em")
 RATE_START = 0.1  # size of the perturbation that rates and methods start from
 _NEAR = 0.02  # of half the separation: so near, the limit counts as found
-_EM_STEPS, _DAMPED_STEPS = 100, 40
+_EM_STEPS, _EM_LIMIT_STEPS, _DAMPED_STEPS = 100, 300, 40
 
 Point = TypeVar("Point")
 
@@ -142,10 +142,11 @@ class Problem:
 
 
 def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The rate, the methods, or the basin of one law at one noise level."""
+    """The rate, the methods, their limits, or the basin of one law at one noise level."""
     compute: Callable[[dict[str, Any], Problem, Path], dict[str, Any]] = {
         "rate": _rate,
         "methods": _methods,
+        "limits": _limits,
         "basin": _basin,
         "damped-basin": _damped_basin,
     }[settings["kind"]]
@@ -216,7 +217,7 @@ def _methods(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[s
     for i, (name, (iterates, steps)) in enumerate(descents.items()):
         report_progress(folder, i / (len(descents) + 1))
         found[name] = _summary(follow(iterates, distance, until=until, max_steps=steps), distance(start))
-    em_limit = _after(_em(problem, problem.truth), 300)
+    em_limit = _after(_em(problem, problem.truth), _EM_LIMIT_STEPS)
     own = law_distance(start_law, em_limit).total
     trajectory = follow(
         _em(problem, start_law), lambda law: law_distance(law, em_limit).total, until=ERRORS[-1] * own, max_steps=300
@@ -228,6 +229,18 @@ def _methods(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[s
         "limit_from_truth": law_distance(limit_law, problem.truth).total,
         "em_limit_from_truth": law_distance(em_limit, problem.truth).total,
     }
+
+
+def _limits(settings: dict[str, Any], problem: Problem, folder: Path) -> dict[str, Any]:
+    """Where the loss and EM lead from the truth, draw by draw of the rows: distances of both from the truth."""
+    minima: list[float] = []
+    em_limits: list[float] = []
+    for i in range(settings["draws"]):
+        report_progress(folder, i / settings["draws"])
+        one = Problem.of({**settings, "seed": settings["seed"] + i}) if i else problem
+        minima.append(law_distance(one.limit_law, one.truth).total)
+        em_limits.append(law_distance(_after(_em(one, one.truth), _EM_LIMIT_STEPS), one.truth).total)
+    return {"minimum_from_truth": minima, "em_limit_from_truth": em_limits}
 
 
 def _after(iterates: Iterator[Point], steps: int) -> Point:

@@ -1,4 +1,4 @@
-"""What the convergence experiment leaves behind: three tables as CSV, and the page."""
+"""What the convergence experiment leaves behind: four tables as CSV, and the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from molrmog import pictures
 from molrmog.experiments.convergence_cells import ERRORS, LAWS, RATE_START, STARTS
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, write_csv, write_page
+from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
 from molrmog.theory.convergence import wilson
 
 Record = dict[str, Any]
@@ -20,7 +20,7 @@ _INK = "#808080"
 
 
 def write_report(out: Path, records: Sequence[Record], budget: Mapping[str, Any], name: str, seed: int) -> Path:
-    """Write rates.csv, methods.csv, basins.csv and report.html.
+    """Write rates.csv, methods.csv, limits.csv, basins.csv and report.html.
 
     Args:
         out: folder of the experiment.
@@ -32,7 +32,7 @@ def write_report(out: Path, records: Sequence[Record], budget: Mapping[str, Any]
     Returns:
         The path of the page.
     """
-    rates, methods, basins = (_of(records, kind=kind) for kind in ("rate", "methods", "basin"))
+    rates, methods, limits, basins = (_of(records, kind=kind) for kind in ("rate", "methods", "limits", "basin"))
     for one, damped in zip(basins, _of(records, kind="damped-basin"), strict=True):
         one["found"] = {**one["found"], **damped["found"]}
     for one in rates:
@@ -41,6 +41,7 @@ def write_report(out: Path, records: Sequence[Record], budget: Mapping[str, Any]
         one["gap_ratio"] = (1 - one["measured"]) / (1 - one["predicted"])
     write_csv(out / "rates.csv", _RATE_COLUMNS, [[one[column] for column in _RATE_COLUMNS] for one in rates])
     write_csv(out / "methods.csv", _METHOD_COLUMNS, _method_rows(methods))
+    write_csv(out / "limits.csv", _LIMIT_COLUMNS, _limit_rows(limits))
     write_csv(out / "basins.csv", _BASIN_COLUMNS, _basin_rows(basins))
     cards = [
         Card(_worst(rates, "rate_ratio"), "largest error of the rate r", f"{len(rates)} descents"),
@@ -61,7 +62,7 @@ def write_report(out: Path, records: Sequence[Record], budget: Mapping[str, Any]
         Section(
             "Iterations and seconds",
             _METHOD_TEXT,
-            [_method_table(one) for one in methods],
+            [*(_method_table(one) for one in methods), _limit_table(limits)],
             [Figure(_method_uri(methods), _METHOD_CAPTION, wide=True)],
         ),
         Section(
@@ -110,13 +111,14 @@ _METHOD_CAPTION = "Distance from the limit over iterations, relative to the star
 _BASIN_TEXT = """\
 The population loss, {starts} starts each: gradient descent with the step of the limit for 3κ + 50 iterations, EM \
 for 100 on the same rows, and Gauss-Newton for 40 with damped steps that never raise the loss. Where the last one \
-arrives and gradient descent does not, there is a way down from the start to the limit, and the step of gradient \
-descent is too long to follow it. A start counts as found where it ends within 2% of half the separation of the \
+arrives and gradient descent does not, there is a way down from the start to the limit that gradient descent with this \
+step does not follow. A start counts as found where it ends within 2% of half the separation of the \
 limit.
 
 A perturbation of size 1 moves every mean by half the smallest separation, in a random direction, and every factor \
-by its own norm. Starts of the other kinds take means and factors from fresh rows; weights are known, and modes are \
-ordered by theirs."""
+by its own norm. The directions are the same {starts} at every size and noise level, so counts of different sizes or \
+levels are not independent. Starts of the other kinds take means and factors from fresh rows, drawn by the same seeds \
+at every noise level; weights are known, and modes are ordered by theirs."""
 _BASIN_CAPTION = """\
 Share of starts that end at the limit: gradient descent solid, with 95% intervals; EM dotted; Gauss-Newton dashed."""
 _LINES = {"gradient descent": "-", "EM": ":", "Gauss-Newton": "--"}
@@ -125,6 +127,7 @@ _RATE_COLUMNS = ("law", "gamma", "loss", "seed", "rows", "overlap", "alpha", "la
 _RATE_COLUMNS += ("predicted", "measured", "early", "late", "first", "last", "rate_ratio", "log_ratio", "gap_ratio")
 _RATE_COLUMNS += ("limit_from_truth",)
 _METHOD_COLUMNS = ("law", "gamma", "kappa", "method", "error", "iterations", "cpu_seconds", "limit_from_truth")
+_LIMIT_COLUMNS = ("law", "gamma", "rows", "seed", "minimum_from_truth", "em_limit_from_truth")
 _BASIN_COLUMNS = ("law", "gamma", "kappa", "method", "start", "found", "starts", "low", "high")
 
 
@@ -145,6 +148,14 @@ def _method_rows(methods: Sequence[Record]) -> list[list[Cell]]:
                 iterations, seconds = reached or (None, None)
                 rows.append([one["law"], one["gamma"], one["kappa"], method, float(error), iterations, seconds, limit])
     return rows
+
+
+def _limit_rows(limits: Sequence[Record]) -> list[list[Cell]]:
+    return [
+        [one["law"], one["gamma"], one["rows"], one["seed"] + i, minimum, em_limit]
+        for one in limits
+        for i, (minimum, em_limit) in enumerate(zip(one["minimum_from_truth"], one["em_limit_from_truth"], strict=True))
+    ]
 
 
 def _basin_rows(basins: Sequence[Record]) -> list[list[Cell]]:
@@ -187,6 +198,19 @@ def _method_table(one: Record) -> Table:
     columns = [name for error in ERRORS for name in (f"{error:.0e}: iterations", "CPU s")]
     title = f"{LAWS[one['law']]}, γ = {one['gamma']:g}, κ = {number(one['kappa'], 3)}"
     return Table(("method", *columns, "limit from truth"), rows, title)
+
+
+def _limit_table(limits: Sequence[Record]) -> Table:
+    rows: list[list[Cell]] = []
+    for one in limits:
+        minima, em_limits = one["minimum_from_truth"], one["em_limit_from_truth"]
+        nearer = sum(em_limit < minimum for minimum, em_limit in zip(minima, em_limits, strict=True))
+        rows.append([LAWS[one["law"]], one["gamma"], mean_spread(minima), mean_spread(em_limits)])
+        rows[-1].append(f"{nearer} of {len(minima)}")
+    columns = ("law", "γ", "minimum of the loss", "limit of EM", "EM's is nearer")
+    return Table(
+        columns, rows, f"Distance from the truth over draws of {limits[0]['rows']:,} noised rows, mean ± spread."
+    )
 
 
 def _sizes(one: Record) -> list[str]:
