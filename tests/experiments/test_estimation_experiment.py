@@ -11,7 +11,7 @@ import torch
 from molrmog import MoLRMoG
 from molrmog.experiments import estimation
 from molrmog.experiments.estimation import BUDGETS, flat_law, run_estimation
-from molrmog.experiments.estimation_page import _growth, _needed, _slope
+from molrmog.experiments.estimation_page import _few, _growth, _needed, _slope
 
 TINY = replace(
     BUDGETS["smoke"],
@@ -25,6 +25,7 @@ TINY = replace(
     shapes={"subspaces": (1, 2), "modes": (1, 2), "latent_dim": (2, 3)},
     dsm_rows=(64,),
     pool=1024,
+    few_rows=(32, 64),
     peer_dims=(14,),
     peer_rows=(64, 128),
     fresh=64,
@@ -99,3 +100,15 @@ def test_slopes_of_known_records_are_found():
         for D in (16, 64, 256)
     ]
     assert _growth(learned) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_rows_needed_are_those_of_each_law():
+    own = {"sweep": "few", "gamma": 0.5}
+    records = [own | {"method": "scale", "seed": seed, "error": 100.0} for seed in range(2)]
+    records += [
+        own | {"method": "known", "seed": seed, "n": n, "repeat": one, "error": (1 + seed) * (50 + 20 * one) / n}
+        for seed in range(2)
+        for n in (16, 64, 256)
+        for one in range(2)
+    ]
+    assert [found for found, _ in _few(records)] == pytest.approx([60, 120])

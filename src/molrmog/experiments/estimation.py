@@ -53,6 +53,7 @@ from molrmog.theory.estimation import (
     embedded,
     embedded_rows,
     embedding,
+    least_loss,
     row_losses,
     score_error,
 )
@@ -63,6 +64,8 @@ Budget = Literal["smoke", "cpu", "gpu"]
 GAMMA = 0.5
 LEVELS = (0.2, 0.5, 0.8)
 """Noise levels whose errors add up to the total, each weighed by gamma^2, as in the loss of the noise eps."""
+LOW_LEVELS = (0.1, 0.15, 0.2, 0.3)
+"""Noise levels at which the gap's own power of gamma is measured."""
 _NEAR = 1e-3  # nats per row that a start may end below the one at the truth, and count as the same optimum
 
 
@@ -108,6 +111,8 @@ class EstimationBudget:
         shapes: those sweeps, name to values.
         dsm_rows: n of score matching.
         pool: rows from which gaps are taken, gaps at n up to an eighth of it.
+        few_rows: n at which rows to 1% are looked for with A known.
+        draws: of rows at each of those n and of the gaps at the fit, for each law.
         peer_dims: D of the comparison of methods.
         peer_rows: its n.
         fresh: rows on which is measured.
@@ -125,6 +130,8 @@ class EstimationBudget:
     shapes: dict[str, tuple[int, ...]]
     dsm_rows: tuple[int, ...]
     pool: int
+    few_rows: tuple[int, ...]
+    draws: int
     peer_dims: tuple[int, ...]
     peer_rows: tuple[int, ...]
     fresh: int
@@ -133,7 +140,7 @@ class EstimationBudget:
 
 _SHAPES = {"subspaces": (1, 2, 4, 8), "modes": (1, 2, 4, 8), "latent_dim": (2, 4, 8, 16)}
 _CPU = EstimationBudget(
-    seeds={"n": 8, "pair": 20, "dim": 16, "gap": 4, "peers": 2, "shape": 6, "starts": 12, "dsm": 3},
+    seeds={"n": 8, "pair": 20, "dim": 16, "gap": 8, "peers": 2, "few": 12, "shape": 6, "starts": 12, "dsm": 12},
     rows=tuple(2**i for i in range(6, 16)),
     dim=64,
     dims=(32, 64, 128, 256, 512, 1024, 2048, 4096),
@@ -144,6 +151,8 @@ _CPU = EstimationBudget(
     shapes=_SHAPES,
     dsm_rows=(256, 1024, 4096),
     pool=2**17,
+    few_rows=(16, 32, 64, 128, 256, 512),
+    draws=16,
     peer_dims=(32, 128, 512, 2048),
     peer_rows=(64, 256, 1024, 4096, 16384),
     fresh=2048,
@@ -151,7 +160,7 @@ _CPU = EstimationBudget(
 )
 BUDGETS = {
     "smoke": EstimationBudget(
-        seeds={"n": 2, "pair": 2, "dim": 2, "gap": 1, "peers": 1, "shape": 1, "starts": 1, "dsm": 1},
+        seeds={"n": 2, "pair": 2, "dim": 2, "gap": 1, "peers": 1, "few": 1, "shape": 1, "starts": 1, "dsm": 1},
         rows=(256, 1024, 4096),
         dim=16,
         dims=(16, 64, 256),
@@ -162,6 +171,8 @@ BUDGETS = {
         shapes={"subspaces": (1, 2), "modes": (1, 2), "latent_dim": (2, 4)},
         dsm_rows=(256,),
         pool=2**12,
+        few_rows=(32, 128, 512),
+        draws=2,
         peer_dims=(16, 64),
         peer_rows=(64, 512),
         fresh=512,
@@ -170,7 +181,7 @@ BUDGETS = {
     "cpu": _CPU,
     "gpu": replace(
         _CPU,
-        seeds={"n": 64, "pair": 64, "dim": 64, "gap": 32, "peers": 4, "shape": 32, "starts": 16, "dsm": 16},
+        seeds={"n": 64, "pair": 64, "dim": 64, "gap": 32, "peers": 4, "few": 32, "shape": 32, "starts": 32, "dsm": 16},
         repeats=32,
         pool=2**19,
         fresh=8192,
@@ -231,7 +242,8 @@ def _cells(spent: EstimationBudget, seed: int) -> dict[str, dict[str, Any]]:
         "shape": {"dim": max(spent.dim, 128), "rows": spent.shape_rows, "shapes": spent.shapes},
         "starts": {"dim": spent.dim, "rows": spent.dim_rows},
         "dsm": {"rows": spent.dsm_rows},
-        "gap": {"pool": spent.pool},
+        "gap": {"pool": spent.pool, "levels": LOW_LEVELS, "draws": spent.draws},
+        "few": {"rows": spent.few_rows, "draws": spent.draws},
     }
     cells: dict[str, dict[str, Any]] = {}
     for sweep, count in spent.seeds.items():
@@ -249,7 +261,7 @@ def _cells(spent: EstimationBudget, seed: int) -> dict[str, dict[str, Any]]:
 def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One seed of one sweep; every record holds a method, where it was measured, and the error there."""
     sweeps = {"n": _n, "dim": _dim, "pair": _pair, "shape": _shape, "starts": _starts, "dsm": _dsm, "gap": _gap}
-    sweeps["peers"] = _peers
+    sweeps |= {"peers": _peers, "few": _few}
     return {"records": sweeps[settings["sweep"]](settings, folder)}
 
 
@@ -452,30 +464,74 @@ def _dsm(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def _gap(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """E |L - L_n| at the truth, and the largest over laws around it; the bound's shape."""
+    """E |L - L_n| at the truth, the largest over laws around it, and at EM's fit; the bound's shape."""
     seed, s = settings["seed"], s_of(GAMMA)
     inner = LawShape(**settings["law"]).draw(seed)
     draw = torch.Generator().manual_seed(seed)
     y = inner.sample(settings["pool"], draw).x
-    losses: list[Tensor] = []
-    for i in range(8):
-        law = MoLRMoG.from_subspaces([inner.subspace(k) for k in range(inner.subspaces)]).requires_grad_(False)
-        if i:
-            law.mean.add_(0.2 * torch.randn(law.mean.shape, generator=draw, dtype=y.dtype))
-            law.factor.mul_(1 + 0.2 * torch.randn(law.factor.shape, generator=draw, dtype=y.dtype))
-        losses.append(row_losses(law, y, s, GAMMA, seed=seed))
-        report_progress(folder, (i + 1) / 8)
-    pool, bound = torch.stack(losses), GapBound.of(inner, y, s, GAMMA)
+    laws = [inner] + [_moved(inner, draw) for _ in range(7)]
     records: list[dict[str, Any]] = []
-    n = 64
-    while n <= settings["pool"] // 8:
-        gaps = block_gaps(pool, n).abs()  # (8, blocks)
-        at = {"D": inner.dim, "n": n, "gamma": GAMMA}
+
+    def add(gaps: Tensor, n: int, gamma: float) -> None:
+        bound = GapBound.of(inner, y, s_of(gamma), gamma)
+        named = {"R": bound.radius, "B_mu": bound.mean_radius, "constant": bound.constant}
+        at = {"D": inner.dim, "n": n, "gamma": gamma}
         records.append({"method": "gap at the truth", **at, "error": float(gaps[0].mean())})
         records.append({"method": "largest gap of 8 laws", **at, "error": float(gaps.amax(0).mean())})
-        named = {"R": bound.radius, "B_mu": bound.mean_radius, "constant": bound.constant}
         records.append({"method": "shape of the bound", **at, **named, "error": bound.at(n)})
-        n *= 2
+
+    losses = torch.stack([row_losses(law, y, s, GAMMA, seed=seed) for law in laws])
+    sizes = [2**i for i in range(6, 40) if 2**i <= settings["pool"] // 8]
+    for n in sizes:
+        add(block_gaps(losses, n).abs(), n, GAMMA)
+    report_progress(folder, 0.3)
+    part, n_low = y[: settings["pool"] // 4], min(1024, settings["pool"] // 64)
+    for gamma in settings["levels"]:
+        low = torch.stack([row_losses(law, part, s_of(gamma), gamma, seed=seed) for law in laws])
+        add(block_gaps(low, n_low).abs(), n_low, gamma)
+    report_progress(folder, 0.6)
+    floor = least_loss(inner, y, s, GAMMA, seed=seed)
+    fresh = y[: 4 * settings["fresh"]]
+    for n in sizes:
+        for one in range(settings["draws"]):
+            records += _gap_at_fit(inner, inner.sample(n, draw).x, fresh, floor.mean, one)
+    return records
+
+
+def _moved(law: MoLRMoG, generator: torch.Generator) -> MoLRMoG:
+    """A law nearby: means moved by 0.2, factors by 20%."""
+    near = MoLRMoG.from_subspaces([law.subspace(k) for k in range(law.subspaces)]).requires_grad_(False)
+    near.mean.add_(0.2 * torch.randn(law.mean.shape, generator=generator, dtype=law.mean.dtype))
+    near.factor.mul_(1 + 0.2 * torch.randn(law.factor.shape, generator=generator, dtype=law.factor.dtype))
+    return near
+
+
+def _gap_at_fit(law: MoLRMoG, x: Tensor, fresh: Tensor, least: float, draw: int) -> list[dict[str, Any]]:
+    """L_n(theta_n) - L(theta_n) for EM's theta_n, and the part of it that the fit adds, on the same rows and noises."""
+    s, own = s_of(GAMMA), fit_modes(law, x).law
+    fitted, true = (row_losses(one, x, s, GAMMA, pairs=4, seed=2 + draw).mean() for one in (own, law))
+    added = float(fitted - true) - score_error(own, law, fresh, s, GAMMA, seed=1).mean
+    at = {"D": law.dim, "n": len(x), "gamma": GAMMA, "repeat": draw}
+    return [
+        {"method": "gap at the fit", **at, "error": abs(float(true) - least + added)},
+        {"method": "the fit's own part", **at, "error": abs(added), "signed": added},
+    ]
+
+
+def _few(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Errors with A known at small n in R^q, over many draws of rows, and the scale they are measured by."""
+    seed = settings["seed"]
+    inner = LawShape(**settings["law"]).draw(seed)
+    space = _Space(inner, inner.dim, seed)
+    draw = torch.Generator().manual_seed(seed)
+    fresh = space.rows(inner.sample(settings["fresh"], draw).x)
+    records: list[dict[str, Any]] = [{"method": "scale", "D": space.dim, "gamma": GAMMA, "error": _scale(space, fresh)}]
+    for i, n in enumerate(settings["rows"]):
+        for one in range(settings["draws"]):
+            law = fit_modes(space.law, space.rows(inner.sample(n, draw).x)).law
+            where = {"method": "known", "D": space.dim, "n": n, "gamma": GAMMA, "repeat": one}
+            records.append(where | _found(law, space, fresh))
+        report_progress(folder, (i + 1) / len(settings["rows"]))
     return records
 
 
