@@ -58,7 +58,7 @@ def test_radius_cell_agrees_with_itself(tmp_path):
     (record,) = compute_cell({**where, "seed": 0, "rows": 100}, tmp_path)["records"]
     assert record["parameters"] == 24
     assert record["gauge"] == 2
-    # Separated modes of weight 1/2: w s^2 and w s^2 / gamma^4. On rows it did not see, the worst direction is the worst.
+    # Separated modes of weight 1/2: w s^2 and w s^2 / gamma^4. The worst direction is the worst on unseen rows, too.
     assert (record["smallest"], record["largest"]) == pytest.approx((0.375, 6.0), rel=1e-3)
     assert 0 < record["worst"] < 0.9 * min(*record["random"], record["along_largest"])
 
