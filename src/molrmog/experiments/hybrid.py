@@ -32,7 +32,7 @@ import numpy as np
 
 from molrmog import pictures
 from molrmog.experiments import image_cells
-from molrmog.experiments.cells import run_cells
+from molrmog.experiments.cells import Crew
 from molrmog.experiments.hybrid_cells import compute_arm, compute_base
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
 from molrmog.saving import write_atomically
@@ -239,19 +239,18 @@ def run_hybrid(
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
     source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
     image_cells.space(*image_cells.parts(source))  # trains the classifier once, before the cells ask for it
-    bases: dict[str, Any] = {}
-    for title, blends in (("bases", False), ("blends", True)):
-        cells = {
-            f"bases/{name}": {"source": source, "base": dict(base)}
-            for name, base in made.bases.items()
-            if (base["kind"] == "blend") == blends
-        }
-        bases |= run_cells(compute_base, cells, out, workers=workers, title=title)
+    bases = {f"bases/{name}": {"source": source, "base": dict(base)} for name, base in made.bases.items()}
+    blends = {name: settings for name, settings in bases.items() if settings["base"]["kind"] == "blend"}
+    parts = {name: settings for name, settings in bases.items() if name not in blends}
     cells = _arm_cells(made, source, seed, device)
-    results = run_cells(compute_arm, cells, out, workers=workers, title="networks")
+    with Crew(workers) as crew:
+        measured = crew.run(compute_base, parts, out, title="bases") | crew.run(
+            compute_base, blends, out, title="blends"
+        )
+        results = crew.run(compute_arm, cells, out, title="networks")
     settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
     write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
-    return _write_report(out, made, dataset, budget, bases, cells, results)
+    return _write_report(out, made, dataset, budget, measured, cells, results)
 
 
 def _arm_cells(made: Plan, source: Mapping[str, Any], seed: int, device: str) -> dict[str, dict[str, Any]]:

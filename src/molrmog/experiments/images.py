@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from molrmog.experiments import image_cells
-from molrmog.experiments.cells import run_cells
+from molrmog.experiments.cells import Crew
 from molrmog.experiments.image_page import MOLRG, Arm, slug, write_image_page
 from molrmog.experiments.latents import AutoencoderSettings
 
@@ -234,31 +234,22 @@ def run_images(
     image_cells.space(rows, held)  # trains the classifier once, before the cells ask for it
 
     sets = _sets(made, seed)
-    where = {"workers": workers}
     schemes = {(chosen["by"], chosen["experts"]) for chosen in sets.values()}
-    run_cells(
-        image_cells.compute_experts,
-        {
-            f"experts/{by}-{experts}": {"source": source, "by": by, "experts": experts, "seed": seed}
-            for by, experts in sorted(schemes)
-        },
-        out,
-        title="experts",
-        **where,
-    )
-    trained = run_cells(
-        image_cells.compute_autoencoder, _autoencoder_cells(sets, source, device), out, title="autoencoders", **where
-    )
+    experts = {
+        f"experts/{by}-{experts}": {"source": source, "by": by, "experts": experts, "seed": seed}
+        for by, experts in sorted(schemes)
+    }
     samples = min(made.samples, len(held))
-    encoded = run_cells(
-        image_cells.compute_latents,
-        {f"latents/{name}": {"source": source, "set": chosen, "samples": samples} for name, chosen in sets.items()},
-        out,
-        title="latents",
-        **where,
-    )
+    latents = {
+        f"latents/{name}": {"source": source, "set": chosen, "samples": samples} for name, chosen in sets.items()
+    }
     arms, cells = _networks(made, sets, source, samples, seed, device)
-    results = run_cells(image_cells.compute_network, cells, out, title="networks", **where)
+    with Crew(workers) as crew:
+        crew.run(image_cells.compute_experts, experts, out, title="experts")
+        autoencoders = _autoencoder_cells(sets, source, device)
+        trained = crew.run(image_cells.compute_autoencoder, autoencoders, out, title="autoencoders")
+        encoded = crew.run(image_cells.compute_latents, latents, out, title="latents")
+        results = crew.run(image_cells.compute_network, cells, out, title="networks")
     best = image_cells.reference(source, samples)
     return write_image_page(out, made, dataset, budget, rows, arms, cells, results, encoded, trained, best)
 
