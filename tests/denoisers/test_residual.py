@@ -176,5 +176,7 @@ def test_a_table_is_linear_in_log_sigma_and_constant_beyond_its_ends():
     s = torch.tensor([0.5, 2.0, 1.0])
     found = table(s, s * log_sigma.exp())
     torch.testing.assert_close(found, torch.stack([log_sigma, -2 * log_sigma], 1), rtol=1e-5, atol=1e-5)
-    ends = table(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))[:, 0]
-    torch.testing.assert_close(ends, torch.tensor([math.log(1e-3), math.log(1e2)]))
+    ends = table(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))[:, 0]
+    torch.testing.assert_close(ends, torch.tensor([math.log(1e-3), math.log(1e2), math.log(1e2)]))
+    found = table(torch.tensor([math.nan, 1.0]), torch.tensor([1.0, 1.0]))
+    assert found.isnan().all(1).tolist() == [True, False]

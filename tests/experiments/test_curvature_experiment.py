@@ -9,13 +9,14 @@ import torch
 
 from molrmog.experiments import curvature
 from molrmog.experiments.curvature import BUDGETS, CurvatureBudget, run_curvature
-from molrmog.experiments.curvature_cells import block_errors, compute_cell, crossed_law, symmetric_law
-from molrmog.theory.score_loss import ScoreLoss, stratified_rows
+from molrmog.experiments.curvature_cells import compute_cell, crossed_law, symmetric_law, two_subspaces
 
 TINY = CurvatureBudget(
     gammas=(0.5,),
     separations=(14,),
     modes=(2,),
+    laws=1,
+    draws=1,
     radius={2: (6.0,)},
     rows=60,
     independent=(200,),
@@ -43,14 +44,11 @@ def test_crossed_law_has_nearest_modes_at_its_separation(modes):
     assert float(part.mode_weights.max() / part.mode_weights.min()) > 1.2
 
 
-def test_block_errors_see_what_soft_gates_change():
-    def errors(separation):
-        law = symmetric_law(separation)
-        x, weight = stratified_rows(law, 400, 0.8, 0.6, torch.Generator().manual_seed(0))
-        return block_errors(ScoreLoss(law, x, 0.8, 0.6, weight=weight))
-
-    assert max(errors(14.0).values()) < 1e-6
-    assert min(errors(2.0).values()) > 0.05
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_subspaces_have_the_nearest_means_at_their_separation(seed):
+    law = two_subspaces(4.0, seed)
+    means = torch.cat([law.subspace(k).offset + law.subspace(k).means @ law.subspace(k).basis.T for k in range(2)])
+    assert float(torch.pdist(means).min()) == pytest.approx(4)
 
 
 def test_radius_cell_agrees_with_itself(tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from molrmog import MoLRMoG, Subspace
 from molrmog.theory.landscape import (
+    Curvature,
     basis_block,
     convex_radius,
     curvature,
@@ -185,6 +186,21 @@ def test_relative_error_sees_weak_directions():
     strong = torch.diag(torch.tensor([1e4, 1.0, 0.0], dtype=torch.float64))
     off = strong + torch.diag(torch.tensor([0.0, 0.01, 0.0], dtype=torch.float64))
     assert relative_error(off, strong) == pytest.approx(0.01)
+
+
+def test_a_mode_without_factor_has_the_blocks_of_its_mean():
+    law = ragged_law(3, dim=5, latent_dims=(3,), ranks=((0, 2),), taus=(0.3,)).requires_grad_(False)
+    blocks = separated_blocks(law, S, GAMMA)
+    assert blocks["factor", 0, 0].shape == (0, 0)
+    assert relative_error(blocks["factor", 0, 0], blocks["factor", 0, 0]) == 0
+    assert blocks["mean", 0, 0].shape == (3, 3)
+
+
+@pytest.mark.parametrize("smallest", [-1e-14, 0.0, 1e-14])
+def test_kappa_is_infinite_where_the_smallest_eigenvalue_is_rounding(smallest):
+    values = torch.tensor([smallest, 3.0], dtype=torch.float64)
+    assert Curvature(values, torch.eye(2), 0).kappa == math.inf
+    assert Curvature(values + torch.tensor([1e-9, 0.0]), torch.eye(2), 0).kappa == pytest.approx(3e9, rel=1e-4)
 
 
 def test_radius_is_where_a_scan_sees_the_smallest_eigenvalue_change_sign():

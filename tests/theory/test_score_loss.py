@@ -159,6 +159,50 @@ def test_gauge_is_what_changes_nothing_about_the_law(learn, unused):
     assert float((loss.gauss_newton(theta) @ gauge).norm()) < 1e-9
 
 
+def _edge(kind: str) -> tuple[MoLRMoG, tuple[str, ...]]:
+    """Laws with directions that change nothing, and that no list of the usual ones holds."""
+    if kind == "flat modes on a line":  # B U = 0 and B mu + c = 0
+        law = ragged_law(3, dim=6, latent_dims=(3, 3), ranks=((2,), (2,)), taus=(0.3, 0.2))
+        return law.requires_grad_(False), ("basis", "offset", "mean", "factor")
+    if kind == "turns of a basis that factors do not see":
+        law = ragged_law(4, dim=5, latent_dims=(4,), ranks=((2, 1),), taus=(0.3,)).requires_grad_(False)
+        law.factor[0, :, 1:] = 0
+        return law, ("basis", "mean")
+    if kind == "offset and basis alone":
+        law = ragged_law(5, dim=5, latent_dims=(3,), ranks=((1, 1),), taus=(0.3,)).requires_grad_(False)
+        law.mean[0, 1] = law.mean[0, 0] + law.factor[0, 0, :, 0]
+        law.factor[0, 1] = 2 * law.factor[0, 0]
+        return law, ("basis", "offset")
+    law = ragged_law(6, dim=3, latent_dims=(3,), ranks=((3, 3),), taus=(0.4,)).requires_grad_(False)
+    return law, ("mean", "factor", "tau")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "flat modes on a line",
+        "turns of a basis that factors do not see",
+        "offset and basis alone",
+        "noise that full factors make up for",
+    ],
+)
+def test_gauge_holds_the_rare_directions_too(kind):
+    law, learn = _edge(kind)
+    loss = some_loss(learn, law, n=400)
+    theta = loss.theta_of(law)
+    jacobian = torch.autograd.functional.jacobian(lambda t: composition(loss, t), theta)
+    gauge = loss.gauge(theta)
+    assert gauge.shape[1] == len(theta) - int(torch.linalg.matrix_rank(jacobian, rtol=1e-9)) > 0
+    assert float((jacobian @ gauge).norm()) < 1e-9
+    values = torch.linalg.eigvalsh(loss.gauss_newton(theta))
+    assert float(values[gauge.shape[1]]) > 1e-9 * float(values[-1]) > 10 * float(values[gauge.shape[1] - 1].abs())
+
+
+def test_noise_at_zero_is_no_gauge():
+    law = ragged_law(6, dim=3, latent_dims=(3,), ranks=((3, 3),), taus=(0.0,)).requires_grad_(False)
+    assert some_loss(("tau",), law).gauge(law.tau.double()).shape == (1, 0)
+
+
 def test_stratified_rows_have_the_moments_of_the_law():
     law = some_law()
     x, weight = stratified_rows(law, 200, S, GAMMA, torch.Generator().manual_seed(0))

@@ -66,12 +66,14 @@ class LevelTable(nn.Module):
         """The value at each noise level, with shape (B, *shape).
 
         Args:
-            s: signal scales, with shape (B,); zero counts as the last level.
+            s: signal scales, with shape (B,); zero counts as the last level, whatever gamma.
             gamma: noise standard deviations, with shape (B,); zero counts as the first level.
+
+        A level that is not a number has values that are none.
         """
-        at = (gamma.log() - s.log()).clamp(_LOW, _HIGH)  # -inf and inf are clamped, too
+        at = torch.where(s == 0, _HIGH, gamma.log() - s.log()).clamp(_LOW, _HIGH)  # -inf and inf are clamped, too
         place = (at - _LOW) * ((_LEVELS - 1) / (_HIGH - _LOW))
-        left = place.floor().clamp(max=_LEVELS - 2).long()
+        left = place.floor().clamp(max=_LEVELS - 2).nan_to_num().long()
         share = (place - left).reshape(-1, *[1] * (self.values.ndim - 1))
         values = self.values.to(place.dtype)
         return (1 - share) * values[left] + share * values[left + 1]

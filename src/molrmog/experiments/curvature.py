@@ -6,7 +6,7 @@ with s^2 + gamma^2 = 1. `separation` is the distance between nearest means in da
 | cells      | what is computed                                                                       |
 | ---------- | -------------------------------------------------------------------------------------- |
 | spectrum   | eigenvalues for two modes +mu, -mu with one U, learned as one, at every noise level    |
-| blocks     | Gauss-Newton blocks of every mode against their closed forms, over the separation      |
+| blocks     | Gauss-Newton blocks of every mode against their closed forms, over separation and laws |
 | rows       | the same blocks on independent rows, over their number                                 |
 | angle      | the U-block, exact and as printed, while mu turns away from the span of U               |
 | radius     | how far from the truth the loss stays convex, at random and in the worst direction     |
@@ -14,7 +14,8 @@ with s^2 + gamma^2 = 1. `separation` is the distance between nearest means in da
 | parameters | the spectrum when A, b, the weights and tau are learned too                            |
 | large      | Lanczos on a law of thousands of parameters, against dense algebra on a small one      |
 
-All Hessians are those of the law's own soft gates. Rows are `stratified_rows`, but for `rows`.
+All Hessians are those of the law's own soft gates. Rows are `stratified_rows`, but for `blocks` and
+learned weights, which take `border_rows`, and for `rows`.
 
 References:
     arXiv 2601.01475, section 6 (local strong convexity).
@@ -22,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +46,8 @@ class CurvatureBudget:
         gammas: noise levels of the spectrum and of the radius at two modes.
         separations: of the blocks.
         modes: n of the laws whose blocks are compared.
+        laws: of each kind; two modes differ by the angle of mu to U.
+        draws: of the rows, for each law.
         radius: separations of the radius, by n; two modes at every gamma, more at gamma = 0.5.
         rows: of a loss at least.
         independent: numbers of independent rows.
@@ -55,6 +59,8 @@ class CurvatureBudget:
     gammas: Sequence[float]
     separations: Sequence[float]
     modes: Sequence[int]
+    laws: int
+    draws: int
     radius: dict[int, Sequence[float]]
     rows: int
     independent: Sequence[int]
@@ -66,7 +72,7 @@ class CurvatureBudget:
 _LEVELS = (0.2, 0.35, 0.5, 0.8)
 _FULL: dict[str, Any] = {
     "gammas": _LEVELS,
-    "separations": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16),
+    "separations": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20),
     "modes": (2, 4, 8),
     "large": (200, 3, 32, 2, 12),
 }
@@ -75,6 +81,8 @@ BUDGETS = {
         gammas=(0.5,),
         separations=(2, 14),
         modes=(2, 4),
+        laws=2,
+        draws=1,
         radius={2: (3.0,)},
         rows=300,
         independent=(1000,),
@@ -84,6 +92,8 @@ BUDGETS = {
     ),
     "cpu": CurvatureBudget(
         **_FULL,
+        laws=5,
+        draws=2,
         radius={2: (1, 2, 3, 4, 6), 4: (2, 4, 8), 8: (4, 8)},
         rows=1000,
         independent=(1000, 10_000, 100_000),
@@ -92,6 +102,8 @@ BUDGETS = {
     ),
     "gpu": CurvatureBudget(
         **_FULL,
+        laws=20,
+        draws=5,
         radius=dict.fromkeys((2, 4, 8), (1, 1.5, 2, 3, 4, 5, 6, 8, 10)),
         rows=4000,
         independent=(1000, 10_000, 100_000, 1_000_000),
@@ -153,12 +165,13 @@ def _grid(spent: CurvatureBudget, seed: int) -> dict[str, dict[str, Any]]:
             place = {"modes": modes, "gamma": gamma, "separation": separation}
             cells[f"radius-{modes}-{gamma:g}-{separation:g}"] = {"kind": "radius", **place, **search, **shared}
         cells[f"shift-{modes}"] = {"kind": "shift", "modes": modes, "where": where, **shared}
-    for modes in spent.modes:  # what overlap adds comes from few rows, so there are five times as many
-        where = {"modes": modes, "separations": list(map(float, spent.separations)), "gammas": [0.2, 0.5, 0.8]}
-        cells[f"blocks-{modes}"] = {"kind": "blocks", **where, "rows": 5 * spent.rows, "seed": seed}
+    drawn = {"laws": spent.laws, "draws": spent.draws, "seed": seed}
+    for modes, gamma in itertools.product(sorted(spent.modes, reverse=True), (0.2, 0.5, 0.8)):
+        where = {"modes": modes, "gamma": gamma, "separations": list(map(float, spent.separations))}
+        cells[f"blocks-{modes}-{gamma:g}"] = {"kind": "blocks", **where, **drawn, "rows": 2 * spent.rows}
     cells["spectrum"] = {"kind": "spectrum", "gammas": list(spent.gammas), **shared}
     cells["angle"] = {"kind": "angle", "degrees": [0, 15, 30, 45, 60, 75, 90], **shared}
-    cells["parameters"] = {"kind": "parameters", "separations": [4.0, FAR], **shared}
-    cells["rows"] = {"kind": "rows", "numbers": list(spent.independent), **shared}
+    cells["parameters"] = {"kind": "parameters", "separations": [4.0, FAR], **shared, "laws": 2 * spent.laws}
+    cells["rows"] = {"kind": "rows", "numbers": list(spent.independent), "draws": 5 * spent.draws, "seed": seed}
     cells["large"] = {"kind": "large", "law": list(spent.large), **shared}
     return cells

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from molrmog.experiments.cells import report_progress
 from molrmog.mixture import MoLRMoG, Subspace
+from molrmog.theory.border import block_errors, border_rows
 from molrmog.theory.landscape import (
     basis_block,
     convex_radius,
@@ -55,6 +58,24 @@ def crossed_law(modes: int, separation: float, rank: int = 2, seed: int = 0) -> 
     return _one_subspace(randn, means, factors, (0.5 * randn(modes)).exp())
 
 
+def two_subspaces(separation: float, seed: int = 0) -> MoLRMoG:
+    """K = 2 subspaces of dimensions 3 and 2 in R^8, two modes each; the nearest two of all means so far apart."""
+    shape: dict[str, Any] = {"dim": 8, "latent_dims": (3, 2), "modes": (2, 2), "rank": 2, "noise": 0.2}
+    law = MoLRMoG.random(**shape, separation=4.0, offset=1.0, seed=seed, dtype=torch.float64).requires_grad_(False)
+    parts = [law.subspace(k) for k in range(2)]
+    apart = torch.pdist(torch.cat([part.offset + part.means @ part.basis.T for part in parts]))
+    for means in (law.mean, law.offset):
+        means.mul_(separation / apart.min())
+    return law
+
+
+def angled_law(modes: int, separation: float, seed: int) -> MoLRMoG:
+    """As `crossed_law`; two modes are symmetric and, rotations aside, differ by the angle of mu to U: seed x 22.5."""
+    if modes > 2:
+        return crossed_law(modes, separation, seed=seed)
+    return symmetric_law(separation, degrees=22.5 * (seed % 5), seed=seed)
+
+
 def _law(modes: int, separation: float, seed: int) -> MoLRMoG:
     return symmetric_law(separation, seed=seed) if modes == 2 else crossed_law(modes, separation, seed=seed)
 
@@ -74,24 +95,6 @@ def _loss(law: MoLRMoG, gamma: float, rows: int, seed: int, learn: Sequence[str]
     s = math.sqrt(1 - gamma**2)
     x, weight = stratified_rows(law, rows, s, gamma, torch.Generator().manual_seed(seed))
     return ScoreLoss(law, x, s, gamma, learn, weight=weight)
-
-
-def block_errors(loss: ScoreLoss) -> dict[str, float]:
-    """How far the Gauss-Newton matrix at the truth is from the closed forms of separated modes.
-
-    Returns:
-        mean and factor, the largest relative error of a block in any direction, over all modes; whole, the norm of
-        everything that the closed forms lack, blocks between modes included, relative to the norm of the matrix.
-    """
-    G = loss.gauss_newton(loss.theta_of(loss.truth))
-    closed = torch.zeros_like(G)
-    errors = {"mean": 0.0, "factor": 0.0}
-    for (name, k, mode), block in separated_blocks(loss.truth, loss.s, loss.gamma).items():
-        at = loss.entries(name, k, mode)
-        closed[at[:, None], at] = block
-        errors[name] = max(errors[name], relative_error(G[at][:, at], block))
-    whole = torch.linalg.matrix_norm(G - closed, 2) / torch.linalg.matrix_norm(G, 2)
-    return {**errors, "whole": float(whole)}
 
 
 def _spectrum(settings: dict[str, Any], _: Path) -> list[dict[str, Any]]:
@@ -133,15 +136,18 @@ def _spectrum(settings: dict[str, Any], _: Path) -> list[dict[str, Any]]:
 
 
 def _blocks(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    modes, gamma, seed = (settings[key] for key in ("modes", "gamma", "seed"))
+    s = math.sqrt(1 - gamma**2)
+    draws = list(itertools.product(settings["separations"], range(settings["laws"]), range(settings["draws"])))
     records: list[dict[str, Any]] = []
-    for gamma in settings["gammas"]:
-        for separation in settings["separations"]:
-            report_progress(folder, len(records) / len(settings["gammas"]) / len(settings["separations"]))
-            loss = _loss(
-                _law(settings["modes"], separation, settings["seed"]), gamma, settings["rows"], settings["seed"]
-            )
-            where = {"modes": settings["modes"], "gamma": gamma, "separation": separation}
-            records.append({**where, **block_errors(loss)})
+    for separation, law_number, draw in draws:
+        report_progress(folder, len(records) / len(draws))
+        law = angled_law(modes, separation, seed + law_number)
+        generator = torch.Generator().manual_seed(1000 * (seed + draw) + law_number)
+        x, weight = border_rows(law, settings["rows"], s, gamma, generator)
+        errors = block_errors(ScoreLoss(law, x, s, gamma, weight=weight))
+        where = {"modes": modes, "gamma": gamma, "separation": separation, "law": law_number, "draw": draw}
+        records.append({**where, **asdict(errors)})
     return records
 
 
@@ -149,10 +155,17 @@ def _rows(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     law, gamma = symmetric_law(FAR, seed=settings["seed"]), 0.5
     s = math.sqrt(1 - gamma**2)
     records: list[dict[str, Any]] = []
-    for i, n in enumerate(settings["numbers"]):
-        report_progress(folder, i / len(settings["numbers"]))
-        x = law.sample(n, torch.Generator().manual_seed(settings["seed"]), s=s, gamma=gamma).x
-        records.append({"rows": n, **block_errors(ScoreLoss(law, x, s, gamma))})
+    draws = list(itertools.product(settings["numbers"], range(settings["draws"])))
+    for n, draw in draws:
+        report_progress(folder, len(records) / len(draws))
+        x = law.sample(n, torch.Generator().manual_seed(1000 * settings["seed"] + draw), s=s, gamma=gamma).x
+        loss = ScoreLoss(law, x, s, gamma)
+        G = loss.gauss_newton(loss.theta_of(law))
+        errors = {"mean": 0.0, "factor": 0.0}
+        for (name, k, mode), block in separated_blocks(law, s, gamma).items():
+            at = loss.entries(name, k, mode)
+            errors[name] = max(errors[name], relative_error(G[at][:, at], block))
+        records.append({"rows": n, "draw": draw, **errors})
     return records
 
 
@@ -237,26 +250,24 @@ def _parameters(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     weights = ("subspace_logits", "mode_logits")
     learned = [("mean", "factor"), ("basis", "mean", "factor"), ("basis", "offset", "mean", "factor")]
     learned += [("mean", "factor", *weights), ("mean", "factor", "tau"), LEARNABLE]
-    for separation in settings["separations"]:
-        # MoLRMoG.random takes the distance of means from the offset; two at random lie root 2 times that apart.
-        shape: dict[str, Any] = {
-            "dim": 8,
-            "latent_dims": (3, 2),
-            "modes": (2, 2),
-            "rank": 2,
-            "noise": 0.2,
-            "offset": 1.0,
-        }
-        law = MoLRMoG.random(**shape, separation=separation / math.sqrt(2), seed=seed, dtype=torch.float64)
+    s = math.sqrt(1 - gamma**2)
+    for separation, law_number in itertools.product(settings["separations"], range(settings["laws"])):
+        law = two_subspaces(separation, seed + law_number)
         for learn in learned:
-            report_progress(folder, len(records) / len(learned) / len(settings["separations"]))
-            loss = _loss(law.requires_grad_(False), gamma, settings["rows"], seed, learn)
+            report_progress(folder, len(records) / len(learned) / len(settings["separations"]) / settings["laws"])
+            loss = _loss(law, gamma, settings["rows"], seed + law_number, learn)
+            if "mode_logits" in learn:  # weights are seen on borders alone
+                generator = torch.Generator().manual_seed(seed + law_number)
+                x, weight = border_rows(law, 4 * settings["rows"], s, gamma, generator)
+                loss = ScoreLoss(law, x, s, gamma, learn, weight=weight)
             found = curvature(loss, matrix="gauss-newton")
             logits = [loss.entries(name) for name in weights if name in learn]
             share = float(found.vectors[torch.cat(logits), 0].square().sum()) if logits else None
+            alone = _loss(law, gamma, settings["rows"], seed + law_number, ("basis",)) if learn == LEARNABLE else None
             records.append(
                 {
                     "separation": separation,
+                    "law": law_number,
                     "learn": list(loss.learn),
                     "parameters": len(loss.theta_of(law)),
                     "gauge": found.gauge,
@@ -264,7 +275,7 @@ def _parameters(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
                     "largest": found.largest,
                     "kappa": found.kappa,
                     "weakest_in_weights": share,
-                    "basis_error": _basis_error(loss) if learn == LEARNABLE else None,
+                    "basis_error": None if alone is None else _basis_error(alone),
                 }
             )
     return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -37,12 +38,14 @@ def write_report(out: Path, records: Mapping[str, Sequence[Record]], settings: M
     shifts = {_place(record): record["shift"] for record in records["shift"]}
     radius = [{**r, "shift": shifts[_place(r)], "worst": min(r["worst"], shifts[_place(r)])} for r in records["radius"]]
     far = max(r["separation"] for r in blocks)
-    error = max(max(r["mean"], r["factor"]) for r in blocks if r["separation"] == far)
+    error = max(_block_error(r) for r in blocks if r["separation"] == far)
     weights = max((r for r in records["parameters"] if r["weakest_in_weights"]), key=lambda r: r["separation"])
     shares = [r["worst"] / _shift_radius(r["gamma"]) for r in radius]
     cards = [
         Card(
-            number(error, 2), "largest relative error of a block", f"closed form against autograd, separation {far:g}"
+            number(error, 2),
+            "largest relative error of a block",
+            f"closed form against autograd, all laws at separation {far:g}",
         ),
         Card(
             f"{_zero(angle['printed'], angle['exact'])} against {number(angle['exact'])}",
@@ -71,7 +74,7 @@ def write_report(out: Path, records: Mapping[str, Sequence[Record]], settings: M
             "Closed forms against separation",
             _BLOCKS_TEXT,
             [_separated_table(blocks), _rows_table(records["rows"])],
-            [Figure(_blocks_uri(blocks), "Largest relative error of a μ- or U-block in any direction.", wide=True)],
+            [Figure(_blocks_uri(blocks), "Largest relative error of a block: median and range over draws.", wide=True)],
         ),
         Section(
             "The printed U-block",
@@ -103,9 +106,10 @@ s²/(s² + γ²)² as the smallest eigenvalue in μ: that is so, and it is the s
 _BLOCKS_TEXT = """\
 Gauss-Newton blocks of every mode's μ and U against the closed forms times the mode's weight. The error is the \
 largest over modes and over directions, each relative to its own curvature, so that weak directions count as much as \
-strong ones. Rows have exact shares, means and covariances of all modes, so the closed form for separated modes is \
-met to rounding, and what is left is what soft gates change; in between, few rows near the border decide, and curves \
-are rough. With independent rows the sampling error rules."""
+strong ones. What soft gates change happens on the borders between modes, where rows are rare: half of the rows are \
+drawn there, with weights, and the difference from the closed form is averaged, which is zero wherever gates are hard. \
+Two modes are +μ, −μ at angles of 0° to 90° to their U; more modes have uneven weights and factors of their own. Every \
+law is measured on several draws of rows. With independent rows the sampling error rules."""
 _ANGLE_TEXT = """\
 Rank 1, two separated modes, μ turned from U (0°) to across it (90°). “Exact” is the closed form, “measured” the \
 Gauss-Newton block by autograd. The full text of the paper was not at hand; “printed” is a reconstruction: its score \
@@ -124,7 +128,8 @@ Hard gates would not help: to first order a shift of μ across U by γ²/(s√(1
 towards the shift and moving μ along U then lower the loss together. So the radius shrinks like γ² at low noise, \
 however far the modes are apart. Where modes overlap it is smaller still."""
 _PARAMETERS_TEXT = """\
-K = 2 subspaces of dimensions 3 and 2 in R⁸ with two modes each, rank 2, τ = 0.2, γ = 0.5. Gauge directions are \
+K = 2 subspaces of dimensions 3 and 2 in R⁸ with two modes each, rank 2, τ = 0.2, γ = 0.5; the nearest two of all \
+four means are exactly as far apart as said. Medians over laws, ranges in brackets. Gauge directions are \
 removed: rotations of U; rotations, symmetric changes and unused columns of A; offsets inside their own subspace; \
 constants added to logits. “Of that, in weights” is the share of the weakest direction that moves logits. The last \
 column is the relative error of the closed form of A's curvature out of its span."""
@@ -156,7 +161,7 @@ def _values(records: Sequence[Record], key: str) -> list[Any]:
 
 def _write_table(out: Path, records: Mapping[str, Sequence[Record]]) -> None:
     """One line per number: kind of cell, where, what, value."""
-    places = ("modes", "gamma", "separation", "degrees", "rows", "learn", "law")
+    places = ("modes", "gamma", "separation", "degrees", "rows", "learn", "law", "draw")
     lines: list[list[Cell]] = []
     for kind, found in records.items():
         for record in found:
@@ -196,24 +201,38 @@ def _separated_table(records: Sequence[Record]) -> Table:
         cells: list[Cell] = [n]
         for gamma in gammas:
             own = _of(records, modes=n, gamma=gamma)
-            bad = [r["separation"] for r in own if max(r["mean"], r["factor"]) >= _TARGET]
-            good = [r for r in own if not bad or r["separation"] > max(bad)]
-            cells += (
-                [good[0]["separation"], number(max(good[0]["mean"], good[0]["factor"]), 2)] if good else [None, None]
-            )
-            cells.append(number(max(own[-1]["mean"], own[-1]["factor"]), 2))
+            bad = [r["separation"] for r in own if _block_error(r) >= _TARGET]
+            good = [r["separation"] for r in own if not bad or r["separation"] > max(bad)]
+            there = [_block_error(r) for r in own if good and r["separation"] == min(good)]
+            before = [_block_error(r) for r in own if bad and r["separation"] == max(bad)]
+            cells += [min(good) if good else None, _range(there), _range(before)]
         rows.append(cells)
-    columns = ["n", *(f"γ = {g:g}: {what}" for g in gammas for what in ("from", "error there", "error at the end"))]
-    caption = f"Separation on the swept grid from which all blocks agree to {_TARGET:g}, and the error there."
+    columns = ["n", *(f"γ = {g:g}: {what}" for g in gammas for what in ("from", "error there", "one step before"))]
+    caption = f"First separation of the grid from which every draw agrees to {_TARGET:g}; median and range of errors."
     return Table(columns, rows, caption, "r" * len(columns))
 
 
+def _block_error(record: Record) -> float:
+    return max(record["mean"], record["factor"])
+
+
+def _range(values: Sequence[float], digits: int = 2) -> str:
+    """Median (smallest – largest)."""
+    if not values:
+        return "–"
+    shown = (number(value, digits) for value in (statistics.median(values), min(values), max(values)))
+    return "{} ({} – {})".format(*shown)
+
+
 def _rows_table(records: Sequence[Record]) -> Table:
-    rows = [[f"{r['rows']:,}", number(r["mean"], 2), number(r["factor"], 2)] for r in records]
+    rows = [
+        [f"{n:,}", *(_range([r[key] for r in _of(records, rows=n)]) for key in ("mean", "factor"))]
+        for n in _values(records, "rows")
+    ]
     return Table(
         ("independent rows", "error in μ", "error in U"),
         rows,
-        "Two separated modes, γ = 0.5; μ suffers by their shares alone.",
+        "Two separated modes, γ = 0.5, over draws of rows; μ suffers by their shares alone.",
     )
 
 
@@ -265,22 +284,32 @@ def _radius_table(records: Sequence[Record]) -> Table:
 
 def _parameters_table(records: Sequence[Record]) -> Table:
     names = {"mean": "μ", "factor": "U", "basis": "A", "offset": "b", "tau": "τ", "mode_logits": "weights"}
-    rows: list[list[Cell]] = [
-        [
-            f"{r['separation']:g}",
-            ", ".join(short for name, short in names.items() if name in r["learn"]),
-            r["parameters"],
-            r["gauge"],
-            _zero(r["smallest"], r["largest"]),
-            number(r["largest"]),
-            number(r["kappa"], 3) if r["smallest"] > 1e-12 * r["largest"] else "infinite",
-            None if r["weakest_in_weights"] is None else f"{r['weakest_in_weights']:.0%}",
-            None if r["basis_error"] is None else number(r["basis_error"], 2),
-        ]
-        for r in records
-    ]
-    columns = ("separation", "learned", "P", "gauge", "smallest", "largest", "κ", "of that, in weights", "A: error")
-    return Table(columns, rows, "", "rlrrrrrrr")
+    rows: list[list[Cell]] = []
+    for separation, learn in itertools.product(_values(records, "separation"), _learned(records)):
+        own = _of(records, separation=separation, learn=learn)
+        plain = {r["law"]: r["kappa"] for r in _of(records, separation=separation, learn=["mean", "factor"])}
+        zero = all(r["smallest"] < 1e-12 * r["largest"] for r in own)
+        rows.append(
+            [
+                f"{separation:g}",
+                ", ".join(short for name, short in names.items() if name in learn),
+                own[0]["parameters"],
+                own[0]["gauge"],
+                "0" if zero else _range([r["smallest"] for r in own]),
+                _range([r["largest"] for r in own]),
+                "infinite" if zero else _range([r["kappa"] for r in own]),
+                "infinite" if zero else _range([r["kappa"] / plain[r["law"]] for r in own]),
+                None if own[0]["weakest_in_weights"] is None else _range([r["weakest_in_weights"] for r in own]),
+                None if own[0]["basis_error"] is None else _range([r["basis_error"] for r in own]),
+            ]
+        )
+    columns = ("separation", "learned", "P", "gauge", "smallest", "largest", "κ", "κ over that of μ, U")
+    columns += ("weakest direction, in weights", "A: error")
+    return Table(columns, rows, "0: below 1e−12 of the largest in every law.", "rl" + "r" * 8)
+
+
+def _learned(records: Sequence[Record]) -> list[list[str]]:
+    return [list(learn) for learn in dict.fromkeys(tuple(record["learn"]) for record in records)]
 
 
 def _large_table(records: Sequence[Record]) -> Table:
@@ -326,8 +355,11 @@ def _blocks_uri(records: Sequence[Record]) -> str:
     for axis, gamma in zip(axes, gammas, strict=True):
         for n, color in zip(_values(records, "modes"), _COLORS, strict=False):
             own = _of(records, modes=n, gamma=gamma)
-            errors = [max(r["mean"], r["factor"], 1e-15) for r in own]
-            axis.plot([r["separation"] for r in own], errors, color=color, marker="o", ms=3, lw=1.2, label=f"n = {n}")
+            at = _values(own, "separation")
+            errors = [[max(_block_error(r), 1e-15) for r in _of(own, separation=one)] for one in at]
+            axis.fill_between(at, list(map(min, errors)), list(map(max, errors)), color=color, alpha=0.2, lw=0)
+            middle = list(map(statistics.median, errors))
+            axis.plot(at, middle, color=color, marker="o", ms=3, lw=1.2, label=f"n = {n}")
         axis.axhline(_TARGET, color="#808080", lw=0.8, ls=":")
         axis.set_yscale("log")
         axis.set_title(f"γ = {gamma:g}", fontsize=9)

@@ -4,6 +4,7 @@
 | ----------- | ----------------------------------------------------------------------- | ---------------------- |
 | estimation  | error of a learned score, and the bound on the generalisation gap       | estimation error       |
 | landscape   | curvature of the score-matching loss around the truth, and its radius   | local strong convexity |
+| border      | what soft gates change in that curvature, from rows on the borders      | local strong convexity |
 | convergence | contraction of gradient descent, and from where it arrives              | linear convergence     |
 | overlap     | how much modes overlap, and what that does to the smallest eigenvalue   | bounded overlap        |
 | recovery    | how many rows it takes to find the subspaces                            | arXiv 2409.02426       |

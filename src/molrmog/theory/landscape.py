@@ -57,6 +57,7 @@ from molrmog.mixture import MoLRMoG
 from molrmog.theory.score_loss import ScoreLoss
 
 Matrix = Literal["hessian", "gauss-newton"]
+_ROUNDING = 1e-12  # of the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Curvature:
 
     @property
     def kappa(self) -> float:
-        """Condition number L' / alpha; infinite where the loss is not strongly convex."""
-        return self.largest / self.smallest if self.smallest > 0 else math.inf
+        """Condition number L' / alpha; infinite where alpha is negative, or rounding: 1e-12 of L' or less."""
+        return self.largest / self.smallest if self.smallest > _ROUNDING * self.largest else math.inf
 
 
 def curvature(
@@ -94,7 +95,8 @@ def curvature(
 ) -> Curvature:
     """All eigenvalues of the loss's Hessian off the gauge directions of theta.
 
-    Removing the gauge directions of theta itself gives the Hessian on the quotient by the gauge, at any theta.
+    Removing the gauge directions of theta itself gives the Hessian on the quotient by the gauge: at any theta where A
+    is not learned, at an orthonormal A where it is.
 
     Args:
         loss: the loss.
@@ -247,8 +249,13 @@ def separated_blocks(law: MoLRMoG, s: float, gamma: float) -> dict[tuple[str, in
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest relative error of `found` in any direction in which `expected` (n, n), semidefinite, is not zero."""
+    """Largest relative error of `found` in any direction in which `expected` (n, n), semidefinite, is not zero.
+
+    Zero where there is no direction, as in the factor of a mode of rank 0.
+    """
     values, vectors = torch.linalg.eigh(expected)
+    if not len(values):
+        return 0.0
     kept = values > 1e-9 * values[-1]
     white = vectors[:, kept] / values[kept].sqrt()
     return float((torch.linalg.eigvalsh(white.T @ found @ white) - 1).abs().max())
@@ -358,5 +365,5 @@ def _precision(U: Tensor, s: float, v: float) -> Tensor:
 
 def _change_of_covariance(U: Tensor) -> Tensor:
     """H U^T + U H^T for each unit change H of an entry of U, row by row, with shape (d r, d, d)."""
-    H = torch.eye(U.numel(), dtype=U.dtype, device=U.device).view(-1, *U.shape)
+    H = torch.eye(U.numel(), dtype=U.dtype, device=U.device).view(U.numel(), *U.shape)
     return H @ U.T + (H @ U.T).mT

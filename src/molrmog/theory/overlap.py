@@ -17,8 +17,9 @@ never meet (block-diagonal, in closed form, see `theory.landscape`), and the res
     H = H_sep + dH,      lambda_min(H) >= alpha - |dH|,      alpha = lambda_min(H_sep)           (Weyl)
 
 off the gauge directions, and the paper bounds |dH| by C' eps_overlap. At the truth the Hessian is a Gauss-Newton
-matrix: it is never negative, and zero only where modes coincide. At a distance from the truth nothing keeps it from
-being negative, so "strong convexity is lost" is a statement about a ball, and its radius belongs to it.
+matrix: it is never negative. It vanishes where two modes coincide, and, overlap or none, along a column of U whose
+variance does, since the curvature there is of the order of that variance. At a distance from the truth nothing keeps it
+from being negative, so "strong convexity is lost" is a statement about a ball, and its radius belongs to it.
 
 References:
     arXiv 2601.01475, the extension to overlapping modes ("bounded overlap").

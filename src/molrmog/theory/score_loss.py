@@ -11,14 +11,20 @@ The rows stay fixed, so that two values of theta see the same noise; on any rows
 zero, and its Hessian is the Gauss-Newton matrix. theta holds the real entries of the learned parameters, padding left
 out. The formulas of the score stay in `molrmog.mixture`, and every derivative is that of autograd.
 
-Gauge. Some directions of theta change nothing about the law:
+Gauge. Some directions of theta change nothing about the law, about an orthonormal A and to first order: those that
+leave the mean b + A mu and covariance A U U^T A^T + tau^2 I of every mode, and the weights. `gauge` solves for them,
 
     U -> U R                                  the r (r - 1) / 2 rotations of a mode's factor
-    A -> A R, mu -> R^T mu, U -> R^T U        rotations of a latent space, where all three are learned
-    A -> A S, S symmetric                     the law orthonormalises A; to second order about an orthonormal A
-    A -> A + B, B mu = 0 and B U = 0          columns of a basis that no mode of its subspace uses
+    A -> A R, mu -> R^T mu, U -> R^T U        rotations of a latent space, as far as the learned ones can follow
     b -> b + A a, mu -> mu - a                an offset inside its own subspace
+    tau -> tau + t, U U^T -> U U^T - 2 tau t  where A spans R^D and all U have full rank
+    A -> A S, S symmetric                     the law orthonormalises A
+    A -> A + B, b -> b + c, A^T B = 0         B U = 0 and B mu + c = 0 for every mode: columns that nothing uses, or
+                                              that all modes use alike
     logits -> logits + constant               of the subspaces, and of the modes of each
+
+and leaves out what is no smooth family of equal laws, or hangs on two modes: weights of modes that coincide, and tau at
+0, where the law depends on tau^2 and the curvature vanishes without a gauge.
 
 References:
     arXiv 2601.01475, section 6 (the objective whose Hessian it bounds, with A known).
@@ -180,7 +186,10 @@ class ScoreLoss:
         return product
 
     def gauge(self, theta: Tensor) -> Tensor:
-        """Orthonormal basis of the directions of theta that change nothing about the law, with shape (P, G)."""
+        """Orthonormal basis of the directions of theta that change nothing about the law, with shape (P, G).
+
+        To first order, about an orthonormal A where A is learned; see the module for what is left out.
+        """
         found = [self._packed(direction) for direction in _gauge_directions(self.law_of(theta), self.learn)]
         lengths = [direction.norm() for direction in found]
         moving = [direction / length for direction, length in zip(found, lengths, strict=True) if length > 1e-12]
@@ -288,55 +297,101 @@ def _real_entries(law: MoLRMoG) -> dict[str, Tensor]:
 
 
 def _gauge_directions(law: MoLRMoG, learn: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The changes of the learned parameters that leave the law as it is; they may depend on each other."""
-    learned = set(learn)
+    """Changes of the learned parameters that span those that leave the law as it is; they may depend on each other."""
 
     def still() -> dict[str, Tensor]:
         return {name: torch.zeros_like(getattr(law, name)) for name in learn}
 
-    def skew(i: int, j: int, n: int) -> Tensor:
-        K = torch.zeros(n, n, dtype=law.basis.dtype, device=law.basis.device)
-        K[i, j], K[j, i] = 1, -1
-        return K
-
-    if "subspace_logits" in learned:
+    if "subspace_logits" in learn:
         yield {**still(), "subspace_logits": torch.ones_like(law.subspace_logits)}
     for k, (d, n) in enumerate(zip(law.latent_dims, law.modes, strict=True)):
-        A, mu, U = law.basis[:, k, :d], law.mean[k, :n, :d], law.factor[k, :n, :d]
-        if "mode_logits" in learned:
+        if "mode_logits" in learn:
             move = still()
             move["mode_logits"][k, :n] = 1
             yield move
-        if "factor" in learned:
-            for mode, r in enumerate(law.ranks[k]):
-                for i, j in itertools.combinations(range(r), 2):
-                    move = still()
-                    move["factor"][k, mode, :d, :r] = U[mode, :, :r] @ skew(i, j, r)
-                    yield move
-        if {"basis", "mean", "factor"} <= learned:
-            for i, j in itertools.combinations(range(d), 2):
-                move, K = still(), skew(i, j, d)
-                move["basis"][:, k, :d] = A @ K
-                move["mean"][k, :n, :d] = mu @ K  # -K mu, as rows
-                move["factor"][k, :n, :d] = -K @ U
-                yield move
-        if "basis" in learned:
+        for inside in _inside(law, k, learn):
+            yield still() | inside
+        if "basis" in learn:
+            A = law.basis[:, k, :d]
             for i, j in itertools.combinations_with_replacement(range(d), 2):
-                move, S = still(), skew(i, j, d).abs()
-                move["basis"][:, k, :d] = A @ S
-                yield move
-            used = torch.cat([mu.T, *U], 1)  # (d, n + n r)
-            axes, lengths, _ = torch.linalg.svd(used)
-            rank = int((lengths > 1e-12 * lengths[:1].clamp(min=1e-300)).sum())
-            if rank < d:
-                outside = torch.linalg.qr(A, mode="complete").Q[:, d:]  # (D, D - d)
-                for column, unused in itertools.product(outside.T, axes[:, rank:].T):
-                    move = still()
-                    move["basis"][:, k, :d] = torch.outer(column, unused)
-                    yield move
-        if {"offset", "mean"} <= learned:
-            for i in range(d):
                 move = still()
-                move["offset"][k] = A[:, i]
-                move["mean"][k, :n, i] = -1
+                move["basis"][:, k, i] += A[:, j]
+                move["basis"][:, k, j] += A[:, i]
                 yield move
+            outside = torch.linalg.qr(A, mode="complete").Q[:, d:]  # (D, D - d)
+            unseen = _unseen(law, k, "offset" in learn)
+            for column, row in itertools.product(outside.T, unseen):
+                move = still()
+                move["basis"][:, k, :d] = torch.outer(column, row[:d])
+                if "offset" in learn:
+                    move["offset"][k] = row[d] * column
+                yield move
+
+
+def _unseen(law: MoLRMoG, k: int, offset: bool) -> Tensor:
+    """Orthonormal rows (y, c), with shape (rows, d + 1), of y U = 0 and y mu + c = 0; c = 0 unless b is learned."""
+    d, n = law.latent_dims[k], law.modes[k]
+    mu, U = law.mean[k, :n, :d], law.factor[k, :n, :d]
+    seen = torch.cat([mu, U.mT.reshape(-1, d)])  # (n + n r, d)
+    if not offset:
+        rows = _null(seen)
+        return torch.cat([rows, rows.new_zeros(len(rows), 1)], 1)
+    ones = torch.cat([mu.new_ones(n, 1), mu.new_zeros(len(seen) - n, 1)])
+    return _null(torch.cat([seen, ones], 1))
+
+
+def _inside(law: MoLRMoG, k: int, learn: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Changes A K (K skew), A a, h, H, t of A, b, mu, U, tau that leave means and covariances within the span of A.
+
+    K mu + h + a = 0 and K C - C K + H U^T + U H^T + 2 tau t I = 0 for every mode, C = U U^T; a tau that is learned can
+    be made up for by the factors only if the subspace is all of R^D.
+    """
+    d, n, r = law.latent_dims[k], law.modes[k], law.factor.shape[-1]
+    A, mu, U = law.basis[:, k, :d], law.mean[k, :n, :d], law.factor[k, :n, :d]
+    C, eye = U @ U.mT, torch.eye(d, dtype=A.dtype, device=A.device)
+    units: list[tuple[str, Tensor]] = []  # the changes of one parameter, one by one
+    effects: list[Tensor] = []  # of each on the means (n, d) and covariances (n, d, d)
+
+    def add(name: str, change: Tensor, means: Tensor | None, covariances: Tensor | None) -> None:
+        count = len(change)
+        means = A.new_zeros(count, n, d) if means is None else means
+        covariances = A.new_zeros(count, n, d, d) if covariances is None else covariances
+        units.append((name, change))
+        effects.append(torch.cat([means.flatten(1), covariances.flatten(1)], 1))
+
+    if "basis" in learn and d > 1:
+        i, j = torch.triu_indices(d, d, 1, device=A.device)
+        K = A.new_zeros(len(i), d, d)
+        at = torch.arange(len(i), device=A.device)
+        K[at, i, j], K[at, j, i] = 1, -1
+        add("basis", A @ K, mu @ K.mT, K[:, None] @ C - C @ K[:, None])
+    if "offset" in learn:
+        add("offset", A.T, eye[:, None].expand(d, n, d), None)
+    if "mean" in learn:
+        h = torch.eye(n * d, dtype=A.dtype, device=A.device).view(-1, n, d)
+        add("mean", h, h, None)
+    if "factor" in learn and r > 0:
+        H = torch.eye(n * d * r, dtype=A.dtype, device=A.device).view(-1, n, d, r)
+        real = torch.tensor([[c < rank for c in range(r)] for rank in law.ranks[k]], device=A.device)
+        H = H[real[:, None].expand(n, d, r).flatten()]
+        add("factor", H, None, H @ U.mT + U @ H.mT)
+    if "tau" in learn and d == law.dim and law.tau[k] != 0:
+        add("tau", A.new_ones(1), None, (2 * law.tau[k] * eye).expand(1, n, d, d))
+    if not units:
+        return
+    sizes = [len(change) for _, change in units]
+    for shares in _null(torch.cat(effects).T):
+        move = {name: torch.zeros_like(getattr(law, name)) for name, _ in units}
+        for (name, change), share in zip(units, shares.split(sizes), strict=True):
+            value = torch.tensordot(share, change, 1)
+            if name == "basis":
+                move[name][:, k, :d] = value
+            else:
+                move[name][k][tuple(map(slice, value.shape))] = value
+        yield move
+
+
+def _null(matrix: Tensor) -> Tensor:
+    """Orthonormal rows v of matrix @ v = 0, with shape (rows, columns of the matrix)."""
+    _, lengths, axes = torch.linalg.svd(matrix)
+    return axes[int((lengths > 1e-9 * lengths[:1]).sum()) :]
