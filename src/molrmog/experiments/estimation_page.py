@@ -445,18 +445,16 @@ def _peers(records: Sequence[Record], steps: int) -> Section:
             row.append(" · ".join(texts) or None)
             if mine:
                 n = _values(mine, "n")
-                shown = " · ".join(" | ".join(number(share[i], 2) for share in shares) for i in range(len(n)))
-                errors.append([dim, _NAMES[method], " · ".join(f"{one:,}" for one in n), shown])
+                text = " · ".join(" | ".join(number(share[i], 2) for share in shares) for i in range(len(n)))
+                errors.append([dim, _NAMES[method], " · ".join(f"{one:,}" for one in n), text])
         needed.append(row)
     names = tuple(_NAMES[m] for m in methods)
     middle = dims[min(1, len(dims) - 1)]
     against_n = [(_NAMES[m], _COLORS[m], *_mean_curve(_of(own, method=m, D=middle), "n")) for m in methods]
-    against_dim = [
-        (_NAMES[m] if law == laws[0] else "_", _COLORS[m], *curves[m, law])
-        for m in methods
-        for law in laws
-        if m != "known" and curves[m, law][0]
-    ]
+    against_dim: list[_Curve] = []
+    for method in (m for m in methods if m != "known"):
+        shown = [curves[method, law] for law in laws if curves[method, law][0]]
+        against_dim += [(_NAMES[method] if not i else "_", _COLORS[method], *one) for i, one in enumerate(shown)]
     found = [value for value, _ in _few(records) if not math.isnan(value)]
     lines: list[_Curve] = []
     if found:
