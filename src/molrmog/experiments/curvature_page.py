@@ -101,8 +101,9 @@ eigenvalues have closed forms for separated modes, and around it, until the smal
 directions reaches zero."""
 _SPECTRUM_TEXT = """\
 Two modes at +μ and −μ with one U, learned as one (μ, U), A known: the paper's setting, well separated. c = s²/(s² + \
-γ²). Rotations of U are the gauge; their eigenvalue is the column “gauge”, and κ leaves them out. The paper prints \
-s²/(s² + γ²)² as the smallest eigenvalue in μ: that is so, and it is the smallest of all."""
+γ²). Rows have exact shares, means and covariances of both modes and seldom see the border between them; what it \
+changes is in the next section. Rotations of U are the gauge; their eigenvalue is the column “gauge”, and κ leaves \
+them out. The paper prints s²/(s² + γ²)² as the smallest eigenvalue in μ: that is so, and it is the smallest of all."""
 _BLOCKS_TEXT = """\
 Gauss-Newton blocks of every mode's μ and U against the closed forms times the mode's weight. The error is the \
 largest over modes and over directions, each relative to its own curvature, so that weak directions count as much as \
