@@ -47,7 +47,7 @@ class CurvatureBudget:
         separations: of the blocks.
         modes: n of the laws whose blocks are compared.
         laws: of each kind; two modes differ by the angle of mu to U.
-        draws: of the rows, for each law.
+        draws: of the rows, for each law; where more is learned than mu and U there are laws x draws laws, one draw each.
         radius: separations of the radius, by n; two modes at every gamma, more at gamma = 0.5.
         rows: of a loss at least.
         independent: numbers of independent rows.
@@ -171,7 +171,7 @@ def _grid(spent: CurvatureBudget, seed: int) -> dict[str, dict[str, Any]]:
         cells[f"blocks-{modes}-{gamma:g}"] = {"kind": "blocks", **where, **drawn, "rows": 2 * spent.rows}
     cells["spectrum"] = {"kind": "spectrum", "gammas": list(spent.gammas), **shared}
     cells["angle"] = {"kind": "angle", "degrees": [0, 15, 30, 45, 60, 75, 90], **shared}
-    cells["parameters"] = {"kind": "parameters", "separations": [4.0, FAR], **shared, "laws": 2 * spent.laws}
+    cells["parameters"] = {"kind": "parameters", "separations": [4.0, FAR], **shared, "laws": spent.laws * spent.draws}
     cells["rows"] = {"kind": "rows", "numbers": list(spent.independent), "draws": 5 * spent.draws, "seed": seed}
     cells["large"] = {"kind": "large", "law": list(spent.large), **shared}
     return cells

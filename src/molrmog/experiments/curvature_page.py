@@ -198,7 +198,7 @@ def _spectrum_table(records: Sequence[Record]) -> Table:
 def _separated_table(records: Sequence[Record]) -> Table:
     gammas = _values(records, "gamma")
     rows: list[list[Cell]] = []
-    for n in _values(records, "modes"):
+    for n in sorted(_values(records, "modes")):
         cells: list[Cell] = [n]
         for gamma in gammas:
             own = _of(records, modes=n, gamma=gamma)
@@ -206,7 +206,7 @@ def _separated_table(records: Sequence[Record]) -> Table:
             good = [r["separation"] for r in own if not bad or r["separation"] > max(bad)]
             there = [_block_error(r) for r in own if good and r["separation"] == min(good)]
             before = [_block_error(r) for r in own if bad and r["separation"] == max(bad)]
-            cells += [min(good) if good else None, _range(there), _range(before)]
+            cells += [f"{min(good):g}" if good else None, _range(there), _range(before)]
         rows.append(cells)
     columns = ["n", *(f"γ = {g:g}: {what}" for g in gammas for what in ("from", "error there", "one step before"))]
     caption = f"First separation of the grid from which every draw agrees to {_TARGET:g}; median and range of errors."
