@@ -194,7 +194,7 @@ def test_separated_modes_have_the_hessian_of_modes_alone(latent_dims):
 
 
 @pytest.mark.parametrize("distance", [0.5, 2.0, 4.0])
-def test_weyl_bounds_the_smallest_eigenvalue_from_below(distance):
+def test_split_is_that_of_the_dense_hessian_without_the_gauge(distance):
     loss = loss_of(pair(distance))
     found = split_curvature(loss)
     theta = loss.theta_of(loss.truth)
@@ -202,7 +202,10 @@ def test_weyl_bounds_the_smallest_eigenvalue_from_below(distance):
     rotations = loss.gauge(theta)
     values = torch.linalg.eigvalsh(H + 1e6 * rotations @ rotations.T)  # the gauge out of the way
     assert found.smallest == pytest.approx(float(values[0]), rel=1e-6)
-    assert found.weyl <= found.smallest <= found.separated_smallest + found.change
+    still = torch.eye(len(theta), dtype=torch.float64) - rotations @ rotations.T
+    change = torch.linalg.matrix_norm(still @ (H - separated_hessian(loss)) @ still, 2)
+    assert found.change == pytest.approx(float(change), rel=1e-6)
+    assert found.weyl == pytest.approx(0.8**2 / 2 - float(change), rel=1e-6)  # alpha = w s^2 / (s^2 + gamma^2)^2
     torch.testing.assert_close(H @ found.weakest, found.smallest * found.weakest, rtol=0, atol=1e-8 * found.largest)
 
 

@@ -47,7 +47,7 @@ class CurvatureBudget:
         separations: of the blocks.
         modes: n of the laws whose blocks are compared.
         laws: of each kind; two modes differ by the angle of mu to U.
-        draws: of the rows, for each law; where more is learned than mu and U there are laws x draws laws, one draw each.
+        draws: of the rows, for each law; where more than mu and U is learned, laws x draws laws of one draw.
         radius: separations of the radius, by n; two modes at every gamma, more at gamma = 0.5.
         rows: of a loss at least.
         independent: numbers of independent rows.
