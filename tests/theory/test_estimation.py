@@ -99,6 +99,12 @@ def test_the_loss_of_the_truth_is_its_posterior_variance():
     assert abs(wrong - found.mean) > 4 * error
 
 
+def test_an_error_is_compared_at_a_noise_level():
+    law = a_law()
+    with pytest.raises(ValueError, match="noise level above 0"):
+        score_error(law, law, law.sample(4).x, 1.0, 0.0)
+
+
 def test_gaps_of_independent_losses():
     losses = 3 * drawn((2, 2**15)) + torch.tensor([[1.0], [2.0]])
     for n in (16, 64, 2**12):

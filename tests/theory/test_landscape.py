@@ -165,6 +165,9 @@ def test_symmetric_pair_is_the_law_with_tied_parameters():
     moved = loss.law_of(loss.theta_of(loss.truth) + T @ torch.arange(12.0, dtype=torch.float64))
     torch.testing.assert_close(moved.mean[0, 0], -moved.mean[0, 1])
     torch.testing.assert_close(moved.factor[0, 0], moved.factor[0, 1])
+    for measure in (curvature, extreme_curvature):
+        with pytest.raises(ValueError, match="choose hessian or gauss-newton"):
+            measure(loss, matrix="gn")
     with pytest.raises(ValueError, match="two modes of one rank"):
         symmetric_pair(stratified(ragged_law(), ("mean",)))
 

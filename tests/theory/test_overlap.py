@@ -147,6 +147,8 @@ def test_what_does_not_fit_is_refused():
         measure_overlap(law, law.sample(3).x, 1.0, 0.5, of="experts")
     with pytest.raises(ValueError, match="two rows or more"):
         gate_overlap(torch.ones(1, 2))
+    with pytest.raises(ValueError, match="add up to one"):
+        gate_overlap(torch.ones(3, 2))
     with pytest.raises(ValueError, match="two clean rows or more"):
         gate_overlap(torch.ones(3, 2) / 2, torch.zeros(3))
     with pytest.raises(ValueError, match="for 3 rows"):

@@ -220,6 +220,11 @@ def test_errors_tell_the_mend():
     x = law.sample(4).x
     with pytest.raises(ValueError, match="name some of basis"):
         ScoreLoss(law, x, S, GAMMA, learn=("means",))
+    for wrong in (x[:, :2], x / 0):
+        with pytest.raises(ValueError, match="finite rows with shape"):
+            ScoreLoss(law, wrong, S, GAMMA)
+    assert ScoreLoss(law, x, S, GAMMA, learn="all").learn == LEARNABLE
+    assert ScoreLoss(law, x, S, GAMMA, learn="mean").learn == ("mean",)
     with pytest.raises(ValueError, match="one row per row"):
         ScoreLoss(law, x, S, GAMMA, target=x[:2])
     with pytest.raises(ValueError, match="pass one per row"):

@@ -97,12 +97,17 @@ def score_error(
         seed: of the noise, so that denoisers are compared on the same noised rows.
         noise: eps with the shape of x0, in place of noise that is drawn.
 
+    Raises:
+        ValueError: gamma is not positive.
+
     Example:
         >>> law = MoLRMoG.random(dim=8, latent_dims=(2,), modes=(2,), noise=0.1, seed=0).requires_grad_(False)
         >>> score_error(law, law, law.sample(100).x, s=0.8, gamma=0.6).mean
         0.0
     """
     generator = torch.Generator().manual_seed(seed)
+    if not gamma > 0:
+        raise ValueError(f"gamma = {gamma}: a score is compared at a noise level above 0")
     rows: list[Tensor] = []
     size = max(1, _MEASURED // x0.shape[1])
     for start in range(0, len(x0), size):

@@ -107,14 +107,23 @@ def curvature(
 
     Returns:
         The eigenvalues and eigenvectors.
+
+    Raises:
+        ValueError: there is no such matrix.
     """
     theta = loss.theta_of(loss.truth) if theta is None else theta
+    _check_matrix(matrix)
     H = loss.hessian(theta) if matrix == "hessian" else loss.gauss_newton(theta)
     allowed = torch.eye(len(theta), dtype=theta.dtype, device=theta.device) if within is None else within
     free = horizontal(loss, theta, within)
     lifted = allowed @ free
     eigenvalues, vectors = torch.linalg.eigh(lifted.T @ H @ lifted)
     return Curvature(eigenvalues, free @ vectors, allowed.shape[1] - free.shape[1])
+
+
+def _check_matrix(matrix: str) -> None:
+    if matrix not in ("hessian", "gauss-newton"):
+        raise ValueError(f"unknown matrix {matrix!r}: choose hessian or gauss-newton")
 
 
 def extreme_curvature(
@@ -140,11 +149,13 @@ def extreme_curvature(
         `count` smallest and `count` largest eigenvalues.
 
     Raises:
+        ValueError: there is no such matrix.
         scipy.sparse.linalg.ArpackNoConvergence: an eigenvalue is too close to zero or to others for this tolerance.
     """
     import numpy as np
     from scipy.sparse.linalg import LinearOperator, eigsh
 
+    _check_matrix(matrix)
     at = loss.theta_of(loss.truth) if theta is None else theta
     gauge = loss.gauge(at)
     product = loss.hvp if matrix == "hessian" else loss.gnvp

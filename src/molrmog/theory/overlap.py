@@ -112,7 +112,7 @@ def gate_overlap(gates: Tensor, clean: Tensor | None = None) -> Overlap:
         Means over the rows, in float64.
 
     Raises:
-        ValueError: gates or clean have another shape, or there is one clean row alone.
+        ValueError: gates or clean have another shape, rows do not add up to one, or there is one clean row alone.
 
     Example:
         >>> found = gate_overlap(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
@@ -121,6 +121,8 @@ def gate_overlap(gates: Tensor, clean: Tensor | None = None) -> Overlap:
     """
     if gates.ndim != 2 or len(gates) < 2 or not gates.shape[1]:
         raise ValueError(f"gates have shape {tuple(gates.shape)}: pass two rows or more, (B, C)")
+    if not bool(((gates.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError("gates are responsibilities, whose rows add up to one: pass those of law.posterior")
     B, C = gates.shape
     if clean is not None and clean.shape != (B,):
         raise ValueError(f"clean has shape {tuple(clean.shape)} for {B} rows: pass the number of each one's clean row")

@@ -75,7 +75,7 @@ class ScoreLoss:
         x_t: Tensor,
         s: float,
         gamma: float,
-        learn: Sequence[str] = ("mean", "factor"),
+        learn: str | Sequence[str] = ("mean", "factor"),
         target: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class ScoreLoss:
             x_t: rows of the noised law, with shape (N, D).
             s: signal scale.
             gamma: noise standard deviation.
-            learn: parameters of the law that theta holds, among `LEARNABLE`.
+            learn: parameters of the law that theta holds, among `LEARNABLE`; "all" for all of them.
             target: with shape (N, D); the truth's score where not given. -(x_t - s x_0) / gamma^2 makes it the
                 denoising loss, of which the population loss differs by a constant.
             weight: q_i >= 0, with shape (N,); 1/N where not given.
@@ -94,9 +94,12 @@ class ScoreLoss:
         Raises:
             ValueError: there is no such parameter, or shapes do not fit.
         """
-        unknown = [name for name in learn if name not in LEARNABLE]
-        if unknown or not learn:
-            raise ValueError(f"learn = {tuple(learn)}: name some of {', '.join(LEARNABLE)}")
+        learn = LEARNABLE if learn == "all" else (learn,) if isinstance(learn, str) else tuple(learn)
+        if not learn or not set(learn) <= set(LEARNABLE):
+            raise ValueError(f"learn = {learn}: name some of {', '.join(LEARNABLE)}, or all")
+        x_t = torch.as_tensor(x_t)
+        if x_t.ndim != 2 or x_t.shape[1] != truth.dim or not bool(x_t.isfinite().all()):
+            raise ValueError(f"x_t has to hold finite rows with shape (N, {truth.dim})")
         self.truth = copy.deepcopy(truth).double().requires_grad_(False)
         self.x_t, self.s, self.gamma = x_t.detach().double(), float(s), float(gamma)
         self.learn = tuple(name for name in LEARNABLE if name in learn)
