@@ -34,6 +34,24 @@ Compute = Callable[[dict[str, Any], Path], dict[str, Any]]
 """What a cell computes: settings and its folder in, a result for JSON out; a function of a module."""
 
 
+def check_choice(budgets: Mapping[str, object], budget: str, seed: int, workers: int) -> None:
+    """Refuse what no experiment can be asked for.
+
+    Raises:
+        ValueError: an unknown budget, or a number out of range.
+    """
+    if budget not in budgets:
+        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(budgets)}")
+    if seed < 0 or workers < 1:
+        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+
+
+def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of an experiment into its folder."""
+    text = json.dumps(settings, indent=2)
+    write_atomically(out / _SETTINGS_NAME, lambda part: part.write_text(text + "\n"))
+
+
 class Crew:
     """Worker processes that compute one grid after another, and end with the block.
 

@@ -23,15 +23,13 @@ References:
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from molrmog.experiments.cells import run_cells
+from molrmog.experiments.cells import keep_settings, run_cells
 from molrmog.experiments.convergence_cells import LAWS, compute_cell
 from molrmog.experiments.convergence_page import write_report
-from molrmog.saving import write_atomically
 
 Budget = Literal["smoke", "cpu", "gpu"]
 
@@ -148,7 +146,7 @@ def run_convergence(out: str | Path, budget: Budget = "cpu", seed: int = 0, work
     spent = BUDGETS[budget]
     cells = _grid(spent, seed)
     settings = {"budget": budget, "seed": seed, "cells": cells}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     # Long cells first, so that no worker ends alone with one.
     order = sorted(cells, key=lambda name: (cells[name]["gamma"], cells[name]["law"] in ("tied", "pair")))
     results = run_cells(compute_cell, {name: cells[name] for name in order}, out, workers=workers, title="convergence")

@@ -9,7 +9,18 @@ from typing import Any
 
 from molrmog import pictures
 from molrmog.experiments.convergence_cells import ERRORS, LAWS, RATE_START, STARTS
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
+from molrmog.experiments.page import (
+    Card,
+    Cell,
+    Figure,
+    Section,
+    Table,
+    mean_spread,
+    number,
+    select,
+    write_csv,
+    write_page,
+)
 from molrmog.theory.convergence import wilson
 
 Record = dict[str, Any]
@@ -32,8 +43,8 @@ def write_report(out: Path, records: Sequence[Record], budget: Mapping[str, Any]
     Returns:
         The path of the page.
     """
-    rates, methods, limits, basins = (_of(records, kind=kind) for kind in ("rate", "methods", "limits", "basin"))
-    for one, damped in zip(basins, _of(records, kind="damped-basin"), strict=True):
+    rates, methods, limits, basins = (select(records, kind=kind) for kind in ("rate", "methods", "limits", "basin"))
+    for one, damped in zip(basins, select(records, kind="damped-basin"), strict=True):
         one["found"] = {**one["found"], **damped["found"]}
     for one in rates:
         one["rate_ratio"] = one["measured"] / one["predicted"]
@@ -131,10 +142,6 @@ _LIMIT_COLUMNS = ("law", "gamma", "rows", "seed", "minimum_from_truth", "em_limi
 _BASIN_COLUMNS = ("law", "gamma", "kappa", "method", "start", "found", "starts", "low", "high")
 
 
-def _of(records: Sequence[Record], **wanted: Any) -> list[Record]:
-    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
-
-
 def _worst(rates: Sequence[Record], key: str) -> str:
     return f"{100 * max(abs(one[key] - 1) for one in rates):.2g}%"
 
@@ -172,7 +179,7 @@ def _rate_table(rates: Sequence[Record]) -> Table:
     for law in dict.fromkeys(one["law"] for one in rates):
         for loss in ("population", "empirical"):
             for gamma in dict.fromkeys(one["gamma"] for one in rates):
-                own = _of(rates, law=law, loss=loss, gamma=gamma)
+                own = select(rates, law=law, loss=loss, gamma=gamma)
                 rows.append([LAWS[law], loss, gamma, _span(own, "overlap", 1), number(1 / gamma**4, 3)])
                 rows[-1] += [_span(own, key) for key in ("kappa", "predicted", "measured")]
                 rows[-1].append(" · ".join(f"{100 * (one['log_ratio'] - 1):+.2f}%" for one in own).replace("-", "−"))
@@ -249,7 +256,7 @@ def _rate_uri(rates: Sequence[Record]) -> str:
     laws = list(dict.fromkeys(one["law"] for one in rates))
     fig, axes = _axes(len(laws))
     for axis, law in zip(axes, laws, strict=True):
-        own = _of(rates, law=law, loss="population", seed=min(one["seed"] for one in rates))
+        own = select(rates, law=law, loss="population", seed=min(one["seed"] for one in rates))
         for color, one in zip(_COLORS, own, strict=False):
             x = [1 + step for step in one["steps"]]
             label = f"γ = {one['gamma']:g}, κ = {number(one['kappa'], 3)}"
@@ -267,7 +274,7 @@ def _rate_uri(rates: Sequence[Record]) -> str:
 
 def _method_uri(methods: Sequence[Record]) -> str:
     gamma = min(one["gamma"] for one in methods)
-    own = _of(methods, gamma=gamma)
+    own = select(methods, gamma=gamma)
     fig, axes = _axes(len(own))
     colors = {"gradient descent": "#3b7dd8", "preconditioned at the limit": "#7a5fb5", "Gauss-Newton": "#4f9e58"}
     colors |= {"EM": "#b0476b", "Adam, 0.1": "#e0b48a", "Adam, 0.03": "#e08a2e", "Adam, 0.01": "#8a5a1e"}
@@ -287,7 +294,7 @@ def _basin_uri(basins: Sequence[Record]) -> str:
     laws = list(dict.fromkeys(one["law"] for one in basins))
     fig, axes = _axes(len(laws))
     for axis, law in zip(axes, laws, strict=True):
-        for color, one in zip(_COLORS[1:], _of(basins, law=law), strict=False):
+        for color, one in zip(_COLORS[1:], select(basins, law=law), strict=False):
             sizes = [float(size) for size in _sizes(one)]
             for method, found in one["found"].items():
                 shares = [found[size] / one["starts"] for size in _sizes(one)]

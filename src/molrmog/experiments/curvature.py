@@ -24,16 +24,14 @@ References:
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from molrmog.experiments.cells import run_cells
+from molrmog.experiments.cells import check_choice, keep_settings, run_cells
 from molrmog.experiments.curvature_cells import CELLS, DIM, FAR, LATENT, compute_cell
 from molrmog.experiments.curvature_page import write_report
-from molrmog.saving import write_atomically
 
 Budget = Literal["smoke", "cpu", "gpu"]
 
@@ -129,15 +127,12 @@ def run_curvature(out: str | Path, budget: Budget = "cpu", seed: int = 0, worker
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    if seed < 0 or workers < 1:
-        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    check_choice(BUDGETS, budget, seed, workers)
     out = Path(out)
     spent = BUDGETS[budget]
     cells = _grid(spent, seed)
     settings = {"budget": budget, "seed": seed, "spent": asdict(spent), "cells": cells}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     results = run_cells(compute_cell, cells, out, workers=workers, title="curvature")
     records = {
         kind: [

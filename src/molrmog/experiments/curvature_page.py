@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from molrmog import pictures
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, write_csv, write_page
+from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, select, write_csv, write_page
 from molrmog.theory.landscape import shift_radius
 
 Record = Mapping[str, Any]
@@ -152,10 +152,6 @@ def _place(record: Record) -> tuple[Any, ...]:
     return record["modes"], record["gamma"], record["separation"]
 
 
-def _of(records: Sequence[Record], **wanted: Any) -> list[Record]:
-    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
-
-
 def _values(records: Sequence[Record], key: str) -> list[Any]:
     return list(dict.fromkeys(record[key] for record in records))
 
@@ -201,7 +197,7 @@ def _separated_table(records: Sequence[Record]) -> Table:
     for n in sorted(_values(records, "modes")):
         cells: list[Cell] = [n]
         for gamma in gammas:
-            own = _of(records, modes=n, gamma=gamma)
+            own = select(records, modes=n, gamma=gamma)
             bad = [r["separation"] for r in own if _block_error(r) >= _TARGET]
             good = [r["separation"] for r in own if not bad or r["separation"] > max(bad)]
             there = [_block_error(r) for r in own if good and r["separation"] == min(good)]
@@ -227,7 +223,7 @@ def _range(values: Sequence[float], digits: int = 2) -> str:
 
 def _rows_table(records: Sequence[Record]) -> Table:
     rows = [
-        [f"{n:,}", *(_range([r[key] for r in _of(records, rows=n)]) for key in ("mean", "factor"))]
+        [f"{n:,}", *(_range([r[key] for r in select(records, rows=n)]) for key in ("mean", "factor"))]
         for n in _values(records, "rows")
     ]
     return Table(
@@ -248,11 +244,11 @@ def _angle_table(records: Sequence[Record]) -> Table:
 
 
 def _worst_table(records: Sequence[Record]) -> Table:
-    two = _of(records, modes=2)
+    two = select(records, modes=2)
     separations = _values(two, "separation")
     rows: list[list[Cell]] = []
     for gamma in _values(two, "gamma"):
-        found = {r["separation"]: r for r in _of(two, gamma=gamma)}
+        found = {r["separation"]: r for r in select(two, gamma=gamma)}
         rows.append([f"{gamma:g}", *(number(found[one]["worst"], 3) for one in separations)])
         rows[-1].append(number(_shift_radius(gamma), 3))
     columns = ("γ", *(f"separation {one:g}" for one in separations), "γ²/(s√(1 + γ²))")
@@ -287,8 +283,8 @@ def _parameters_table(records: Sequence[Record]) -> Table:
     names = {"mean": "μ", "factor": "U", "basis": "A", "offset": "b", "tau": "τ", "mode_logits": "weights"}
     rows: list[list[Cell]] = []
     for separation, learn in itertools.product(_values(records, "separation"), _learned(records)):
-        own = _of(records, separation=separation, learn=learn)
-        plain = {r["law"]: r["kappa"] for r in _of(records, separation=separation, learn=["mean", "factor"])}
+        own = select(records, separation=separation, learn=learn)
+        plain = {r["law"]: r["kappa"] for r in select(records, separation=separation, learn=["mean", "factor"])}
         zero = all(r["smallest"] < 1e-12 * r["largest"] for r in own)
         rows.append(
             [
@@ -355,9 +351,9 @@ def _blocks_uri(records: Sequence[Record]) -> str:
     fig, axes = pictures.figure(8.6, 2.9, columns=len(gammas))
     for axis, gamma in zip(axes, gammas, strict=True):
         for n, color in zip(_values(records, "modes"), _COLORS, strict=False):
-            own = _of(records, modes=n, gamma=gamma)
+            own = select(records, modes=n, gamma=gamma)
             at = _values(own, "separation")
-            errors = [[max(_block_error(r), 1e-15) for r in _of(own, separation=one)] for one in at]
+            errors = [[max(_block_error(r), 1e-15) for r in select(own, separation=one)] for one in at]
             axis.fill_between(at, list(map(min, errors)), list(map(max, errors)), color=color, alpha=0.2, lw=0)
             middle = list(map(statistics.median, errors))
             axis.plot(at, middle, color=color, marker="o", ms=3, lw=1.2, label=f"n = {n}")
@@ -389,9 +385,9 @@ def _angle_uri(records: Sequence[Record]) -> str:
 
 def _radius_uri(records: Sequence[Record]) -> str:
     fig, (left, right) = pictures.figure(8.6, 3.2, columns=2)
-    two = _of(records, modes=2)
+    two = select(records, modes=2)
     far = max(r["separation"] for r in two)
-    own = _of(two, separation=far)
+    own = select(two, separation=far)
     gammas = [r["gamma"] for r in own]
     left.plot(gammas, [statistics.median(r["random"]) for r in own], color=_COLORS[4], marker="o", ms=3, label="random")
     left.plot(gammas, [r["worst"] for r in own], color=_COLORS[0], marker="o", ms=3, label="worst")
@@ -401,7 +397,7 @@ def _radius_uri(records: Sequence[Record]) -> str:
     left.minorticks_off()
     left.set_xlabel(f"noise level γ (two modes, separation {far:g})")
     for n, color in zip(_values(records, "modes")[::-1], _COLORS, strict=False):
-        own = sorted(_of(records, modes=n, gamma=0.5), key=lambda r: r["separation"])
+        own = sorted(select(records, modes=n, gamma=0.5), key=lambda r: r["separation"])
         at = [r["separation"] for r in own]
         right.plot(at, [r["worst"] for r in own], color=color, marker="o", ms=3, label=f"n = {n}, worst")
         right.plot(at, [statistics.median(r["random"]) for r in own], color=color, lw=0.9, ls="--", label="random")

@@ -26,7 +26,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -37,14 +36,13 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.mlp import MLPDenoiser
-from molrmog.experiments.cells import report_progress, run_cells
+from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
 from molrmog.experiments.estimation_page import write_report
 from molrmog.experiments.page import write_csv
 from molrmog.learning.fit import fit
 from molrmog.learning.starts import mog_start
 from molrmog.metrics import Stopwatch
 from molrmog.mixture import MoLRMoG, Subspace
-from molrmog.saving import write_atomically
 from molrmog.theory.empirical import EmpiricalDenoiser
 from molrmog.theory.estimation import (
     GapBound,
@@ -206,14 +204,11 @@ def run_estimation(out: str | Path, budget: Budget = "cpu", seed: int = 0, worke
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    if seed < 0 or workers < 1:
-        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    check_choice(BUDGETS, budget, seed, workers)
     out, spent = Path(out), BUDGETS[budget]
     cells = _cells(spent, seed)
     settings = {"budget": budget, "seed": seed, "cells": cells}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     results = run_cells(compute_cell, cells, out, workers=workers, title="estimation")
     records = [
         {"sweep": cells[name]["sweep"], "seed": cells[name]["seed"], **record}

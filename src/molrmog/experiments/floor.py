@@ -52,8 +52,19 @@ from torch import Tensor
 from molrmog import pictures
 from molrmog.denoisers.base import Denoiser
 from molrmog.denoisers.mog import MoGDenoiser
-from molrmog.experiments.cells import report_progress, run_cells
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
+from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
+from molrmog.experiments.page import (
+    Card,
+    Cell,
+    Figure,
+    Section,
+    Table,
+    mean_spread,
+    number,
+    select,
+    write_csv,
+    write_page,
+)
 from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.rows import Rows
 from molrmog.learning.score_matching import ScoreMatching
@@ -270,10 +281,7 @@ def run_floor(out: str | Path, budget: Budget = "cpu", seed: int = 0, workers: i
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    if seed < 0 or workers < 1:
-        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    check_choice(BUDGETS, budget, seed, workers)
     out = Path(out)
     spent = BUDGETS[budget]
     cells = {
@@ -282,7 +290,7 @@ def run_floor(out: str | Path, budget: Budget = "cpu", seed: int = 0, workers: i
         for one in range(seed, seed + spent.seeds)
     }
     settings = {"budget": budget, "seed": seed, "schedule": _SCHEDULE.config, "cells": cells}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     results = run_cells(compute_cell, cells, out, workers=workers, title="floor")
     records = [
         {"law": name.rsplit("-seed", 1)[0], "seed": cells[name]["seed"], **record}
@@ -496,7 +504,7 @@ def _write_report(out: Path, records: Sequence[dict[str, Any]], spent: FloorBudg
         Section(
             "Which loss learns the density",
             _LOSS_TEXT,
-            [_loss_table(_of(losses, law=name), law) for name, law in spent.laws.items() if law.losses],
+            [_loss_table(select(losses, law=name), law) for name, law in spent.laws.items() if law.losses],
         ),
     ]
     settings = {
@@ -536,10 +544,6 @@ The same network, start and steps with other weights λ and other distributions 
 ~ N(−1.2, 1.2²); log-snr: log σ uniform over the schedule's range). Lacking nats are of the held-out log-likelihood."""
 
 
-def _of(records: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
-
-
 def _each(values: Sequence[float]) -> str:
     """The value of every seed, since one outlier makes a mean and spread that mislead."""
     return " · ".join(number(v, 2) if abs(v) >= 1e-3 else f"{v:.0e}".replace("-", "−") for v in values)
@@ -547,15 +551,15 @@ def _each(values: Sequence[float]) -> str:
 
 def _likelihoods_apart(records: Sequence[dict[str, Any]], run: Mapping[str, Any]) -> float:
     """Difference of a run from EM in held-out log-likelihood, as a share of that of the truth."""
-    (em,) = _of(records, law=run["law"], seed=run["seed"], run="em")
+    (em,) = select(records, law=run["law"], seed=run["seed"], run="em")
     return abs(run["log_likelihood"] - em["log_likelihood"]) / abs(em["true_log_likelihood"])
 
 
 def _start_against_end(records: Sequence[dict[str, Any]], run: str = "random") -> list[tuple[float, float]]:
     """Share before the first step from EM, and after the last of another run on the same rows."""
     pairs: list[tuple[float, float]] = []
-    for record in _of(records, run="em-start"):
-        (other,) = _of(records, law=record["law"], seed=record["seed"], run=run)
+    for record in select(records, run="em-start"):
+        (other,) = select(records, law=record["law"], seed=record["seed"], run=run)
         pairs.append((record["curve"][0][1] / record["floor"], other["curve"][-1][1] / other["floor"]))
     return pairs
 
@@ -564,8 +568,8 @@ def _excess_table(records: Sequence[dict[str, Any]], laws: Mapping[str, TrueLaw]
     runs = list(dict.fromkeys(record["run"] for record in records))
     rows: list[list[Cell]] = []
     for name, law in laws.items():
-        floor = mean_spread([record["floor"] for record in _of(records, law=name, run="em")])
-        shares = [[100 * record["share"] for record in _of(records, law=name, run=run)] for run in runs]
+        floor = mean_spread([record["floor"] for record in select(records, law=name, run="em")])
+        shares = [[100 * record["share"] for record in select(records, law=name, run=run)] for run in runs]
         rows.append([law.title, floor, *(_each(values) if values else None for values in shares)])
     error = max(record["excess_error"] / record["excess"] for record in records if record["run"] != "k-means-exact")
     caption = f"The standard error of an excess, k-means-exact apart, is at most {error:.0%} of it."
@@ -575,10 +579,10 @@ def _excess_table(records: Sequence[dict[str, Any]], laws: Mapping[str, TrueLaw]
 def _likelihood_table(records: Sequence[dict[str, Any]], laws: Mapping[str, TrueLaw]) -> Table:
     rows: list[list[Cell]] = []
     for name, law in laws.items():
-        true = [record["true_log_likelihood"] for record in _of(records, law=name, run="em")]
+        true = [record["true_log_likelihood"] for record in select(records, law=name, run="em")]
         rows.append([law.title, "the truth", mean_spread(true), *[None] * 6])
-        for run in dict.fromkeys(record["run"] for record in _of(records, law=name)):
-            found = _of(records, law=name, run=run)
+        for run in dict.fromkeys(record["run"] for record in select(records, law=name)):
+            found = select(records, law=name, run=run)
             figures = [_each([r[key] for r in found]) for key in ("gap", "nats")]
             apart = None if run == "em" else _each([100 * _likelihoods_apart(records, r) for r in found])
             times = [mean_spread([r[f"start_{key}"] + r[key] for r in found]) for key in ("seconds", "cpu_seconds")]
@@ -594,7 +598,7 @@ def _likelihood_table(records: Sequence[dict[str, Any]], laws: Mapping[str, True
 def _start_table(records: Sequence[dict[str, Any]], laws: Mapping[str, TrueLaw]) -> Table:
     rows: list[list[Cell]] = []
     for name, law in laws.items():
-        own = _of(records, law=name)
+        own = select(records, law=name)
         pairs = {run: _start_against_end(own, run) for run in ("random", "k-means")}
         before = [start for start, _ in pairs["random"]]
         ends = [_each([100 * end for _, end in pairs[run]]) for run in pairs]
@@ -607,7 +611,7 @@ def _start_table(records: Sequence[dict[str, Any]], laws: Mapping[str, TrueLaw])
 def _loss_table(records: Sequence[dict[str, Any]], law: TrueLaw) -> Table:
     rows: list[list[Cell]] = []
     for run in dict.fromkeys(record["run"] for record in records):
-        found = _of(records, run=run)
+        found = select(records, run=run)
         loss = _LOSSES.get(run, {"weighting": None, "levels": run})
         gap, share = (_each([factor * r[key] for r in found]) for key, factor in (("gap", 1), ("share", 100)))
         rows.append([loss["weighting"], loss["levels"], gap, mean_spread([r["tau"] for r in found]), share])
@@ -619,7 +623,7 @@ def _curve_uri(records: Sequence[dict[str, Any]], name: str) -> str:
     fig, (axis,) = pictures.figure(4.8, 3.0)
     colors = {"random": "#808080", "k-means": "#3b7dd8", "k-means-exact": "#4f9d69", "em-start": "#e08a2e"}
     for run, color in colors.items():
-        for i, record in enumerate(_of(records, law=name, run=run)):
+        for i, record in enumerate(select(records, law=name, run=run)):
             steps, excess = zip(*record["curve"], strict=True)
             share = [100 * value / record["floor"] for value in excess]
             axis.plot(steps, share, color=color, lw=1.2, alpha=0.9, label=run if i == 0 else None)

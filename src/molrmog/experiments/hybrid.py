@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -32,10 +31,10 @@ import numpy as np
 
 from molrmog import pictures
 from molrmog.experiments import image_cells
-from molrmog.experiments.cells import Crew
+from molrmog.experiments.cells import Crew, keep_settings
 from molrmog.experiments.hybrid_cells import compute_arm, compute_base
+from molrmog.experiments.image_page import slug
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
-from molrmog.saving import write_atomically
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
@@ -249,7 +248,7 @@ def run_hybrid(
         )
         results = crew.run(compute_arm, cells, out, title="networks")
     settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     return _write_report(out, made, dataset, budget, measured, cells, results)
 
 
@@ -277,11 +276,6 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], seed: int, device: str) ->
                 "tolerance": made.tolerance,
             }
     return cells
-
-
-def slug(name: str) -> str:
-    """A name for folders."""
-    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
 
 
 def time_to_reach(marks: Sequence[Mapping[str, Any]], wanted: float, what: str = "Fréchet") -> float | None:

@@ -27,7 +27,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -39,12 +38,11 @@ import torch
 from torch import Tensor
 
 from molrmog.data import Dataset, load_parts
-from molrmog.experiments.cells import Crew, report_progress
+from molrmog.experiments.cells import Crew, check_choice, keep_settings, report_progress
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.overlap_page import write_overlap_page
 from molrmog.learning.fit import fit
 from molrmog.mixture import MoLRMoG, Subspace
-from molrmog.saving import write_atomically
 from molrmog.theory.overlap import Overlap, levels, measure_overlap, noised, smallest_near, split_curvature
 from molrmog.theory.score_loss import ScoreLoss, stratified_rows
 from molrmog.weights import weights_file
@@ -167,10 +165,7 @@ def run_overlap(
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `experiments.cells`.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    if seed < 0 or workers < 1:
-        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    check_choice(BUDGETS, budget, seed, workers)
     out, spent = Path(out), BUDGETS[budget]
     missing = {name: why for name in spent.data if (why := _missing(DATA[name], data_dir))}
     for name, why in missing.items():
@@ -199,7 +194,7 @@ def run_overlap(
     }
     cells: dict[str, Any] = {**random_cells, **data_cells, **curvature_cells}
     settings = {"budget": budget, "seed": seed, "missing": missing, "cells": cells}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     with Crew(workers) as crew:
         drawn = crew.run(compute_random, random_cells, out, title="laws at random")
         real = crew.run(compute_data, data_cells, out, title="latents")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from molrmog import pictures
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, write_csv, write_page
+from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, select, write_csv, write_page
 from molrmog.theory.overlap import APART
 
 Record = Mapping[str, Any]
@@ -109,10 +109,6 @@ H = H_sep + dH; Weyl's bound is λ_min(H) ≥ α − |dH|, and the paper's α �
 would be the constant C′; few rows carry it where ε is small. Right: λ_min and both bounds over α, cut off below −1."""
 
 
-def _of(records: Sequence[Record], **wanted: Any) -> list[Record]:
-    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
-
-
 def _distinct(records: Sequence[Record], key: str, *more: str) -> list[Any]:
     """Values of a key, or of several together, in order."""
     return list(dict.fromkeys(tuple(r[name] for name in (key, *more)) if more else r[key] for r in records))
@@ -122,7 +118,7 @@ def _random_section(records: Sequence[Record]) -> Section:
     fig, axes = pictures.figure(9.6, 3.2, columns=2)
     for axis, of in zip(axes, ("modes", "subspaces"), strict=True):
         for name, colour in zip(_distinct(records, "name"), _COLOURS, strict=False):
-            own = _of(records, name=name, of=of)
+            own = select(records, name=name, of=of)
             sigma = [r["sigma"] for r in own]
             axis.plot(sigma, [r["eps"] for r in own], color=colour, lw=1.2, marker="o", ms=3, label=name)
             _band(axis, own, colour)
@@ -143,9 +139,9 @@ def _data_section(records: Sequence[Record], data: Mapping[str, Record], missing
     for axis, (title, part) in zip(axes, scopes, strict=True):
         for name, colour in zip(_distinct(records, "name"), _COLOURS, strict=False):
             for rows, style in (("fresh", "-"), ("held-out", "--")):
-                own = _of(part, name=name, rows=rows)
+                own = select(part, name=name, rows=rows)
                 sigmas = _distinct(own, "sigma")
-                worst = [max(_of(own, sigma=sigma), key=lambda r: r["eps"]) for sigma in sigmas]
+                worst = [max(select(own, sigma=sigma), key=lambda r: r["eps"]) for sigma in sigmas]
                 label = name if rows == "fresh" and own else None
                 axis.plot(sigmas, [r["eps"] for r in worst], color=colour, ls=style, lw=1.3, label=label)
                 _band(axis, worst, colour)
@@ -166,10 +162,10 @@ def _data_table(records: Sequence[Record]) -> Table:
     rows: list[list[Cell]] = []
     for name, of, modes, rows_of in _distinct(records, "name", "of", "modes", "rows"):
         for inside in (True, False):
-            own = _of(records, name=name, of=of, modes=modes, rows=rows_of)
+            own = select(records, name=name, of=of, modes=modes, rows=rows_of)
             own = [r for r in own if (r["expert"] is not None) == inside]
             if own:
-                worst = [max(_of(own, sigma=sigma), key=lambda r: r["eps"]) for sigma in sigmas]
+                worst = [max(select(own, sigma=sigma), key=lambda r: r["eps"]) for sigma in sigmas]
                 rows.append([name, _scope(of, inside), modes, rows_of, *(_interval(r) for r in worst)])
     columns = ("data", "between", "n", "rows", *(f"σ = {sigma:g}" for sigma in sigmas))
     return Table(
@@ -202,7 +198,7 @@ def _holds_table(records: Sequence[Record]) -> Table:
     ):
         cells: list[Cell] = []
         for rows_of in ("fresh", "held-out"):
-            own = _of(records, name=name, of=of, modes=modes, rows=rows_of)
+            own = select(records, name=name, of=of, modes=modes, rows=rows_of)
             own = [r for r in own if (r["expert"] is not None) == inside]
             cells += [_up_to(own, holds) for holds in readings.values()]
         rows.append([name, _scope(of, inside), modes, *cells])
@@ -219,7 +215,7 @@ def _up_to(records: Sequence[Record], holds: Callable[[Record], bool]) -> str:
     """The largest sigma up to which a reading holds for all experts."""
     reached = "–"
     for sigma in sorted(_distinct(records, "sigma")):
-        if not all(holds(r) for r in _of(records, sigma=sigma)):
+        if not all(holds(r) for r in select(records, sigma=sigma)):
             return reached
         reached = f"{sigma:g}"
     return reached
@@ -228,7 +224,7 @@ def _up_to(records: Sequence[Record], holds: Callable[[Record], bool]) -> str:
 def _curves(records: Sequence[Record]) -> list[list[Record]]:
     """Points of one law and noise level, by distance."""
     return [
-        sorted(_of(records, kind=kind, sigma=sigma, seed=seed), key=lambda r: r["distance"])
+        sorted(select(records, kind=kind, sigma=sigma, seed=seed), key=lambda r: r["distance"])
         for kind, sigma, seed in _distinct(records, "kind", "sigma", "seed")
     ]
 
@@ -239,7 +235,7 @@ def plot_eigenvalues(records: Sequence[Record], radii: Sequence[float]) -> Any:
     fig, axes = pictures.figure(3.3 * len(kinds) + 0.6, 3.2, columns=len(kinds))
     for axis, kind in zip(axes, kinds, strict=True):
         for sigma, colour in zip(_distinct(records, "sigma"), _COLOURS, strict=False):
-            for i, curve in enumerate(_curves(_of(records, kind=kind, sigma=sigma))):
+            for i, curve in enumerate(_curves(select(records, kind=kind, sigma=sigma))):
                 eps = [r["eps"] for r in curve]
                 label = f"σ = {sigma:g}" if i == 0 else None
                 axis.plot(eps, _over(curve, "smallest"), color=colour, lw=1.2, marker="o", ms=2.5, label=label)
@@ -285,7 +281,7 @@ def lost_at(curve: Sequence[Record], key: str) -> tuple[float, float] | None:
 def _loss_table(records: Sequence[Record], radii: Sequence[float]) -> Table:
     rows: list[list[Cell]] = []
     for kind, sigma in _distinct(records, "kind", "sigma"):
-        curves = _curves(_of(records, kind=kind, sigma=sigma))
+        curves = _curves(select(records, kind=kind, sigma=sigma))
         apart = [r for curve in curves for r in curve if r["distance"] > 0]
         together = [r["smallest"] / r["alpha"] for curve in curves for r in curve if r["distance"] == 0]
         closest = min(apart, key=lambda r: r["smallest"] / r["alpha"])
@@ -324,14 +320,14 @@ def _measured(records: Sequence[Record]) -> list[Record]:
 def _bound_section(records: Sequence[Record]) -> Section:
     fig, (ratio, bounds) = cast(Any, pictures.figure(9.6, 3.4, columns=2))
     for (kind, sigma), colour in zip(_distinct(records, "kind", "sigma"), _COLOURS, strict=False):
-        for i, curve in enumerate(_curves(_of(records, kind=kind, sigma=sigma))):
+        for i, curve in enumerate(_curves(select(records, kind=kind, sigma=sigma))):
             own = _measured(curve)
             label = f"{_KINDS[kind]}, σ = {sigma:g}" if i == 0 else None
             ratio.plot(
                 [r["eps"] for r in own], [r["change"] / r["eps"] for r in own], color=colour, lw=1.2, label=label
             )
     for sigma, colour in zip(_distinct(records, "sigma"), _COLOURS, strict=False):
-        curve = [r for r in _curves(_of(records, kind=records[0]["kind"], sigma=sigma))[0] if r["eps"] > 0]
+        curve = [r for r in _curves(select(records, kind=records[0]["kind"], sigma=sigma))[0] if r["eps"] > 0]
         eps, cost = [r["eps"] for r in curve], max((r["change"] / r["eps"] for r in _measured(curve)), default=math.nan)
         bounds.plot(eps, _over(curve, "smallest"), color=colour, lw=1.4, label=f"σ = {sigma:g}")
         bounds.plot(eps, [max(v, -1.0) for v in _over(curve, "weyl")], color=colour, lw=1, ls="--")
@@ -354,7 +350,7 @@ def _bound_section(records: Sequence[Record]) -> Section:
 def _bound_table(records: Sequence[Record]) -> Table:
     rows: list[list[Cell]] = []
     for kind, sigma in _distinct(records, "kind", "sigma"):
-        own = _measured(_of(records, kind=kind, sigma=sigma))
+        own = _measured(select(records, kind=kind, sigma=sigma))
         if not own:
             continue
         costs = [r["change"] / r["eps"] for r in own]
@@ -370,7 +366,7 @@ def _bound_table(records: Sequence[Record]) -> Table:
                 f"{_short(few['eps'])}",
                 _slope(own),
                 _short(reach),
-                _brackets([lost_at(curve, "weyl") for curve in _curves(_of(records, kind=kind, sigma=sigma))]),
+                _brackets([lost_at(curve, "weyl") for curve in _curves(select(records, kind=kind, sigma=sigma))]),
                 number(own[0]["separated_largest"] / alpha, 3),
                 f"{number(some['largest'] / some['smallest'], 3)} at ε = {_short(some['eps'])}",
             ]
@@ -420,7 +416,7 @@ def _cards(real: Sequence[Record], records: Sequence[Record], radii: Sequence[fl
     if real:
         inside = [r for r in real if r["expert"] is not None and r["rows"] == "fresh"]
         low = min(r["sigma"] for r in inside)
-        at_low = _of(inside, sigma=low)
+        at_low = select(inside, sigma=low)
         cards.append(
             Card(
                 f"{sum(r['largest_pair'] < APART for r in at_low)} of {len(at_low)}",

@@ -10,16 +10,17 @@ import csv
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from molrmog.saving import write_atomically
 
+Record = TypeVar("Record", bound=Mapping[str, Any])
 Cell = str | float | int | bool | None
 """What stands in a table; None where there is nothing to say."""
 
@@ -172,6 +173,16 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Sequence[
 
     write_atomically(Path(path), write)
     return Path(path)
+
+
+def select(records: Iterable[Record], **wanted: Any) -> list[Record]:
+    """The records whose entries are the ones that are wanted.
+
+    Example:
+        >>> select([{"law": "a", "seed": 0}, {"law": "b", "seed": 0}], law="b")
+        [{'law': 'b', 'seed': 0}]
+    """
+    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
 
 
 def mean_spread(values: Sequence[float]) -> str:

@@ -26,7 +26,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,14 +36,13 @@ import torch
 from torch import Tensor
 
 from molrmog import pictures
-from molrmog.experiments.cells import report_progress, run_cells
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, write_csv, write_page
+from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
+from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, select, write_csv, write_page
 from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import principal_flat
 from molrmog.metrics import Stopwatch, subspace_error
 from molrmog.mixture import MoLRMoG, Subspace
-from molrmog.saving import write_atomically
 from molrmog.theory.recovery import k_subspaces, random_bases, score_bases, turned
 
 Budget = Literal["smoke", "cpu", "gpu"]
@@ -140,10 +138,7 @@ def run_subspaces(out: str | Path, budget: Budget = "cpu", seed: int = 0, worker
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    if seed < 0 or workers < 1:
-        raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    check_choice(BUDGETS, budget, seed, workers)
     out, spent = Path(out), BUDGETS[budget]
     cells = {
         f"{name}/d{d}": {
@@ -159,7 +154,7 @@ def run_subspaces(out: str | Path, budget: Budget = "cpu", seed: int = 0, worker
         for name in spent.settings
     }
     settings = {"budget": budget, "seed": seed, "bound": BOUND, "turn": _TURN, "cells": cells}
-    write_atomically(out / "settings.json", lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+    keep_settings(out, settings)
     results = run_cells(compute_cell, cells, out, workers=workers, title="subspaces")
     records: list[dict[str, Any]] = [
         {"setting": name.split("/")[0], "d": cells[name]["latent_dim"], **record}
@@ -295,16 +290,12 @@ def threshold(rate: Mapping[tuple[int, int], float], d: int, share: float) -> in
     return least
 
 
-def _of(records: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
-
-
 def _arms(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((record["method"], record["start"]) for record in records))
 
 
 def _write_report(out: Path, records: Sequence[dict[str, Any]], spent: SubspacesBudget, budget: str, seed: int) -> Path:
-    clean = _of(records, setting="clean")
+    clean = select(records, setting="clean")
     at_d = {arm: _at_d(clean, *arm) for arm in _arms(clean)}
     cards = [
         Card(at_d["PCA", "labels"], "recovered from N_k = d rows, labels known", "clean rows, principal components"),
@@ -316,8 +307,8 @@ def _write_report(out: Path, records: Sequence[dict[str, Any]], spent: Subspaces
         Section(
             f"{name}: {_TITLES[name]}",
             _TEXTS[name],
-            [_threshold_table(_of(records, setting=name), spent)],
-            [_heat_maps(_of(records, setting=name), spent, near) for near in (False, True)],
+            [_threshold_table(select(records, setting=name), spent)],
+            [_heat_maps(select(records, setting=name), spent, near) for near in (False, True)],
         )
         for name in spent.settings
     ]
@@ -364,14 +355,14 @@ recovered."""
 
 
 def _at_d(records: Sequence[dict[str, Any]], method: str, start: str) -> str:
-    own = [record for record in _of(records, method=method, start=start) if record["rows"] == record["d"]]
+    own = [record for record in select(records, method=method, start=start) if record["rows"] == record["d"]]
     return f"{sum(record['angle'] < BOUND for record in own)} of {len(own)}"
 
 
 def _threshold_table(records: Sequence[dict[str, Any]], spent: SubspacesBudget) -> Table:
     rows: list[list[Cell]] = []
     for method, start in _arms(records):
-        own = _of(records, method=method, start=start)
+        own = select(records, method=method, start=start)
         rate = rates(own)
         half, whole = ([threshold(rate, d, share) for d in spent.latent_dims] for share in (0.5, 1.0))
         cells = [f"{_text(a)} / {_text(b)}" for a, b in zip(half, whole, strict=True)]
@@ -388,7 +379,7 @@ def _threshold_table(records: Sequence[dict[str, Any]], spent: SubspacesBudget) 
 def _bound_table(records: Sequence[dict[str, Any]], spent: SubspacesBudget) -> Table:
     rows: list[list[Cell]] = []
     for method, start in _arms(records):
-        own = _of(records, method=method, start=start)
+        own = select(records, method=method, start=start)
         for bound in (1.0, 5.0, BOUND, 20.0):
             rate = rates(own, bound)
             rows.append([method, start, f"{bound:g}°", *(_text(threshold(rate, d, 1.0)) for d in spent.latent_dims)])
@@ -413,7 +404,7 @@ def plot_rates(records: Sequence[dict[str, Any]], spent: SubspacesBudget, near: 
     fig, axes = pictures.figure(3.1 * len(arms), 0.28 * len(spent.latent_dims) + 1.1, columns=len(arms))
     dims, counts = spent.latent_dims, spent.rows
     for axis, (method, start) in zip(axes, arms, strict=True):
-        rate = rates(_of(records, method=method, start=start))
+        rate = rates(select(records, method=method, start=start))
         axis.imshow([[rate[d, N] for N in counts] for d in dims], cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for i, d in enumerate(dims):
             for j, N in enumerate(counts):
