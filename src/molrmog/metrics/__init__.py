@@ -1,6 +1,6 @@
 """What a model is worth: likelihood, distances between pictures and sets, memorisation, clusters, denoising, cost."""
 
-from molrmog.metrics.agreement import Agreement, agreement, jump_time
+from molrmog.metrics.agreement import Agreement, Outputs, agreement, gaussian_of, jump_time, outputs
 from molrmog.metrics.clip import CLIPScore
 from molrmog.metrics.clustering import Clustering, assign, clustering
 from molrmog.metrics.cost import Cost, Stopwatch, cost, count_flops
@@ -34,6 +34,7 @@ __all__ = [
     "Likelihood",
     "Memorisation",
     "NamedFeatures",
+    "Outputs",
     "PairDistance",
     "PixelPCA",
     "PrecisionRecall",
@@ -51,10 +52,12 @@ __all__ = [
     "edm_weight",
     "frechet_distance",
     "frechet_from_moments",
+    "gaussian_of",
     "jump_time",
     "log_likelihood",
     "memorisation",
     "nearest",
+    "outputs",
     "precision_recall",
     "principal_angles",
     "subspace_error",
