@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from molrmog.data import load as load_data
     from molrmog.denoisers.base import Denoiser
     from molrmog.denoisers.blend import BlendDenoiser
+    from molrmog.denoisers.conditional import ConditionalLaw
     from molrmog.denoisers.experts import Experts, PerExpert
     from molrmog.denoisers.gaussian import GaussianDenoiser
+    from molrmog.denoisers.guidance import GuidedDenoiser
     from molrmog.denoisers.mlp import MLPDenoiser
     from molrmog.denoisers.mog import MoGDenoiser
     from molrmog.denoisers.patches import PatchDenoiser
@@ -36,12 +38,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BlendDenoiser": "denoisers.blend",
+    "ConditionalLaw": "denoisers.conditional",
     "CosineSchedule": "schedules",
     "Dataset": "data",
     "Denoiser": "denoisers.base",
     "Experts": "denoisers.experts",
     "FlowSchedule": "schedules",
     "GaussianDenoiser": "denoisers.gaussian",
+    "GuidedDenoiser": "denoisers.guidance",
     "HeadTail": "head_tail",
     "Law": "law",
     "MLPDenoiser": "denoisers.mlp",
@@ -66,12 +70,14 @@ _HOMES = {
 
 __all__ = [
     "BlendDenoiser",
+    "ConditionalLaw",
     "CosineSchedule",
     "Dataset",
     "Denoiser",
     "Experts",
     "FlowSchedule",
     "GaussianDenoiser",
+    "GuidedDenoiser",
     "HeadTail",
     "Law",
     "MLPDenoiser",

@@ -6,6 +6,8 @@ By Tweedie's formula a denoiser is a score, (s E[x_0 | x_t] - x_t) / gamma^2, an
 level, so it is what networks learn and what samplers call. A law is the denoiser that needs no training.
 
 Where data come from K experts, a denoiser may be told which expert each row belongs to; `given` binds that knowledge.
+One with a true attribute `unconditional` also answers where it is told none, for all rows (None) or some (-1), which is
+what guidance needs, see `molrmog.denoisers.guidance`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from molrmog.saving import load_model, save_model
 
 Expert = int | Tensor
 """Which expert: an index for all rows, or one per row with shape (B,)."""
+
+NO_EXPERT = -1
+"""The index of a row that is told no expert."""
 
 
 class Denoiser(Protocol):
@@ -144,26 +149,29 @@ def given(denoiser: ExpertDenoiser, expert: Expert) -> Given:
     return Given(denoiser, expert)
 
 
-def expert_of_rows(expert: Expert | None, x: Tensor, experts: int) -> Tensor:
+def expert_of_rows(expert: Expert | None, x: Tensor, experts: int, unconditional: bool = False) -> Tensor:
     """Check an expert index and give it to every row, with shape (B,).
 
     Args:
-        expert: an index, one per row, or None where there is one expert only.
+        expert: an index, one per row, or None where there is one expert only, or none need be told.
         x: the rows, B of them.
         experts: how many there are.
+        unconditional: whether rows may be told no expert; their index is -1.
 
     Raises:
         ValueError: there is no such expert, none is named among several, or there is not one per row.
     """
     if expert is None:
-        if experts > 1:
+        if not unconditional and experts > 1:
             raise ValueError(f"there are {experts} experts: pass expert=k, or one per row with shape ({len(x)},)")
-        expert = 0
+        expert = NO_EXPERT if unconditional else 0
     index = torch.as_tensor(expert, device=x.device)
     if index.is_floating_point() or index.shape not in [(), (len(x),)]:
         raise ValueError(f"expert has shape {tuple(index.shape)}: pass an index or one per row, ({len(x)},), integers")
-    if index.numel() and not bool(((index >= 0) & (index < experts)).all()):
-        raise ValueError(f"expert = {expert}: there are experts 0 to {experts - 1}")
+    least = NO_EXPERT if unconditional else 0
+    if index.numel() and not bool(((index >= least) & (index < experts)).all()):
+        none = f", and {NO_EXPERT} for none" if unconditional else ""
+        raise ValueError(f"expert = {expert}: there are experts 0 to {experts - 1}{none}")
     return index.long().expand(len(x))
 
 

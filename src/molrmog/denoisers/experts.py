@@ -28,7 +28,15 @@ from typing import Any, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.base import (
+    NO_EXPERT,
+    Denoiser,
+    Expert,
+    ExpertDenoiser,
+    ScoreNetwork,
+    expert_of_rows,
+    level_of_rows,
+)
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.saved import build_autoencoders, build_denoiser, build_law
 from molrmog.head_tail import HeadTail
@@ -375,7 +383,14 @@ class Experts(ScoreNetwork):
             )
 
 
-def by_expert(apply: Callable[..., Tensor], expert: Expert | None, experts: int, x: Tensor, *levels: Noise) -> Tensor:
+def by_expert(
+    apply: Callable[..., Tensor],
+    expert: Expert | None,
+    experts: int,
+    x: Tensor,
+    *levels: Noise,
+    unconditional: bool = False,
+) -> Tensor:
     """Apply each expert to its own rows, and put the results together in the order of the rows.
 
     Args:
@@ -384,14 +399,16 @@ def by_expert(apply: Callable[..., Tensor], expert: Expert | None, experts: int,
         experts: how many there are.
         x: rows, with shape (B, D).
         levels: floats, or one per row with shape (B,).
+        unconditional: whether rows may be told no expert; `apply` is called with -1 for them.
     """
-    index = expert_of_rows(expert, x, experts)
+    index = expert_of_rows(expert, x, experts, unconditional)
     if expert is None or isinstance(expert, int) or not len(x):
         return apply(int(index[0]) if len(x) else 0, x, *levels)
 
     order = index.argsort(stable=True)
     parts: list[Tensor] = []
-    for k, rows in enumerate(order.split(torch.bincount(index, minlength=experts).tolist())):
+    counts = torch.bincount(index - NO_EXPERT, minlength=experts + 1)
+    for k, rows in enumerate(order.split(counts.tolist()), NO_EXPERT):
         if len(rows):
             own = [level[rows] if isinstance(level, Tensor) and level.shape == (len(x),) else level for level in levels]
             parts.append(apply(k, x[rows], *own))

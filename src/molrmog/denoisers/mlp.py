@@ -38,6 +38,7 @@ class MLPDenoiser(Preconditioned):
         dropout: float = 0.0,
         sigma_data: float = 1.0,
         inputs: int = 1,
+        unconditional: bool = False,
     ) -> None:
         """Build the network.
 
@@ -49,17 +50,18 @@ class MLPDenoiser(Preconditioned):
             dropout: probability, inside the blocks.
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents.
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
+            unconditional: whether rows may be told no expert; train it with `drop_expert`.
 
         Raises:
             ValueError: a size is out of range.
         """
-        super().__init__(dim, experts, sigma_data, inputs)
+        super().__init__(dim, experts, sigma_data, inputs, unconditional)
         if dim < 1 or depth < 1 or width < 2 or width % 2:
             raise ValueError(f"dim = {dim}, width = {width}, depth = {depth}: pass sizes >= 1 and an even width")
         self.width, self.depth, self.dropout = width, depth, dropout
         self.enter = nn.Linear(inputs * dim, width)
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.expert = nn.Embedding(experts, width) if experts else None
+        self.expert = nn.Embedding(self.classes, width) if experts else None
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, dim)
@@ -70,13 +72,14 @@ class MLPDenoiser(Preconditioned):
     def config(self) -> dict[str, Any]:
         """What builds the network."""
         names = ("dim", "width", "depth", "experts", "dropout", "sigma_data", "inputs")
-        return {"denoiser": "MLPDenoiser", **{name: getattr(self, name) for name in names}}
+        free = {"unconditional": True} if self.unconditional else {}
+        return {"denoiser": "MLPDenoiser", **{name: getattr(self, name) for name in names}, **free}
 
     def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
         """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert with shape (B,)."""
         e = self.noise(waves(c_noise, self.width))
-        if self.expert is not None:
-            e = e + self.expert(expert)
+        if self.expert is not None and expert is not None:
+            e = e + self.expert(expert % self.classes)  # -1, no expert, is the last
         h = self.enter(x)
         for block in self.blocks:
             h = block(h, e)

@@ -37,21 +37,30 @@ class Preconditioned(ScoreNetwork):
     Attributes:
         sigma_data: standard deviation sd of a coordinate of the data; 1 for standardised latents.
         experts: how many experts the network is told apart by; 0 where it is told none.
+        unconditional: whether rows may be told no expert, as guidance needs.
         inputs: how many rows F sees side by side; more than one only inside a `ResidualDenoiser`.
     """
 
-    def __init__(self, dim: int, experts: int, sigma_data: float, inputs: int = 1) -> None:
+    def __init__(self, dim: int, experts: int, sigma_data: float, inputs: int = 1, unconditional: bool = False) -> None:
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
         if experts < 0:
             raise ValueError(f"experts = {experts}: pass 0 for a network that is told no expert")
+        if unconditional and not experts:
+            raise ValueError("unconditional=True: a network of experts may be told none, so pass experts=K, too")
         if inputs < 1:
             raise ValueError(f"inputs = {inputs}: pass 1, or 2 for a network inside a ResidualDenoiser")
         self.dim = dim
         self.experts = experts
         self.sigma_data = sigma_data
         self.inputs = inputs
+        self.unconditional = unconditional
+
+    @property
+    def classes(self) -> int:
+        """How many embeddings F chooses from: one per expert, and a last one for rows that are told none."""
+        return self.experts + self.unconditional
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """Estimate E[x_0 | x_t] with shape (B, D).
@@ -60,7 +69,8 @@ class Preconditioned(ScoreNetwork):
             x: the noised rows x_t, with shape (B, D).
             s: the signal scale, a float or one per row with shape (B,).
             gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index of the expert, one for all rows or one per row with shape (B,).
+            expert: index of the expert, one for all rows or one per row with shape (B,); where the network is
+                `unconditional`, None for no expert, or -1 in a row that is told none.
 
         Raises:
             ValueError: wrong shapes, or an expert that the network does not know.
@@ -71,7 +81,7 @@ class Preconditioned(ScoreNetwork):
             raise ValueError(f"this network sees {self.inputs} rows side by side: put it into a ResidualDenoiser")
         if expert is not None and not self.experts:
             raise ValueError(f"this {type(self).__name__} is told no expert: build it with experts=K, or pass none")
-        index = expert_of_rows(expert, x, self.experts) if self.experts else None
+        index = expert_of_rows(expert, x, self.experts, self.unconditional) if self.experts else None
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         c_noise = noise_condition(s, gamma)
         s, gamma = s[:, None], gamma[:, None]

@@ -110,6 +110,12 @@ class ResidualDenoiser(ScoreNetwork):
         return max(_experts(self.network), _experts(self.base))
 
     @property
+    def unconditional(self) -> bool:
+        """Whether rows may be told no expert: whoever of network and base is told experts need not be."""
+        told = [part for part in (self.network, self.base) if _experts(part)]
+        return bool(told) and all(getattr(part, "unconditional", False) for part in told)
+
+    @property
     def config(self) -> dict[str, Any]:
         """What builds the network.
 
@@ -172,7 +178,8 @@ class ResidualDenoiser(ScoreNetwork):
             x: the noised rows x_t, with shape (B, D).
             s: the signal scale, a float or one per row with shape (B,).
             gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index of the expert, one for all rows or one per row with shape (B,).
+            expert: index of the expert, one for all rows or one per row with shape (B,); where the network is
+                `unconditional`, None for no expert, or -1 in a row that is told none.
 
         Raises:
             ValueError: wrong shapes, or an expert that nobody knows.
@@ -187,7 +194,8 @@ class ResidualDenoiser(ScoreNetwork):
         c_in = (s.square() * sd.square() + gamma.square()).rsqrt()  # (B,)
         c_out = gamma * sd * c_in
         seen = torch.cat([c_in[:, None] * x, base / sd], 1) if self.as_input else c_in[:, None] * x
-        index = expert_of_rows(expert, x, _experts(self.network)) if _experts(self.network) else None
+        K = _experts(self.network)
+        index = expert_of_rows(expert, x, K, self.unconditional) if K else None
         width = next((parameter.dtype for parameter in self.network.parameters()), x.dtype)
         F = self.network(seen.to(width), noise_condition(s, gamma).to(width), index).to(x.dtype)
         if not self.added:

@@ -27,6 +27,8 @@ _HOMES = {
     "PatchDenoiser": "denoisers.patches",
     "BlendDenoiser": "denoisers.blend",
     "ResidualDenoiser": "denoisers.residual",
+    "ConditionalLaw": "denoisers.conditional",
+    "GuidedDenoiser": "denoisers.guidance",
 }
 
 

@@ -37,6 +37,7 @@ class UNetDenoiser(Preconditioned):
         experts: int = 0,
         sigma_data: float = 1.0,
         inputs: int = 1,
+        unconditional: bool = False,
     ) -> None:
         """Build the network.
 
@@ -50,6 +51,7 @@ class UNetDenoiser(Preconditioned):
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents, about 0.5 for
                 pixels in [-1, 1].
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
+            unconditional: whether rows may be told no expert; train it with `drop_expert`.
 
         Raises:
             ValueError: the shape is not (C, H, W), or the channels do not fit.
@@ -62,7 +64,7 @@ class UNetDenoiser(Preconditioned):
             raise ValueError(
                 f"channels = {tuple(channels)}: attention takes a multiple of 8 in the last, or turn it off"
             )
-        super().__init__(math.prod(shape), experts, sigma_data, inputs)
+        super().__init__(math.prod(shape), experts, sigma_data, inputs, unconditional)
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.shape = tuple(int(size) for size in shape)
@@ -82,7 +84,7 @@ class UNetDenoiser(Preconditioned):
             add_attention=attention,
             norm_num_groups=math.gcd(32, *self.channels),
             dropout=dropout,
-            num_class_embeds=experts or None,
+            num_class_embeds=self.classes or None,
         )
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)
@@ -91,12 +93,14 @@ class UNetDenoiser(Preconditioned):
     def config(self) -> dict[str, Any]:
         """What builds the network."""
         names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data", "inputs")
-        return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}}
+        free = {"unconditional": True} if self.unconditional else {}
+        return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}, **free}
 
     def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
         """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert with shape (B,)."""
         _, height, width = self.shape
         more_height, more_width = self._padding
         images = nn.functional.pad(x.unflatten(1, (-1, height, width)), (0, more_width, 0, more_height))
-        out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=expert, return_dict=False)[0]
+        told = None if expert is None else expert % self.classes  # -1, no expert, is the last
+        out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=told, return_dict=False)[0]
         return out[..., :height, :width].flatten(1)

@@ -1,0 +1,163 @@
+"""Classifier-free guidance: away from what every expert would say, towards what one says.
+
+    D_w(x_t | k) = D(x_t) + w (D(x_t | k) - D(x_t))
+
+By Tweedie's formula its score is that of p_t(x_t) p_t(k | x_t)^w, up to a constant in x_t,
+
+    (s D_w - x_t) / gamma^2 = grad log p_t(x_t) + w grad [log p_t(x_t | k) - log p_t(x_t)],
+
+so w = 0 forgets the expert, w = 1 is the expert exactly, and w > 1 stays where the expert is more certain: clearer
+samples, and less of their variety. What a walk with w > 1 ends in is not p(x_0)^(1 - w) p(x_0 | k)^w, whose noised
+densities have other scores. At high noise guidance mostly takes variety away, so it may be kept to an interval of
+sigma = gamma / s, outside of which w = 1.
+
+Both answers come from one network that was trained with the expert left out of some rows (`drop_expert`), or from a
+`ConditionalLaw`, which knows both exactly.
+
+References:
+    Ho & Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598, eq. 6 (its w is w - 1 here).
+    Kynkaanniemi et al., Applying Guidance in a Limited Interval Improves Sample and Distribution Quality,
+        arXiv 2404.07724, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from molrmog.denoisers.base import NO_EXPERT, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.saved import build_denoiser, config_of
+from molrmog.law import Noise
+
+
+class GuidedDenoiser(ScoreNetwork):
+    """A denoiser that follows its expert more, or less, than it was trained to.
+
+    Attributes:
+        network: the denoiser that is asked twice.
+        scale: w.
+        interval: least and greatest gamma / s that are guided; None for all.
+        unconditional: true; a row that is told no expert is not guided.
+
+    Example:
+        >>> from molrmog import ConditionalLaw, MoLRMoG, VPSchedule, sample
+        >>> from molrmog.denoisers.base import given
+        >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), noise=0.1, seed=0).requires_grad_(False)
+        >>> guided = GuidedDenoiser(ConditionalLaw(law), scale=2.0)
+        >>> sample(given(guided, 1), VPSchedule(), (5, 8), steps=4).shape
+        torch.Size([5, 8])
+
+    References:
+        Ho & Salimans, arXiv 2207.12598, section 3.2.
+    """
+
+    unconditional = True
+
+    def __init__(self, network: ExpertDenoiser, scale: float, interval: tuple[float, float] | None = None) -> None:
+        """Guide a denoiser.
+
+        Args:
+            network: a torch module that answers with and without an expert: a `ConditionalLaw`, or a network with
+                `unconditional=True`.
+            scale: w, finite and not negative.
+            interval: (low, high) of gamma / s, 0 <= low < high, both guided; all noise levels where None.
+
+        Raises:
+            ValueError: the denoiser does not answer without an expert, or a number is out of its range.
+        """
+        super().__init__()
+        if not getattr(network, "unconditional", False):
+            raise ValueError(
+                f"this {type(network).__name__} does not answer without an expert, as guidance needs: build it with "
+                "unconditional=True and train it with drop_expert=0.1, or wrap a law in ConditionalLaw"
+            )
+        if not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"a guidance scale of {scale}: pass a number >= 0; 1 for no guidance")
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+            raise ValueError(f"a guidance interval of {interval}: pass (low, high) of gamma / s, 0 <= low < high")
+        self.network = network
+        self.dim = int(cast(Any, network).dim)
+        self.scale = float(scale)
+        self.interval = None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def experts(self) -> int:
+        """Number K of experts."""
+        return cast(Any, self.network).experts
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the denoiser.
+
+        Raises:
+            ValueError: the network is none of this library.
+        """
+        return {
+            "denoiser": "GuidedDenoiser",
+            "network": config_of(self.network),
+            "scale": self.scale,
+            "interval": self.interval,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the denoiser that `config` describes, untrained."""
+        network = cast(ExpertDenoiser, build_denoiser(config["network"]))
+        return cls(network, config["scale"], config["interval"])
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained in the network."""
+        return cast(ScoreNetwork, self.network).num_parameters
+
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """D_w(x_t | k) with shape (B, D), by one call of the network on up to 2B rows.
+
+        Args:
+            x: the noised rows x_t, with shape (B, D).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation, a float or one per row with shape (B,).
+            expert: index k, one for all rows or one per row with shape (B,); None for no expert, or -1 in a row that is
+                told none: these are not guided.
+
+        Raises:
+            ValueError: wrong shapes, or an expert that the network does not know.
+        """
+        told = expert_of_rows(expert, x, self.experts, unconditional=True)
+        at = self._guided(x, s, gamma, told)
+        if self.scale in (0.0, 1.0) or not len(at):  # one of the two answers
+            told = told if self.scale else told.index_fill(0, at, NO_EXPERT)
+            return self.network.denoise(x, s, gamma, told)
+
+        def both(level: Noise) -> Noise:
+            return torch.cat([level, level[at]]) if isinstance(level, Tensor) and level.numel() > 1 else level
+
+        free = torch.full_like(at, NO_EXPERT)
+        answers = self.network.denoise(torch.cat([x, x[at]]), both(s), both(gamma), torch.cat([told, free]))
+        D_told, D_free = answers.split([len(x), len(at)])
+        return D_told.index_copy(0, at, torch.lerp(D_free, D_told[at], self.scale))
+
+    def _guided(self, x: Tensor, s: Noise, gamma: Noise, told: Tensor) -> Tensor:
+        """Which rows are guided, as indices."""
+        guided = told != NO_EXPERT
+        if self.interval is not None:
+            sigma = level_of_rows(gamma, x) / level_of_rows(s, x)
+            guided &= (self.interval[0] <= sigma) & (sigma <= self.interval[1])
+        return guided.nonzero()[:, 0]
+
+
+def guide(network: ExpertDenoiser, scale: float = 1.0, interval: tuple[float, float] | None = None) -> ExpertDenoiser:
+    """The network guided, or itself where there is nothing to guide.
+
+    Args:
+        network: a denoiser of experts.
+        scale: w; 1 for the network as it is.
+        interval: of gamma / s, in which it is guided.
+
+    Raises:
+        ValueError: the network cannot be guided, see :class:`GuidedDenoiser`.
+    """
+    return network if scale == 1 else cast(ExpertDenoiser, GuidedDenoiser(network, scale, interval))
