@@ -39,6 +39,7 @@ class MLPDenoiser(Preconditioned):
         sigma_data: float = 1.0,
         inputs: int = 1,
         unconditional: bool = False,
+        gates: int = 0,
     ) -> None:
         """Build the network.
 
@@ -50,16 +51,17 @@ class MLPDenoiser(Preconditioned):
             dropout: probability, inside the blocks.
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents.
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
+            gates: how many gates it sees beside them, inside a `ResidualDenoiser` with gates.
             unconditional: whether rows may be told no expert; train it with `drop_expert`.
 
         Raises:
             ValueError: a size is out of range.
         """
-        super().__init__(dim, experts, sigma_data, inputs, unconditional)
+        super().__init__(dim, experts, sigma_data, inputs, unconditional, gates)
         if dim < 1 or depth < 1 or width < 2 or width % 2:
             raise ValueError(f"dim = {dim}, width = {width}, depth = {depth}: pass sizes >= 1 and an even width")
         self.width, self.depth, self.dropout = width, depth, dropout
-        self.enter = nn.Linear(inputs * dim, width)
+        self.enter = nn.Linear(inputs * dim + gates, width)
         self.noise = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.expert = nn.Embedding(self.classes, width) if experts else None
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
@@ -72,15 +74,14 @@ class MLPDenoiser(Preconditioned):
     def config(self) -> dict[str, Any]:
         """What builds the network."""
         names = ("dim", "width", "depth", "experts", "dropout", "sigma_data", "inputs")
-        free = {"unconditional": True} if self.unconditional else {}
-        return {"denoiser": "MLPDenoiser", **{name: getattr(self, name) for name in names}, **free}
+        return {"denoiser": "MLPDenoiser", **{name: getattr(self, name) for name in names}, **self.extras}
 
-    def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
-        """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert with shape (B,)."""
+    def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None, gates: Tensor | None = None) -> Tensor:
+        """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert (B,), gates (B, K)."""
         e = self.noise(waves(c_noise, self.width))
         if self.expert is not None and expert is not None:
             e = e + self.expert(expert % self.classes)  # -1, no expert, is the last
-        h = self.enter(x)
+        h = self.enter(x if gates is None else torch.cat([x, gates], 1))
         for block in self.blocks:
             h = block(h, e)
         return self.leave(self.norm(h))

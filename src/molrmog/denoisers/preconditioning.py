@@ -16,6 +16,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,9 +41,18 @@ class Preconditioned(ScoreNetwork):
         experts: how many experts the network is told apart by; 0 where it is told none.
         unconditional: whether rows may be told no expert, as guidance needs.
         inputs: how many rows F sees side by side; more than one only inside a `ResidualDenoiser`.
+        gates: how many gates F sees beside them; more than none only inside a `ResidualDenoiser`.
     """
 
-    def __init__(self, dim: int, experts: int, sigma_data: float, inputs: int = 1, unconditional: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        sigma_data: float,
+        inputs: int = 1,
+        unconditional: bool = False,
+        gates: int = 0,
+    ) -> None:
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
@@ -51,11 +62,19 @@ class Preconditioned(ScoreNetwork):
             raise ValueError("unconditional=True: a network of experts may be told none, so pass experts=K, too")
         if inputs < 1:
             raise ValueError(f"inputs = {inputs}: pass 1, or 2 for a network inside a ResidualDenoiser")
+        if gates < 0:
+            raise ValueError(f"gates = {gates}: pass 0, or the number of subspaces inside a ResidualDenoiser")
         self.dim = dim
         self.experts = experts
         self.sigma_data = sigma_data
         self.inputs = inputs
         self.unconditional = unconditional
+        self.gates = gates
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What the configuration of a network names only where it is so."""
+        return {name: getattr(self, name) for name in ("unconditional", "gates") if getattr(self, name)}
 
     @property
     def classes(self) -> int:
@@ -77,8 +96,11 @@ class Preconditioned(ScoreNetwork):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
-        if self.inputs > 1:
-            raise ValueError(f"this network sees {self.inputs} rows side by side: put it into a ResidualDenoiser")
+        if self.inputs > 1 or self.gates:
+            raise ValueError(
+                f"this network sees {self.inputs} rows side by side and {self.gates} gates: put it into a "
+                "ResidualDenoiser"
+            )
         if expert is not None and not self.experts:
             raise ValueError(f"this {type(self).__name__} is told no expert: build it with experts=K, or pass none")
         index = expert_of_rows(expert, x, self.experts, self.unconditional) if self.experts else None

@@ -1,6 +1,6 @@
 """A network on top of a closed form: the base does what it knows, the network learns what is left.
 
-    D(x_t) = B(x_t) + c_res F( c_in x_t,  B(x_t) / sd,  c_noise )
+    D(x_t) = B(x_t) + c_res F( c_in x_t,  B(x_t) / sd,  c_noise  [, expert, r_1, ..., r_K] )
 
 B is the denoiser of a law, or any other; F = 0, which is how networks start, gives exactly B. EDM's preconditioning is
 the case of B(x) = c_skip x, one isotropic Gaussian, and of c_res = c_out. A better base leaves less,
@@ -10,6 +10,9 @@ the case of B(x) = c_skip x, one isotropic Gaussian, and of c_res = c_out. A bet
 so that the target of F, (x_0 - B) / c_res, has unit mean square at every noise level. The ratio depends on
 sigma = gamma / s alone. It is measured on rows and kept as a table; on samples of the law itself, where B is its
 denoiser, it is the law's posterior variance, E tr Cov[x_0 | x_t] / D.
+
+Where the base is a law, F may see its gates, too: r_k = P(x_0 on subspace k | x_t), one for the expert of a row that a
+`ConditionalLaw` is told. A network of pictures sees each gate as a constant plane.
 
 What the base brings can be taken apart: without `added` it is only an input, D = c_skip x + c_out F(c_in x, B / sd);
 without `as_input` it is only added.
@@ -28,10 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.preconditioning import noise_condition
 from molrmog.denoisers.saved import build_base, build_denoiser, config_of
+from molrmog.head_tail import HeadTail
 from molrmog.law import Noise
+from molrmog.mixture import MoLRMoG
 
 _ROWS = 256  # rows measured at each noise level
 _LEAST = 1e-3  # a base that leaves less than this share of c_out is scaled as if it left so much
@@ -45,6 +51,7 @@ class ResidualDenoiser(ScoreNetwork):
     Attributes:
         base: any denoiser over R^D; one that takes experts is told them.
         network: F, over 2D inputs and D outputs where the base is an input.
+        gates: whether F sees the gates of the base.
         log_ratio: log(c_res / c_out) by noise level.
         sigma_data: root mean square sd of a coordinate of the data.
 
@@ -68,6 +75,7 @@ class ResidualDenoiser(ScoreNetwork):
         *,
         as_input: bool = True,
         added: bool = True,
+        gates: bool = False,
         sigma_data: float = 0.5,
     ) -> None:
         """Put a network on a base; call :meth:`measure_` before training.
@@ -75,9 +83,11 @@ class ResidualDenoiser(ScoreNetwork):
         Args:
             base: a torch module with `dim` and `denoise`.
             network: an `UNetDenoiser` or `MLPDenoiser` with `inputs=2` (1 where the base is no input), or any module
-                called with rows (B, 2D), c_noise (B,) and the experts (B,) or None, that returns rows (B, D).
+                called with rows (B, 2D), c_noise (B,), the experts (B,) or None and, where it sees them, the gates
+                (B, K), that returns rows (B, D).
             as_input: whether F sees the base's estimate.
             added: whether the base's estimate is added to what F says.
+            gates: whether F sees how the base weighs its K subspaces; a network of this library has `gates=K` then.
             sigma_data: of the data, in data units; :meth:`measure_` replaces it.
 
         Raises:
@@ -88,6 +98,9 @@ class ResidualDenoiser(ScoreNetwork):
         wanted = 2 if as_input else 1
         if getattr(network, "inputs", wanted) != wanted:
             raise ValueError(f"the network has inputs={cast(Any, network).inputs}: build it with inputs={wanted}")
+        weighed = gates_of(base) if gates else 0
+        if getattr(network, "gates", weighed) != weighed:
+            raise ValueError(f"the network has gates={cast(Any, network).gates}: build it with gates={weighed}")
         if getattr(network, "dim", dim) != dim:
             raise ValueError(f"a network over R^{cast(Any, network).dim} on a base over R^{dim}: pass equal dimensions")
         if not sigma_data > 0:
@@ -95,7 +108,7 @@ class ResidualDenoiser(ScoreNetwork):
         self.base = cast(nn.Module, base)
         self.network = network
         self.dim = int(dim)
-        self.as_input, self.added = as_input, added
+        self.as_input, self.added, self.gates = as_input, added, gates
         self.log_ratio = LevelTable()
         self.register_buffer("_sigma_data", torch.tensor(float(sigma_data)))
 
@@ -128,6 +141,8 @@ class ResidualDenoiser(ScoreNetwork):
             "network": config_of(self.network),
             "as_input": self.as_input,
             "added": self.added,
+            **({"gates": True} if self.gates else {}),
+            **({"learned": True} if any(p.requires_grad for p in self.base.parameters()) else {}),
         }
 
     @property
@@ -137,11 +152,12 @@ class ResidualDenoiser(ScoreNetwork):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Build the network that `config` describes, untrained, with a frozen base."""
-        base = build_base(config["base"]).requires_grad_(False)
-        return cls(
-            cast(Any, base), build_denoiser(config["network"]), as_input=config["as_input"], added=config["added"]
-        )
+        """Build the network that `config` describes, untrained."""
+        base = build_base(config["base"])
+        if not config.get("learned", False):
+            base.requires_grad_(False)
+        options: dict[str, Any] = {name: config[name] for name in ("as_input", "added", "gates") if name in config}
+        return cls(cast(Any, base), build_denoiser(config["network"]), **options)
 
     @torch.no_grad()
     def measure_(self, x: Tensor, expert: Tensor | None = None, seed: int = 0) -> Self:
@@ -188,7 +204,9 @@ class ResidualDenoiser(ScoreNetwork):
             raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
         if expert is not None and not self.experts:
             raise ValueError("neither base nor network is told experts: pass none")
-        base = self._base(x, s, gamma, expert)
+        base, gates = self._base(x, s, gamma, expert), ()
+        if self.gates:
+            gates = (_weigh(self.base, x, s, gamma, expert),)
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         sd = self._sigma_data.to(x.dtype)
         c_in = (s.square() * sd.square() + gamma.square()).rsqrt()  # (B,)
@@ -197,7 +215,8 @@ class ResidualDenoiser(ScoreNetwork):
         K = _experts(self.network)
         index = expert_of_rows(expert, x, K, self.unconditional) if K else None
         width = next((parameter.dtype for parameter in self.network.parameters()), x.dtype)
-        F = self.network(seen.to(width), noise_condition(s, gamma).to(width), index).to(x.dtype)
+        told = (index, *(r.to(width) for r in gates))
+        F = self.network(seen.to(width), noise_condition(s, gamma).to(width), *told).to(x.dtype)
         if not self.added:
             return (s * sd.square() * c_in.square())[:, None] * x + c_out[:, None] * F
         c_res = self.log_ratio(s, gamma).exp() * c_out
@@ -206,6 +225,33 @@ class ResidualDenoiser(ScoreNetwork):
     def _base(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
         told = {"expert": expert} if _experts(self.base) else {}
         return cast(Any, self.base).denoise(x, s, gamma, **told)
+
+
+def gates_of(base: object) -> int:
+    """Number K of subspaces that a base weighs.
+
+    Args:
+        base: a law, or a `ConditionalLaw`.
+
+    Raises:
+        ValueError: it weighs none.
+    """
+    law = base.law if isinstance(base, ConditionalLaw) else base
+    if not isinstance(law, MoLRMoG | HeadTail):
+        raise ValueError(f"a {type(base).__name__} weighs no subspaces: leave out gates, or pass a law as base")
+    return law.subspaces
+
+
+def _weigh(base: nn.Module, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
+    """P(x_0 on subspace k | x_t) with shape (B, K), one for the expert of a row that is told it."""
+    law = cast("MoLRMoG | HeadTail", base.law if isinstance(base, ConditionalLaw) else base)
+    modes = law.posterior(x, s, gamma).responsibilities
+    r = modes.new_zeros(len(x), law.subspaces).index_add(1, law.component_of, modes)
+    if expert is None or not isinstance(base, ConditionalLaw):
+        return r
+    index = expert_of_rows(expert, x, law.subspaces, unconditional=True)
+    known = torch.eye(law.subspaces).to(r)[index]
+    return torch.where(index[:, None] < 0, r, known)
 
 
 def _experts(module: nn.Module) -> int:

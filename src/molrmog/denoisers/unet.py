@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.preconditioning import Preconditioned
@@ -38,6 +39,7 @@ class UNetDenoiser(Preconditioned):
         sigma_data: float = 1.0,
         inputs: int = 1,
         unconditional: bool = False,
+        gates: int = 0,
     ) -> None:
         """Build the network.
 
@@ -51,6 +53,7 @@ class UNetDenoiser(Preconditioned):
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents, about 0.5 for
                 pixels in [-1, 1].
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
+            gates: how many gates it sees beside them, inside a `ResidualDenoiser` with gates.
             unconditional: whether rows may be told no expert; train it with `drop_expert`.
 
         Raises:
@@ -64,7 +67,7 @@ class UNetDenoiser(Preconditioned):
             raise ValueError(
                 f"channels = {tuple(channels)}: attention takes a multiple of 8 in the last, or turn it off"
             )
-        super().__init__(math.prod(shape), experts, sigma_data, inputs, unconditional)
+        super().__init__(math.prod(shape), experts, sigma_data, inputs, unconditional, gates)
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.shape = tuple(int(size) for size in shape)
@@ -75,7 +78,7 @@ class UNetDenoiser(Preconditioned):
         plain = len(channels) - 1
         self.unet = UNet2DModel(
             sample_size=tuple(size + more for size, more in zip(self.shape[1:], self._padding, strict=True)),
-            in_channels=inputs * self.shape[0],
+            in_channels=inputs * self.shape[0] + gates,
             out_channels=self.shape[0],
             block_out_channels=self.channels,
             layers_per_block=layers,
@@ -93,14 +96,16 @@ class UNetDenoiser(Preconditioned):
     def config(self) -> dict[str, Any]:
         """What builds the network."""
         names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data", "inputs")
-        free = {"unconditional": True} if self.unconditional else {}
-        return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}, **free}
+        return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}, **self.extras}
 
-    def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
-        """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert with shape (B,)."""
+    def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None, gates: Tensor | None = None) -> Tensor:
+        """F, with shape (B, D); x with shape (B, inputs D), c_noise, expert (B,), gates (B, K) as constant planes."""
         _, height, width = self.shape
         more_height, more_width = self._padding
-        images = nn.functional.pad(x.unflatten(1, (-1, height, width)), (0, more_width, 0, more_height))
+        images = x.unflatten(1, (-1, height, width))
+        if gates is not None:
+            images = torch.cat([images, gates[..., None, None].expand(-1, -1, height, width)], 1)
+        images = nn.functional.pad(images, (0, more_width, 0, more_height))
         told = None if expert is None else expert % self.classes  # -1, no expert, is the last
         out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=told, return_dict=False)[0]
         return out[..., :height, :width].flatten(1)
