@@ -6,6 +6,7 @@
 | gaussian | one Gaussian per expert (MoLRG), zero mean or learned     | first and second moments         |
 | unet     | one U-Net for all experts, told which                     | zero output                      |
 | mlp      | one residual MLP for all experts, told which              | zero output                      |
+| residual | a U-Net on pictures, else an MLP, on top of a base        | the base: a law per expert, EM   |
 
 References:
     arXiv 2601.01475, section 5 (MoE-latent MoG, Gaussian, U-Net); Wang et al., arXiv 2409.02426 (MoLRG).
@@ -14,20 +15,23 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import ScoreNetwork
+from molrmog.denoisers.base import Denoiser, ExpertDenoiser, ScoreNetwork
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.gaussian import GaussianDenoiser
 from molrmog.denoisers.mlp import MLPDenoiser
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.denoisers.residual import ResidualDenoiser, gates_of
 from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.learning.starts import mog_start
 
-NETWORKS = ("mog", "gaussian", "unet", "mlp")
+NETWORKS = ("mog", "gaussian", "unet", "mlp", "residual")
+
+_LEARN = ("mean", "factor", "mode_weights")
 
 
 def latent_network(
@@ -41,12 +45,15 @@ def latent_network(
     modes: int = 8,
     rank: int | None = None,
     start: Literal["random", "k-means", "em"] = "k-means",
-    learn: str | Sequence[str] = ("mean", "factor", "mode_weights"),
+    learn: str | Sequence[str] | None = None,
     learned_mean: bool = False,
     channels: Sequence[int] = (64, 96),
     layers: int = 1,
+    attention: bool = True,
     width: int = 256,
     depth: int = 3,
+    base: Denoiser | ExpertDenoiser | None = None,
+    gates: bool = False,
     sigma_data: float = 1.0,
     seed: int = 0,
 ) -> ScoreNetwork:
@@ -59,15 +66,19 @@ def latent_network(
         latent_shape: event shape of the latents; flat ones are folded into a square of a few channels for a U-Net.
         experts: number K of experts; as many as `expert` names where None.
         latent_dim: of the subspace of the latents that "mog" and "gaussian" model; all of R^d where None.
-        modes: n_k of every expert's mixture.
+        modes: n_k of every expert's mixture, in "mog" and in the base of "residual".
         rank: of every mode; d where None.
         start: of "mog".
-        learn: parameters of the law that "mog" and "gaussian" learn, see `MoGDenoiser`.
+        learn: parameters of the law that are learned, see `MoGDenoiser`; means, factors and weights of the modes where
+            None, nothing of the base of "residual".
         learned_mean: whether "gaussian" has means.
         channels: of the stages of the U-Net.
         layers: residual blocks per stage of the U-Net.
+        attention: self-attention at the lowest stage of the U-Net.
         width: of the MLP.
         depth: residual blocks of the MLP.
+        base: what "residual" stands on; a law per expert, started by EM, where None.
+        gates: whether the network of "residual" sees the gates of its base, see `ResidualDenoiser`.
         sigma_data: standard deviation of the latents, for the preconditioning of "unet" and "mlp".
         seed: of weights and starts.
 
@@ -78,12 +89,27 @@ def latent_network(
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
     experts = int(expert.max()) + 1 if experts is None else experts
     d = z.shape[1]
-    torch.manual_seed(seed)
-    if name == "unet":
-        shape = tuple(latent_shape) if len(latent_shape) == 3 else folded(d)
-        return UNetDenoiser(shape, channels=channels, layers=layers, experts=experts, sigma_data=sigma_data)
-    if name == "mlp":
-        return MLPDenoiser(d, width=width, depth=depth, experts=experts, sigma_data=sigma_data)
+    picture = len(latent_shape) == 3
+
+    def neural(kind: str, **inside: Any) -> ScoreNetwork:
+        torch.manual_seed(seed)
+        told: dict[str, Any] = {"experts": experts, "sigma_data": sigma_data, **inside}
+        if kind == "mlp":
+            return MLPDenoiser(d, width=width, depth=depth, **told)
+        shape = tuple(latent_shape) if picture else folded(d)
+        return UNetDenoiser(shape, channels=channels, layers=layers, attention=attention, **told)
+
+    if name in ("unet", "mlp"):
+        return neural(name)
+    if name == "residual":
+        if base is None:
+            start_at: dict[str, Any] = {"experts": experts, "latent_dim": latent_dim, "modes": modes, "rank": rank}
+            start_at |= {"start": "em", "learn": learn or (), "seed": seed}
+            base = cast(ExpertDenoiser, latent_network("mog", z, expert, latent_shape, **start_at))
+        seen = {"inputs": 2, "gates": gates_of(base) if gates else 0}
+        network = neural("unet" if picture else "mlp", **seen)
+        return ResidualDenoiser(base, network, gates=gates).measure_(z, expert, seed)
+    learn = _LEARN if learn is None else learn
     networks: list[ScoreNetwork] = []
     for k in range(experts):
         own = z[expert == k]

@@ -24,7 +24,7 @@ from molrmog.interfaces import package_version
 _SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
 _FEATURES = Literal["pca", "classifier", "squeezenet"]
-_NETWORKS = Literal["mog", "gaussian", "unet", "mlp"]
+_NETWORKS = Literal["mog", "gaussian", "unet", "mlp", "residual"]
 _EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces", "hybrid"]
 _IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
@@ -88,7 +88,13 @@ def _train() -> ArgumentParser:
     add = parser.add_argument
     add("data", type=str, help=_DATA)
     add("--out", type=str, required=True, metavar="RUN", help="run folder to write, or to go on with")
-    add("--network", type=_NETWORKS, default="mog", help="mog and gaussian are laws, unet and mlp are neural")
+    add(
+        "--network",
+        type=_NETWORKS,
+        default="mog",
+        help="mog and gaussian are laws, unet and mlp are neural; residual is a neural one on top of a law: a unet of "
+        "pictures, an mlp of flat rows",
+    )
     add(
         "--autoencoder",
         type=str,
@@ -108,17 +114,33 @@ def _train() -> ArgumentParser:
         default=None,
         help="of every expert; 32 where not given, 16 below 128 columns, half of them below 32",
     )
-    add("--modes", type=int, default=8, help="Gaussians of every expert (mog)")
+    add("--modes", type=int, default=8, help="Gaussians of every expert (mog, residual)")
     add("--rank", type=int | None, default=None, help="of every mode's covariance; full where not given")
     add("--start", type=Literal["random", "k-means", "em"], default="em", help="where a mog starts")
     add(
         "--learn",
-        type=str,
-        default="mean,factor,mode_weights",
-        help="parts of a mog or gaussian that are learned, with commas between, or all",
+        type=str | None,
+        default=None,
+        help="parts of a law that are learned, with commas between, or all; mean,factor,mode_weights of a mog or "
+        "gaussian where not given, nothing of the law beneath a residual network",
     )
+    add(
+        "--base",
+        type=str | None,
+        default=None,
+        metavar="PATH",
+        help="folder of a law or denoiser that residual stands on, a run for example; where not given a law is fitted",
+    )
+    add(
+        "--head",
+        type=int | Literal["auto"] | None,
+        default=None,
+        help="fit the law beneath residual in so many leading principal coordinates, see molrmog fit",
+    )
+    _yes_no(parser, "gates", False, "tell the network of residual how its law weighs the subspaces")
     _yes_no(parser, "zero-mean", False, "keep the means of a gaussian at zero (MoLRG)")
     add("--channels", type=list[int], default=[64, 96], help="of each level of a unet, as [64,96]")
+    _yes_no(parser, "attention", True, "self-attention at the lowest level of a unet; slow on CPUs")
     add("--width", type=int, default=256, help="of the hidden layers of an mlp")
     add("--depth", type=int, default=3, help="residual blocks of an mlp")
     add(

@@ -1,12 +1,13 @@
 """`molrmog train`: from rows to a score network, in stages that a stopped run takes up where it stood.
 
-    rows  ->  experts  ->  autoencoders  ->  latents  ->  network  ->  samples, measurements, report
+    rows  ->  experts  ->  autoencoders  ->  latents  ->  base  ->  network  ->  samples, measurements, report
 
 | place in the run  | holds                                                                             |
 | ----------------- | --------------------------------------------------------------------------------- |
 | `config.yaml`     | the settings, written before anything else; they may not change while a run grows |
 | `experts.npz`     | the expert of every training and held-out row                                     |
 | `autoencoders/`   | each autoencoder that is trained, see `molrmog.experiments.latents`               |
+| `base/`           | what a residual network stands on, see `molrmog.experiments.bases`                |
 | `checkpoints/`    | of the network, see `molrmog.learning.checkpoints`                                |
 | `grids/`          | samples while it was trained                                                      |
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,8 @@ from molrmog import pictures
 from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.base import ScoreNetwork
 from molrmog.denoisers.experts import Autoencoders, Experts
+from molrmog.denoisers.saved import load
+from molrmog.experiments.bases import Base, fitted_base, saved_base
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.networks import latent_network
 from molrmog.experiments.page import machine
@@ -53,20 +56,22 @@ from molrmog.interfaces.runs import (
     settings_in,
 )
 from molrmog.interfaces.trained import Trained
+from molrmog.learning.em import EMState
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, train_objective
 from molrmog.metrics import Stopwatch
 from molrmog.progress import progress, status
-from molrmog.saving import locked, write_atomically
+from molrmog.saving import MODEL_NAME, locked, write_atomically
 from molrmog.schedules import Schedule
 
-AUTOENCODERS_NAME = "autoencoders"
+AUTOENCODERS_NAME, BASE_NAME = "autoencoders", "base"
 
 # Settings that do not change what a run becomes.
 _FREE = (
     *("out", "data_dir", "device", "micro_batch_size", "tensorboard", "evaluate"),
     *("log_every", "validate_every", "grid_every", "checkpoint_every"),
 )
+_LEARN = {"mog": "mean,factor,mode_weights", "gaussian": "mean,factor,mode_weights"}  # where nothing is asked for
 _GRID = 64  # samples of a picture
 _SAMPLES = 2000  # samples that are measured, and held-out rows
 _GRID_STEPS = 18  # of the sampler, in pictures drawn while training
@@ -88,6 +93,8 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[eval
         OSError: the data are not there, the run folder cannot be written, or another process trains in it.
         KeyboardInterrupt: with a line that says how to go on.
     """
+    _check_flags(settings)
+    settings = {**settings, "learn": settings["learn"] or _LEARN.get(settings["network"])}
     folder = Path(settings["out"])
     begun = _begun(folder, settings)
     if (folder / REPORT_NAME).is_file():
@@ -108,9 +115,37 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[eval
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
     except ValueError:
-        if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, CHECKPOINTS_NAME)):
+        if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, BASE_NAME, CHECKPOINTS_NAME)):
             shutil.rmtree(folder)  # nothing is trained: the right settings may have the place
         raise
+
+
+def _check_flags(settings: Mapping[str, Any]) -> None:
+    """Refuse flags that say nothing to the network.
+
+    Raises:
+        ValueError: one of them is set.
+    """
+    if settings["network"] != "residual":
+        asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
+        if asked:
+            raise ValueError(f"--{asked[0]} belongs to --network residual: leave it out, or pass that")
+        return
+    if settings["zero_mean"]:
+        raise ValueError(
+            "--zero-mean belongs to --network gaussian: fit such a law by molrmog fit, and pass it as --base"
+        )
+    if settings["start"] != "em":
+        raise ValueError(f"--start {settings['start']} belongs to --network mog: the law of residual is where EM ends")
+    if settings["autoencoder"] != "none":
+        asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
+        if asked:
+            raise ValueError(f"--{asked[0]} goes with --autoencoder none: in latents every expert has a law of its own")
+    elif settings["base"] is not None:
+        made = [name for name in ("head", "latent_dim", "rank") if settings[name] is not None]
+        if made:
+            flag = made[0].replace("_", "-")
+            raise ValueError(f"--base {settings['base']} is fitted already: leave out --{flag}")
 
 
 def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -189,7 +224,10 @@ def _train(
             z, held_z = (encode_all(autoencoders, *rows) for rows in ((train.x, expert), (held.x, held_expert)))
         latent_shape, sigma_data = cast(Any, autoencoders)[0].latent_shape, 1.0
 
-    learn = settings["learn"]
+    base = None
+    if settings["network"] == "residual":
+        base = _base(folder, settings, train, z, expert, latent_dim)
+    same = ("modes", "start", "channels", "attention", "width", "depth", "gates", "seed")
     with _stage(folder, "start"), status("finding a start"):
         network = latent_network(
             settings["network"],
@@ -198,10 +236,11 @@ def _train(
             latent_shape,
             experts=len(count),
             rank=rank,
-            learn=learn if learn == "all" else learn.split(","),
+            learn=_learned(settings),
             learned_mean=not settings["zero_mean"],
+            base=cast(Any, base),
             sigma_data=sigma_data,
-            **{name: settings[name] for name in ("modes", "start", "channels", "width", "depth", "seed")},
+            **{name: settings[name] for name in same},
         )
     schedule = Schedule.from_config({"name": settings["schedule"]})
     weights = count / count.sum()
@@ -231,12 +270,62 @@ def _train(
     return trained, held_expert
 
 
+def _learned(settings: Mapping[str, Any]) -> str | list[str] | None:
+    """The parts of a law that are learned."""
+    learn = settings["learn"]
+    return learn if learn in (None, "all") else learn.split(",")
+
+
+def _base(
+    folder: Path, settings: Mapping[str, Any], train: Dataset, z: Tensor, expert: Tensor, latent_dim: int
+) -> Base:
+    """What a residual network stands on, made once and kept."""
+    place, learn = folder / BASE_NAME, _learned(settings) or ()
+    if not (place / MODEL_NAME).is_file():
+        with _stage(folder, "start"):
+            if settings["base"] is not None:
+                by_label = _by_label(settings, train) and bool(settings_in(Path(settings["base"])).get("labels"))
+                base = saved_base(settings["base"], train.dim, int(expert.max()) + 1, learn=learn, by_expert=by_label)
+            else:
+                base = _fitted(folder, settings, z, expert, latent_dim, learn)
+        base.save_pretrained(place)
+    base = load(place)
+    return base if learn else base.requires_grad_(False)
+
+
+def _fitted(
+    folder: Path, settings: Mapping[str, Any], z: Tensor, expert: Tensor, latent_dim: int, learn: Sequence[str] | str
+) -> Base:
+    """A law of rows, or one for the latents of each expert."""
+    same: dict[str, Any] = {name: settings[name] for name in ("modes", "rank", "seed")}
+    if settings["autoencoder"] != "none":
+        with status("fitting the base"):
+            return latent_network("mog", z, expert, z.shape[1:], start="em", learn=learn, **same)
+    passes: list[dict[str, Any]] = []
+    with progress() as show:
+        show("base", text="finding a start")
+
+        def on_iteration(state: EMState) -> None:
+            passes.append({"kind": "em", "iteration": state.iteration, "log_likelihood": state.log_likelihood})
+            show("base", state.iteration, text=f"{state.log_likelihood:.2f} nats/row")
+
+        head = settings["head"]
+        base = fitted_base(z, expert, latent_dim=latent_dim, head=head, learn=learn, on_iteration=on_iteration, **same)
+    append_records(folder, passes)
+    return base
+
+
+def _by_label(settings: Mapping[str, Any], train: Dataset) -> bool:
+    """Whether the experts are the classes."""
+    return settings["experts"] == "labels" or (settings["experts"] is None and train.labels is not None)
+
+
 def _experts(folder: Path, settings: Mapping[str, Any], train: Dataset, held: Dataset) -> tuple[Tensor, Tensor]:
     """The expert of every training and held-out row, found once and kept."""
     if (folder / EXPERTS_NAME).is_file():
         return experts_in(folder)
     asked = settings["experts"]
-    by_label = asked == "labels" or (asked is None and train.labels is not None)
+    by_label = _by_label(settings, train)
     if by_label and train.labels is None:
         raise ValueError(f"{train.name} has no labels: pass --experts K, to find K experts by clustering")
     count = len(np.unique(cast(Any, train.labels))) if by_label else int(asked or 1)
