@@ -30,11 +30,15 @@ An end where sigma is infinite or zero, as at t = 1 of the flow schedule, counts
 The last two trade the variance of the gradient for a bias (small in large batches) or for a law that is known. The
 batch is what one process handles at once, so with "batch" the loss depends on how rows are split.
 
+With `drop_expert` = p a row is told no expert with probability p, so that one denoiser learns E[x_0 | x_t, k] and
+E[x_0 | x_t], the two that guidance needs. This is of the training alone: in eval mode every row is told its own.
+
 References:
     Vincent, A Connection Between Score Matching and Denoising Autoencoders, Neural Computation 23(7), 2011.
     Ho et al., Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 14.
     Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, table 1.
     Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv 2303.09556, section 3.4.
+    Ho & Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598, algorithm 1 (experts left out).
     Xu, Tong, Jaakkola, Stable Target Field for Reduced Variance Score Estimation, arXiv 2302.00670, eq. 5.
 """
 
@@ -47,7 +51,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import Denoiser, ExpertDenoiser
+from molrmog.denoisers.base import NO_EXPERT, Denoiser, ExpertDenoiser
 from molrmog.schedules import _SIGMA_CAP, _SIGMA_FLOOR, Schedule
 
 WEIGHTINGS = ("edm", "x0", "eps", "min-snr")
@@ -89,6 +93,7 @@ class ScoreMatching(nn.Module):
         sigma_data: float = 0.5,
         level_mean: float | None = None,
         level_std: float = 1.2,
+        drop_expert: float = 0.0,
     ) -> None:
         """Set up the loss.
 
@@ -102,9 +107,11 @@ class ScoreMatching(nn.Module):
             sigma_data: the standard deviation c in the weight of EDM, in data units.
             level_mean: mean of log sigma, for "log-normal"; where None EDM's for data of deviation c, -1.2 + log(2c).
             level_std: standard deviation of log sigma, for "log-normal".
+            drop_expert: probability that a row is told no expert while training, in [0, 1); more than 0 needs a
+                denoiser that is `unconditional`, and rows with experts.
 
         Raises:
-            ValueError: an unknown name, or a number that is not positive.
+            ValueError: an unknown name, a number out of its range, or experts dropped for a denoiser that needs them.
         """
         super().__init__()
         for name, value, known in (("weighting", weighting, WEIGHTINGS), ("levels", levels, LEVELS)):
@@ -119,10 +126,18 @@ class ScoreMatching(nn.Module):
                 f"sigma_data = {sigma_data}, level_mean = {level_mean}, level_std = {level_std}: pass "
                 "deviations > 0 and a finite mean"
             )
+        if not 0 <= drop_expert < 1:
+            raise ValueError(f"drop_expert = {drop_expert}: pass a probability in [0, 1)")
+        if drop_expert and not getattr(denoiser, "unconditional", False):
+            raise ValueError(
+                f"drop_expert = {drop_expert}: this {type(denoiser).__name__} does not answer without an expert, build "
+                "it with unconditional=True"
+            )
         self.denoiser = denoiser
         self.schedule = schedule
         self.weighting, self.levels = weighting, levels
         self.sigma_data, self.level_mean, self.level_std = sigma_data, level_mean, level_std
+        self.drop_expert = drop_expert
         if isinstance(targets, nn.Module):
             targets = copy.deepcopy(targets).requires_grad_(False).eval()
         self.targets = targets
@@ -138,6 +153,7 @@ class ScoreMatching(nn.Module):
             "sigma_data": self.sigma_data,
             "level_mean": self.level_mean,
             "level_std": self.level_std,
+            "drop_expert": self.drop_expert,
         }
 
     @property
@@ -148,8 +164,10 @@ class ScoreMatching(nn.Module):
             high if math.isfinite(high) else math.log(_SIGMA_CAP)
         )
 
-    def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Noise levels s and gamma, with shape (rows,), and noise eps, with shape (rows, D), on the CPU.
+
+        Where experts are dropped, a fourth tensor, with shape (rows,), is true in the rows that are told none.
 
         Args:
             rows: how many.
@@ -164,24 +182,32 @@ class ScoreMatching(nn.Module):
         t = self.schedule.time(-2 * log_sigma).clamp(self.schedule.t_min, self.schedule.t_max)
         s, gamma = self.schedule(t)
         eps = torch.randn(rows, self.denoiser.dim, generator=generator)  # pyright: ignore[reportAttributeAccessIssue]
-        return s.float(), gamma.float(), eps
+        if not self.drop_expert:
+            return s.float(), gamma.float(), eps
+        return s.float(), gamma.float(), eps, torch.rand(rows, generator=generator) < self.drop_expert
 
     def forward(self, x0: Tensor, *rest: Tensor) -> Tensor:
         """Loss of each row, with shape (B,).
 
         Args:
             x0: clean rows, with shape (B, D).
-            rest: the expert of each row with shape (B,), if rows have one; then s, gamma and eps as :meth:`draw`
-                gives them.
+            rest: the expert of each row with shape (B,), if rows have one; then what :meth:`draw` gives.
+
+        Raises:
+            ValueError: experts are to be dropped, and rows have none.
         """
-        *expert, s, gamma, eps = rest
-        given = {"expert": expert[0]} if expert else {}
+        *expert, s, gamma, eps = rest[:-1] if self.drop_expert else rest
+        if self.drop_expert and not expert:
+            raise ValueError(f"drop_expert = {self.drop_expert}: pass the expert of each row")
+        dropped = rest[-1] if self.drop_expert and self.training else None
+        told = expert if dropped is None else [expert[0].masked_fill(dropped, NO_EXPERT)]
+        given = {"expert": told[0]} if told else {}
         s, gamma, eps = s.to(x0.dtype), gamma.to(x0.dtype), eps.to(x0.dtype)
         xt = s[:, None] * x0 + gamma[:, None] * eps  # (B, D)
         estimate = self.denoiser.denoise(xt, s, gamma, **given)
         with torch.no_grad():
             if isinstance(self.targets, str):
-                target = x0 if self.targets == "sample" else batch_mean(x0, s, gamma, eps, *expert)
+                target = x0 if self.targets == "sample" else batch_mean(x0, s, gamma, eps, *expert, dropped=dropped)
             else:
                 target = self.targets.denoise(xt, s, gamma, **given)
         return self.weight(s, gamma) * (estimate.to(x0.dtype) - target).square().mean(1)
@@ -196,7 +222,14 @@ class ScoreMatching(nn.Module):
         return snr if self.weighting == "eps" else torch.ones_like(snr)
 
 
-def batch_mean(x0: Tensor, s: Tensor, gamma: Tensor, eps: Tensor, expert: Tensor | None = None) -> Tensor:
+def batch_mean(
+    x0: Tensor,
+    s: Tensor,
+    gamma: Tensor,
+    eps: Tensor,
+    expert: Tensor | None = None,
+    dropped: Tensor | None = None,
+) -> Tensor:
     """E[x_0 | x_t] where x_0 is any row of the batch alike, with shape (B, D).
 
         log w_ij = -||s_i (x_i - x_j) + gamma_i eps_i||^2 / (2 gamma_i^2) + const_i
@@ -208,6 +241,7 @@ def batch_mean(x0: Tensor, s: Tensor, gamma: Tensor, eps: Tensor, expert: Tensor
         gamma: noise standard deviation of each row, with shape (B,).
         eps: noise of each row, with shape (B, D).
         expert: of each row, with shape (B,): only rows of the same expert count.
+        dropped: which rows are told none, with shape (B,): for them rows of every expert count.
 
     References:
         Xu, Tong, Jaakkola, arXiv 2302.00670, eq. 5.
@@ -217,5 +251,7 @@ def batch_mean(x0: Tensor, s: Tensor, gamma: Tensor, eps: Tensor, expert: Tensor
     along = (eps * x0).sum(1, keepdim=True) - eps @ x0.T  # eps_i . (x_i - x_j)
     log_weight = -ratio * along - 0.5 * ratio.square() * distance2
     if expert is not None:
-        log_weight = log_weight.masked_fill(expert[:, None] != expert, -torch.inf)
+        apart = expert[:, None] != expert
+        apart = apart if dropped is None else apart & ~dropped[:, None]
+        log_weight = log_weight.masked_fill(apart, -torch.inf)
     return log_weight.softmax(1) @ x0

@@ -4,7 +4,7 @@ Everything in step i is a function of the seed and of i alone:
 
     rows        positions i B, ..., (i + 1) B - 1 of one epoch's permutation of the data after another's; permutation of
                 epoch e from (seed, e)
-    numbers     noise levels and noise of all B rows from (seed, i), drawn at once on the CPU
+    numbers     noise levels, noise and dropped experts of all B rows from (seed, i), drawn at once on the CPU
     rate        learning_rate * min(1, (i + 1) / warmup) * (1 or (1 + cos(pi i / steps)) / 2)
     average     a_1 = theta_1,   a_(n+1) = d a_n + (1 - d) theta_(n+1),   d = min(ema_decay, (1 + n) / (10 + n))
 
@@ -281,6 +281,7 @@ def train(
     sigma_data: float | None = None,
     level_mean: float | None = None,
     level_std: float = 1.2,
+    drop_expert: float = 0.0,
     batch_size: int = 256,
     micro_batch_size: int | None = None,
     optimizer: Literal["adamw", "adam"] = "adamw",
@@ -316,12 +317,13 @@ def train(
         experts: the expert of each row, with shape (N,), for denoisers that are told.
         validation: rows on which the loss of the averaged weights is taken.
         validation_experts: their experts.
-        weighting: "edm", "x0", "eps" or "min-snr"; see `learning.score_matching`, also for the next five.
+        weighting: "edm", "x0", "eps" or "min-snr"; see `learning.score_matching`, also for the next six.
         levels: "log-normal" or "log-snr".
         targets: "sample", "batch", or the law of the data.
         sigma_data: standard deviation in the weight of EDM; that of the data where None.
         level_mean: mean of log sigma; -1.2 + log(2 sigma_data), as EDM has it, where None.
         level_std: standard deviation of log sigma.
+        drop_expert: probability that a row is told no expert, so that the denoiser can be guided.
         batch_size: see `TrainingOptions`, also for all that follow but the last two.
         micro_batch_size: rows that a process handles at once.
         optimizer: "adamw" or "adam".
@@ -375,6 +377,7 @@ def train(
         sigma_data=_deviation(tables[0]) if sigma_data is None else sigma_data,
         level_mean=level_mean,
         level_std=level_std,
+        drop_expert=drop_expert,
     )
     options = TrainingOptions(
         steps=steps,
