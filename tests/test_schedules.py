@@ -1,5 +1,6 @@
 """Schedules against autograd, closed forms of others, and their own inverses."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from molrmog.schedules import (
     SCHEDULES,
     SPACINGS,
     CosineSchedule,
+    DiscreteSchedule,
     FlowSchedule,
     Schedule,
     VESchedule,
@@ -116,6 +118,30 @@ def test_cosine_is_the_curve_of_diffusers():
     torch.testing.assert_close(discrete.alphas_cumprod.double()[:-1], s.square()[:-1], rtol=2e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_a_discrete_schedule_has_the_levels_of_diffusers_at_its_timesteps(betas):
+    from diffusers import DDPMScheduler
+
+    chain = DDPMScheduler(50, beta_schedule=betas, beta_end=0.2)
+    schedule = DiscreteSchedule(alphas_cumprod=tuple(chain.alphas_cumprod.tolist()))
+    t = torch.arange(50, dtype=torch.float64) / 49
+    torch.testing.assert_close(schedule.timestep(t), torch.arange(50.0).double(), rtol=0, atol=1e-12)
+    s, gamma = schedule(t)
+    alphas = chain.alphas_cumprod.double()
+    torch.testing.assert_close(s, alphas.sqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gamma, (1 - alphas).sqrt(), rtol=1e-12, atol=0)
+
+
+def test_a_discrete_schedule_is_ddpms_by_default_and_geometric_between_timesteps():
+    from diffusers import DDPMScheduler
+
+    schedule = DiscreteSchedule()
+    s, _ = schedule(torch.arange(1000, dtype=torch.float64) / 999)
+    torch.testing.assert_close(s.square(), DDPMScheduler(1000).alphas_cumprod.double(), rtol=1e-4, atol=0)
+    sigma = torch.tensor([gamma / s for s, gamma in map(schedule, (300 / 999, 300.5 / 999, 301 / 999))])
+    assert sigma[1] ** 2 == pytest.approx(sigma[0] * sigma[2])
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 33])
@@ -153,6 +179,7 @@ def test_config_builds_the_same_schedule(name):
     assert Schedule.from_config(schedule.config) == schedule
     assert SCHEDULES[name].from_config(schedule.config) == schedule
     assert SCHEDULES[name].from_config({"t_max": 0.9}) == schedule
+    assert Schedule.from_config(json.loads(json.dumps(schedule.config))) == schedule
 
 
 @pytest.mark.parametrize(
@@ -166,7 +193,10 @@ def test_config_builds_the_same_schedule(name):
         (lambda: VESchedule(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
         (lambda: CosineSchedule(offset=0.0), "offset must be > 0"),
         (lambda: FlowSchedule(t_min=0.5, t_max=0.5), "t_min < t_max"),
-        (lambda: Schedule.from_config({"name": "linear"}), "choose one of vp, ve, cosine, flow"),
+        (lambda: DiscreteSchedule(alphas_cumprod=(0.5, 0.9)), "must decrease"),
+        (lambda: DiscreteSchedule(alphas_cumprod=(0.5, 0.0)), r"inside \(0, 1\)"),
+        (lambda: DiscreteSchedule(alphas_cumprod=(0.5,)), "two or more"),
+        (lambda: Schedule.from_config({"name": "linear"}), "choose one of vp, ve, cosine, flow, discrete"),
         (lambda: Schedule.from_config({"beta_min": 1.0}), "unknown schedule None"),
         (lambda: VPSchedule.from_config({"name": "ve"}), "choose one of vp"),
         (lambda: Schedule.from_config({"name": "flow", "beta_min": 1.0}), "takes t_min, t_max, not beta_min"),

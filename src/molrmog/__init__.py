@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from molrmog.denoisers.mlp import MLPDenoiser
     from molrmog.denoisers.mog import MoGDenoiser
     from molrmog.denoisers.patches import PatchDenoiser
+    from molrmog.denoisers.pipeline import DiffusersDenoiser
     from molrmog.denoisers.residual import ResidualDenoiser
     from molrmog.denoisers.saved import load
     from molrmog.denoisers.unet import UNetDenoiser
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from molrmog.learning.trainer import train
     from molrmog.mixture import MoLRMoG, Subspace
     from molrmog.sampling import sample, sample_experts
-    from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
+    from molrmog.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, VESchedule, VPSchedule
 
 _HOMES = {
     "BlendDenoiser": "denoisers.blend",
@@ -42,6 +43,8 @@ _HOMES = {
     "CosineSchedule": "schedules",
     "Dataset": "data",
     "Denoiser": "denoisers.base",
+    "DiffusersDenoiser": "denoisers.pipeline",
+    "DiscreteSchedule": "schedules",
     "Experts": "denoisers.experts",
     "FlowSchedule": "schedules",
     "GaussianDenoiser": "denoisers.gaussian",
@@ -74,6 +77,8 @@ __all__ = [
     "CosineSchedule",
     "Dataset",
     "Denoiser",
+    "DiffusersDenoiser",
+    "DiscreteSchedule",
     "Experts",
     "FlowSchedule",
     "GaussianDenoiser",

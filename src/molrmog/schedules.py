@@ -12,14 +12,16 @@ A time grid places steps + 1 times between t_max and t_min, both included. Evenl
 is no room for an end whose sigma is infinite or zero, as at t = 1 (s = 0) and t = 0 of the flow schedule: the spacing
 then counts that end as sigma = 100 (or 1/1000), and the grid still begins and ends exactly at t_max and t_min.
 
-| name   | class          | s(t)              | gamma(t)                          | reference                      |
-| ------ | -------------- | ----------------- | --------------------------------- | ------------------------------ |
-| vp     | VPSchedule     | exp(-B/2)         | sqrt(1 - exp(-B))                 | Song et al. 2021, eq. 33       |
-| ve     | VESchedule     | 1                 | sigma_min (sigma_max/sigma_min)^t | Song et al. 2021, eq. 31       |
-| cosine | CosineSchedule | cos(a) / cos(a_0) | sqrt(1 - s^2)                     | Nichol & Dhariwal 2021, eq. 17 |
-| flow   | FlowSchedule   | 1 - t             | t                                 | Lipman et al. 2023, eq. 20     |
+| name     | class            | s(t)              | gamma(t)                          | reference                      |
+| -------- | ---------------- | ----------------- | --------------------------------- | ------------------------------ |
+| vp       | VPSchedule       | exp(-B/2)         | sqrt(1 - exp(-B))                 | Song et al. 2021, eq. 33       |
+| ve       | VESchedule       | 1                 | sigma_min (sigma_max/sigma_min)^t | Song et al. 2021, eq. 31       |
+| cosine   | CosineSchedule   | cos(a) / cos(a_0) | sqrt(1 - s^2)                     | Nichol & Dhariwal 2021, eq. 17 |
+| flow     | FlowSchedule     | 1 - t             | t                                 | Lipman et al. 2023, eq. 20     |
+| discrete | DiscreteSchedule | from a table      | sqrt(1 - s^2)                     | Ho et al. 2020, eq. 4          |
 
 References:
+    Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models, arXiv 2006.11239, section 2.
     Song et al., Score-Based Generative Modeling through Stochastic Differential Equations,
         arXiv 2011.13456, appendix C.
     Nichol & Dhariwal, Improved Denoising Diffusion Probabilistic Models, arXiv 2102.09672, section 3.2.
@@ -33,7 +35,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -380,6 +384,85 @@ class FlowSchedule(Schedule):
         return torch.sigmoid(-0.5 * log_snr)
 
 
+def _ddpm_alphas_cumprod() -> tuple[float, ...]:
+    return tuple((1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSchedule(Schedule):
+    """The noise levels of a discrete chain of T timesteps, variance preserving, and all levels between them.
+
+        timestep i is at t = i / (T - 1):     s^2 = alpha_bar_i = prod_{j <= i} (1 - beta_j),     gamma^2 = 1 - s^2
+
+    Between two timesteps the log-SNR is linear in t; beyond the ends it goes on with the same slope. Linear, scaled,
+    cosine and trained betas are all one here: diffusers keeps the table as `scheduler.alphas_cumprod`.
+
+    Attributes:
+        alphas_cumprod: alpha_bar at each timestep, decreasing inside (0, 1); those of DDPM where not given.
+
+    References:
+        Ho, Jain & Abbeel, arXiv 2006.11239, eq. 4 and section 4 (the default).
+
+    Examples:
+        >>> schedule = DiscreteSchedule(alphas_cumprod=(0.9, 0.5, 0.1))
+        >>> s, gamma = schedule(0.5)
+        >>> round(s**2, 12), schedule.timestep(0.5)
+        (0.5, 1.0)
+    """
+
+    name: ClassVar[str] = "discrete"
+
+    alphas_cumprod: tuple[float, ...] = field(default_factory=_ddpm_alphas_cumprod, repr=False)
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "alphas_cumprod", tuple(map(float, self.alphas_cumprod)))  # JSON makes it a list
+        falls = all(1 > alpha > following > 0 for alpha, following in pairwise(self.alphas_cumprod))
+        if len(self.alphas_cumprod) < 2 or not falls:
+            raise ValueError("alphas_cumprod must decrease inside (0, 1): pass two or more such numbers")
+
+    def timestep(self, t: Time) -> Time:
+        """The timestep (T - 1) t of the chain at time t, a fraction between two of them; not clamped."""
+        return (len(self.alphas_cumprod) - 1) * t
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.logit(torch.tensor(self.alphas_cumprod, dtype=torch.float64))  # log-SNR at each timestep, (T,)
+
+    def _between(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The timestep at or before t, and the log-SNR of this and of the next, all with the shape of t."""
+        last = len(self.alphas_cumprod) - 1
+        left = self.timestep(t).floor().clamp(0, last - 1).nan_to_num().long()
+        table = self._table.to(t.device)
+        return left, table[left], table[left + 1]
+
+    def _slope(self, t: Tensor) -> Tensor:
+        _, high, low = self._between(t)
+        return self.timestep(low - high).to(t.dtype)
+
+    def _s_gamma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_snr = self._log_snr(t)
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def _f(self, t: Tensor) -> Tensor:
+        return 0.5 * torch.sigmoid(-self._log_snr(t)) * self._slope(t)
+
+    def _g(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.sigmoid(-self._log_snr(t)) * self._slope(t))
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        left, high, low = self._between(t)
+        return torch.lerp(high, low, self.timestep(t).double() - left).to(t.dtype)
+
+    def _time(self, log_snr: Tensor) -> Tensor:
+        falling, at = -self._table.to(log_snr.device), -log_snr.double()
+        left = (torch.searchsorted(falling, at.detach().contiguous()) - 1).clamp(0, len(falling) - 2)
+        low, high = falling[left], falling[left + 1]
+        return ((left + (at - low) / (high - low)) / (len(falling) - 1)).to(log_snr.dtype)
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
-    schedule.name: schedule for schedule in (VPSchedule, VESchedule, CosineSchedule, FlowSchedule)
+    schedule.name: schedule for schedule in (VPSchedule, VESchedule, CosineSchedule, FlowSchedule, DiscreteSchedule)
 }
