@@ -53,6 +53,7 @@ from torch import Tensor, nn
 from molrmog.gates import DECIDED, NATS, Evidence, Frame, lift_means, weigh
 from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, rows_per_chunk, values_hidden
 from molrmog.saving import load_model, save_model
+from molrmog.top_modes import denoise_by_top_modes
 
 
 @dataclass(frozen=True)
@@ -362,6 +363,29 @@ class MoLRMoG(nn.Module):
     def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`log_prob`."""
         return self._by_rows(lambda *row: (self._settled(self._denoise, *row),), x, s, gamma)[0]
+
+    def denoise_by_top_modes(self, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
+        """E[x_0 | x_t] from the modes that explain a row best, for rows in groups of one noise level; no gradients.
+
+        Args:
+            x: groups of noised rows, with shape (B, L, D).
+            s: the signal scale of each group, with shape (B,).
+            gamma: the noise standard deviation of each group, > 0, with shape (B,).
+            top: how many modes; exact from sum n_k on.
+
+        Returns:
+            Tensor: with the shape of x.
+
+        Raises:
+            ValueError: wrong shapes, or no modes.
+        """
+        if x.ndim != 3 or x.shape[2] != self.dim or not s.shape == gamma.shape == x.shape[:1] or top < 1:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, s {tuple(s.shape)}, gamma {tuple(gamma.shape)}, top = {top}: pass "
+                f"(B, L, {self.dim}), (B,), (B,) and 1 mode or more"
+            )
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return denoise_by_top_modes(self._frame(x.dtype), x, s, gamma, top)
 
     def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""

@@ -45,6 +45,15 @@ def test_one_patch_that_is_the_picture_is_the_law():
     assert torch.equal(PatchDenoiser(law, (2, 6, 6), 6).denoise(x, s, gamma), law.denoise(x, s, gamma))
 
 
+def test_all_modes_by_way_of_the_top_ones():
+    law = a_law(8)
+    s, gamma = torch.linspace(0.2, 1.0, 5).double(), torch.linspace(2.0, 0.1, 5).double()
+    every, best = PatchDenoiser(law, SHAPE, 2), PatchDenoiser(law, SHAPE, 2, top=4)
+    torch.testing.assert_close(best.denoise(PICTURES, s, gamma), every.denoise(PICTURES, s, gamma))
+    fewer = PatchDenoiser(law, SHAPE, 2, top=1)
+    assert not torch.allclose(fewer.denoise(PICTURES, 0.5, 0.5), every.denoise(PICTURES, 0.5, 0.5))
+
+
 def test_levels_of_rows_reach_their_own_patches():
     denoiser = PatchDenoiser(a_law(8), SHAPE, 2)
     s, gamma = torch.linspace(0.2, 1.0, 5).double(), torch.linspace(2.0, 0.1, 5).double()
@@ -64,7 +73,7 @@ def test_patches_are_drawn_from_all_places():
 
 
 def test_it_comes_back_from_a_folder(tmp_path):
-    denoiser = PatchDenoiser(a_law(8), SHAPE, 2, 2).eval()
+    denoiser = PatchDenoiser(a_law(8), SHAPE, 2, 2, top=2).eval()
     denoiser.save_pretrained(tmp_path)
     again = molrmog.load(tmp_path)
     assert torch.equal(again.denoise(PICTURES, 0.8, 0.5), denoiser.denoise(PICTURES, 0.8, 0.5))
@@ -75,6 +84,7 @@ def test_it_comes_back_from_a_folder(tmp_path):
     [
         (lambda: PatchDenoiser(a_law(9), SHAPE, 2), r"a law over R\^9 for patches of 8 numbers"),
         (lambda: PatchDenoiser(a_law(8), (42,), 2), "pass .C, H, W."),
+        (lambda: PatchDenoiser(a_law(8), SHAPE, 2, top=0), "top = 0 modes of a MoLRMoG: pass 1 or more"),
         (lambda: patch_index(SHAPE, 7), "a size of at most H and W"),
         (lambda: patch_index(SHAPE, 2, 3), "a stride from 1 to that size"),
         (lambda: PatchDenoiser(a_law(8), SHAPE, 2).denoise(torch.zeros(1, 83), 1.0, 0.1), r"rows with shape \(B, 84\)"),

@@ -48,13 +48,15 @@ class Arm:
         base: name of a base; None for the network alone.
         as_input: whether the network sees what the base says.
         added: whether it is added to what the network says.
-        training: options that differ from the plan's.
+        training: options of the trainer that differ from the plan's.
+        loss: options of the loss that differ from the plan's.
     """
 
     base: str | None = None
     as_input: bool = True
     added: bool = True
     training: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
 
 
 _PLAIN, _LAW = "plain", "law"
@@ -89,7 +91,7 @@ class Plan:
         arms: name to arm; those whose name begins with "plain," only tune.
         unet: options of `UNetDenoiser`.
         training: options of `TrainingOptions` that all arms share.
-        weighting: of the loss, see `ScoreMatching`.
+        loss: options of `ScoreMatching` that all arms share.
         seeds: of network, batches, noise and samples.
         marks: shares of the steps at which samples are measured.
         samples: drawn at a mark.
@@ -107,7 +109,7 @@ class Plan:
     training: Mapping[str, Any] = field(
         default_factory=lambda: {"steps": 2000, "batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.995}
     )
-    weighting: str = "edm"
+    loss: Mapping[str, Any] = field(default_factory=lambda: {"weighting": "edm"})
     seeds: tuple[int, ...] = (0, 1, 2)
     marks: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
     samples: int = 1000
@@ -264,7 +266,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], seed: int, device: str) ->
                 "arm": {"name": name, "base": arm.base, "as_input": arm.as_input, "added": arm.added},
                 "unet": dict(made.unet),
                 "training": training,
-                "weighting": made.weighting,
+                "loss": {**made.loss, **arm.loss},
                 "seed": seed + own,
                 "device": device,
                 "every": math.gcd(*(round(steps * share) for share in made.marks)),

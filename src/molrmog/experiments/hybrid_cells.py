@@ -75,9 +75,9 @@ def _made(chosen: Settings, rows: Dataset, folder: Path) -> Denoiser:
     if chosen["kind"] == "law":
         return cast(Denoiser, fit(x, labels, **options))
     if chosen["kind"] == "patches":
-        size, stride, drawn = (options.pop(name) for name in ("size", "stride", "patches"))
+        size, stride, drawn, top = (options.pop(name) for name in ("size", "stride", "patches", "top"))
         patches = patches_of(x, rows.shape, size, drawn, torch.Generator().manual_seed(0))
-        return PatchDenoiser(fit(patches, **options), rows.shape, size, stride)
+        return PatchDenoiser(fit(patches, **options), rows.shape, size, stride, top)
     several = [base_of(folder, name) for name in options["parts"]]
     return BlendDenoiser(several).fit_(x)
 
@@ -94,8 +94,7 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     x = torch.from_numpy(np.asarray(rows.x))
     network = arm_network(settings, folder, x, rows.shape)
     options = TrainingOptions(
-        **settings["training"],
-        annealing="constant",
+        **({"annealing": "constant"} | settings["training"]),
         seed=settings["seed"],
         device=settings["device"],
         out=folder / "run",
@@ -104,7 +103,7 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
         validate_every=settings["every"],
         keep=1,
     )
-    loss = ScoreMatching(cast(Denoiser, network), SCHEDULE, weighting=settings["weighting"])
+    loss = ScoreMatching(cast(Denoiser, network), SCHEDULE, **settings["loss"])
     validation = [torch.from_numpy(np.asarray(held.x)[:_LOSS_ROWS])]
     for state in training(loss, [x], options, validation=validation):
         report_progress(folder, 0.9 * state.step / options.steps)
@@ -171,11 +170,15 @@ def _drawn(
 ) -> np.ndarray:
     generator = torch.Generator().manual_seed(settings["seed"])
     start = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
-    several = [
-        sample(network, SCHEDULE, (n, rows.dim), sampler="heun", steps=steps, generator=generator, **cast(Any, start))
-        for n in _batches(settings["samples"], 256)
-    ]
-    return torch.cat(several).cpu().numpy()
+    narrow = settings["training"].get("mixed_precision") == "bf16"
+    with torch.autocast(torch.device(settings["device"]).type, torch.bfloat16, enabled=narrow):
+        several = [
+            sample(
+                network, SCHEDULE, (n, rows.dim), sampler="heun", steps=steps, generator=generator, **cast(Any, start)
+            )
+            for n in _batches(settings["samples"], 256)
+        ]
+    return torch.cat(several).float().cpu().numpy()
 
 
 def quality(x: np.ndarray, rows: Dataset, held: Dataset, *, full: bool) -> dict[str, Any]:
