@@ -231,6 +231,32 @@ def _evaluate() -> ArgumentParser:
     return parser
 
 
+def _explain_network() -> ArgumentParser:
+    parser = _command(
+        "Say how much of a trained network a law explains, noise level by noise level, and where it does not: a table, "
+        "a page and a picture per level. The law is the one named, else the base that the network stands on, else it "
+        "is fitted here to the training rows; any of --subspaces, --latent-dim, --modes, --head asks for a fit."
+    )
+    add = parser.add_argument
+    add("run", type=str, help="folder of a run of molrmog train, or of a saved denoiser (with --data)")
+    add("--law", type=str | None, default=None, metavar="FOLDER", help="run of molrmog fit, or any saved denoiser")
+    add("--data", type=str | None, default=None, help=f"data; those of the run where not given. {_DATA}")
+    add("--out", type=str | None, default=None, metavar="FOLDER", help="where to write; RUN/explain where not given")
+    add("--levels", type=int | list[float], default=10, help="how many noise levels, or their sigmas as [0.1,1]")
+    add("--rows", type=int, default=500, help="held-out rows, at most")
+    add("--show", type=int, default=10, help="rows in a picture")
+    add("--subspaces", type=int | None, default=None, help="of the law; one per class, or 10, where not given")
+    add("--latent-dim", type=int | None, default=None, help="of each; as in molrmog fit, all of a latent space")
+    add("--modes", type=int | None, default=None, help="Gaussians in each; 8 where not given")
+    add("--head", type=int | Literal["auto"] | None, default=None, help="as in molrmog fit; auto for long rows")
+    add("--schedule", type=_SCHEDULES | None, default=None, help="of a saved denoiser; vp where not given")
+    add("--seed", type=int, default=0, help="of the rows picked, the noise and the fit")
+    add("--device", type=str | None, default=None, help="where to compute; the CPU where not given")
+    add("--image-size", type=int | None, default=None, help="of --data: crop and resize to so many pixels a side")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    return parser
+
+
 def _info() -> ArgumentParser:
     parser = _command("Say what a run or a data set is.")
     parser.add_argument("target", type=str, help=f"run folder, or data: {_DATA}")
@@ -284,6 +310,7 @@ _COMMANDS = {
     "train": (_train, "train a score network and write a run folder"),
     "sample": (_sample, "draw samples of a run"),
     "evaluate": (_evaluate, "measure a run on held-out rows"),
+    "explain": (_explain_network, "say how much of a network a law explains"),
     "info": (_info, "say what a run or a data set is"),
     "reproduce": (_reproduce, "run an experiment of the paper"),
     "demo": (_demo, "laws and score networks on the handwritten digits"),

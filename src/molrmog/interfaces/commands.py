@@ -221,7 +221,7 @@ def train(*, command: str, **settings: Any) -> None:
         print(f"{out} is finished: draw from it with molrmog sample {out}, or train into another folder")
         return
     name, measured, page = found
-    print_measurements(name, {settings["network"]: measured})
+    print_measurements(name, measured)
     print(f"report  {page}")
 
 
@@ -407,6 +407,22 @@ def evaluate(
             page = write_report(place, model, train, held, samples)
     print_measurements(train.name, {name: measured})
     print(f"report  {page}")
+
+
+def explain(*, command: str, **settings: Any) -> None:
+    """Say how much of a network a law explains; see `molrmog.interfaces.explain`.
+
+    Args:
+        command: the words that asked for this, for the record.
+        **settings: the options of `molrmog explain`.
+
+    Raises:
+        ValueError: an option does not fit, or the folder holds no network.
+        OSError: there is no such run, or no data, or the folder cannot be written.
+    """
+    from molrmog.interfaces.explain import explain_run
+
+    explain_run(settings, command)
 
 
 def info(*, target: str, data_dir: str | None = None, command: str) -> None:
@@ -601,6 +617,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "explain": explain,
     "info": info,
     "reproduce": reproduce,
     "demo": demo,
