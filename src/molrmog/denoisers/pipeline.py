@@ -1,7 +1,7 @@
 """A network of diffusers, as its pipelines keep it, as a denoiser: any noise level in, E[x_0 | x_t] out.
 
 The network was trained along x_i = s_i x_0 + gamma_i eps with s_i^2 = alpha_bar_i and s_i^2 + gamma_i^2 = 1, and is
-told the timestep i. Any other x_t = s x_0 + gamma eps lies on that circle once it is divided by r = sqrt(s^2 + gamma^2);
+told the timestep i. Any other x_t = s x_0 + gamma eps lies on that circle once divided by r = sqrt(s^2 + gamma^2);
 the timestep whose gamma_i / s_i is gamma / s may be a fraction, log-SNR being linear between two timesteps:
 
     x = x_t / r,     (a, b) = (s, gamma) / r,     F = network(x, i(log(a^2 / b^2)))
@@ -170,7 +170,7 @@ class DiffusersDenoiser(nn.Module):
         ).eval()
 
     def timestep(self, s: Noise, gamma: Noise) -> Tensor:
-        """The timestep whose ratio is gamma / s, or a fraction between two; inside the chain, float64, shaped as they are.
+        """The timestep whose ratio is gamma / s, or a fraction between two; kept inside the chain, float64.
 
         Args:
             s: the signal scale.
