@@ -63,7 +63,7 @@ def test_a_batch_of_dropped_rows_is_one_without_experts():
 def network(kind):
     torch.manual_seed(0)
     if kind == "unet":
-        return UNetDenoiser((1, 2, 3), (8,), attention=False, experts=3, unconditional=True)
+        return UNetDenoiser((1, 2, 3), (12,), attention=False, experts=3, unconditional=True)
     return MLPDenoiser(6, width=16, depth=1, experts=3, unconditional=True)
 
 
