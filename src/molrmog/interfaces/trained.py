@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork, expert_of_rows, given
 from molrmog.denoisers.experts import Experts, PerExpert
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.law import draw
 from molrmog.metrics import Cost, cost
 from molrmog.mixture import MoLRMoG
@@ -51,6 +52,17 @@ class Trained:
         networks = self.denoiser.networks if isinstance(self.denoiser, PerExpert) else []
         laws = [network.law for network in networks if isinstance(network, MoGDenoiser)]
         return laws if len(laws) == len(self.weights) else None
+
+    @property
+    def base(self) -> Self | None:
+        """What a network on a base is while it adds nothing: the base alone; None for other networks."""
+        if not isinstance(self.denoiser, ResidualDenoiser):
+            return None
+        alone = ResidualDenoiser(cast(Any, self.denoiser.base), _Nothing(self.denoiser.experts), as_input=False)
+        model: ScoreNetwork = alone
+        if isinstance(self.model, Experts):
+            model = Experts(cast(Any, self.model.autoencoders), alone, self.model.weights)
+        return type(self)(model.to(self.device).eval(), self.schedule, self.weights)
 
     @property
     def device(self) -> torch.device:
@@ -127,3 +139,14 @@ class Trained:
         s = gamma = 0.5**0.5
         noise = torch.randn(drawn.latent.shape, generator=torch.Generator().manual_seed(0)).to(drawn.latent)
         return cost(cast(Any, self.model), s * drawn.latent + gamma * noise, s, gamma, drawn.expert)
+
+
+class _Nothing(nn.Module):
+    """A network that adds nothing to its base."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
+        return torch.zeros_like(x)

@@ -72,13 +72,15 @@ _FREE = (
     *("log_every", "validate_every", "grid_every", "checkpoint_every"),
 )
 _LEARN = {"mog": "mean,factor,mode_weights", "gaussian": "mean,factor,mode_weights"}  # where nothing is asked for
+Measured = list[evaluation.Measurement]
+
 _GRID = 64  # samples of a picture
 _SAMPLES = 2000  # samples that are measured, and held-out rows
 _GRID_STEPS = 18  # of the sampler, in pictures drawn while training
 _STEPS = 32  # of the sampler, in the end
 
 
-def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[evaluation.Measurement], Path] | None:
+def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str, Measured], Path] | None:
     """Train as the settings say, or go on with it; nothing is done where it is finished.
 
     Args:
@@ -86,7 +88,8 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, list[eval
         command: the words that asked for this, for the record.
 
     Returns:
-        Name of the data, measurements and the path of the report; None where the run was finished before.
+        Name of the data, measurements of the network and of what it stands on, and the path of the report; None where
+        the run was finished before.
 
     Raises:
         ValueError: settings do not fit the data or one another, or the folder holds a run with other settings.
@@ -306,7 +309,8 @@ def _fitted(
         show("base", text="finding a start")
 
         def on_iteration(state: EMState) -> None:
-            passes.append({"kind": "em", "iteration": state.iteration, "log_likelihood": state.log_likelihood})
+            reached = {name: getattr(state, name) for name in ("iteration", "log_likelihood", "penalised")}
+            passes.append({"kind": "em", **reached})
             show("base", state.iteration, text=f"{state.log_likelihood:.2f} nats/row")
 
         head = settings["head"]
@@ -357,21 +361,17 @@ def _finish(
     train: Dataset,
     held: Dataset,
     command: str,
-) -> tuple[list[evaluation.Measurement], Path]:
+) -> tuple[dict[str, Measured], Path]:
     """Samples, measurements, and the report."""
     num = min(_SAMPLES, max(len(held), _GRID)) if settings["evaluate"] else _GRID
+    spaces = evaluation.feature_spaces(["pca"] if settings["evaluate"] else [], train, held)
+    options: dict[str, Any] = {"spaces": spaces, "num": num, "steps": _STEPS, "seed": settings["seed"]}
     with status("measuring"):
-        measured, x = evaluation.network(
-            trained,
-            run.records(),
-            train,
-            held,
-            held_expert,
-            spaces=evaluation.feature_spaces(["pca"] if settings["evaluate"] else [], train, held),
-            num=num,
-            steps=_STEPS,
-            seed=settings["seed"],
-        )
+        found, x = evaluation.network(trained, run.records(), train, held, held_expert, **options)
+        measured, others = {settings["network"]: found}, {}
+        if trained.base is not None:
+            measured["base"], drawn = evaluation.network(trained.base, [], train, held, None, **options)
+            others["the base alone"] = drawn
         run.record(
             [
                 {
@@ -380,12 +380,12 @@ def _finish(
                     "rows": len(train),
                     "machine": machine() | {"threads": torch.get_num_threads()},
                 },
-                *(m.to_record(law=settings["network"], command=command) for m in measured),
+                *(m.to_record(law=name, command=command) for name, each in measured.items() for m in each),
             ]
         )
         picture = pictures.samples_picture(train, x[:_GRID], np.asarray(held.x[:500]))
         write_atomically(run.folder / SAMPLES_NAME, lambda part: part.write_bytes(picture))
-        page = write_network_report(run, trained, train, held, x)
+        page = write_network_report(run, trained, train, held, x, others)
     return measured, page
 
 
