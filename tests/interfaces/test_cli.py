@@ -8,11 +8,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from pages import check_page
 
 import molrmog
 from molrmog.data import load_parts
+from molrmog.denoisers.base import given
 from molrmog.interfaces import demo
 from molrmog.interfaces.cli import main
 
@@ -80,7 +82,33 @@ def test_sample_writes_the_picture_and_the_rows(run, tmp_path, capsys):
     with np.load(tmp_path / "a.npz") as drawn:
         assert np.isfinite(drawn["x"]).all()
         assert drawn.files == ["x"]
-    assert main(["sample", str(run), "--sampler", "heun", "--subspace", "1"]) == 1
+
+
+def test_a_subspace_is_walked_to_and_guided(run, tmp_path, capsys):
+    words = ["sample", str(run), "--num", "9", "--out", str(tmp_path / "a.png"), "--npz", str(tmp_path / "a.npz")]
+    law, one = molrmog.load(run), ["--subspace", "1", "--steps", "4"]
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*more):
+        assert main([*words, "--overwrite", *one, *more]) == 0
+        with np.load(tmp_path / "a.npz") as found:
+            return torch.from_numpy(found["x"])
+
+    for scale, more in ((1.0, ["--sampler", "heun"]), (2.0, ["--guidance", "2"])):
+        guided = given(molrmog.GuidedDenoiser(molrmog.ConditionalLaw(law), scale), 1)
+        walked = molrmog.sample(guided, molrmog.VPSchedule(), (9, 64), steps=4, generator=generator.manual_seed(0))
+        torch.testing.assert_close(drawn(*more), walked)
+    bounded = drawn("--guidance", "2", "--guidance-interval", "[0.1,1]")
+    assert not torch.allclose(bounded, walked)
+    for wrong, message in (
+        (["--guidance", "2"], "pass --subspace, too"),
+        (["--guidance", "2", *one, "--sampler", "exact"], "leave out --sampler exact"),
+        (["--guidance-interval", "[0.1,1]", *one], "and --guidance W"),
+        (["--guidance", "2", "--guidance-interval", "[1,0.1]", *one], "0 <= low < high"),
+        (["--guidance", "-1", *one], "pass a number >= 0"),
+    ):
+        assert main([*words, "--overwrite", *wrong]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_evaluate_adds_measurements_and_rewrites_the_report(run, tmp_path, capsys):

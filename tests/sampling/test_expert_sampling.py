@@ -3,8 +3,19 @@
 import pytest
 import torch
 
-from molrmog import Experts, MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert, VPSchedule, sample, sample_experts
+from molrmog import (
+    Experts,
+    GuidedDenoiser,
+    MLPDenoiser,
+    MoGDenoiser,
+    MoLRMoG,
+    PerExpert,
+    VPSchedule,
+    sample,
+    sample_experts,
+)
 from molrmog.autoencoders.linear import LinearAutoencoder
+from molrmog.denoisers.base import given
 
 D, d, K = 4, 2, 3
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
@@ -75,6 +86,27 @@ def test_a_seed_gives_the_same_samples(sampler):
     assert torch.equal(first.expert, second.expert)
 
 
+@torch.no_grad()
+def test_guided_samples_are_walked_by_the_guided_denoiser(generator):
+    latent = MLPDenoiser(d, width=8, experts=K, unconditional=True)
+    for parameter in latent.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    generator.manual_seed(0)
+    whole = model(latent)
+    options = {"steps": 4, "batch_size": 7, "expert": torch.arange(10) % K}
+    drawn = sample_experts(whole, VPSchedule(), 10, guidance=2.0, generator=generator, **options)
+    generator.manual_seed(0)
+    walkers = [given(GuidedDenoiser(latent, 2.0), k) for k in drawn.expert.split(7)]
+    walked = [
+        sample(each, VPSchedule(), (n, d), steps=4, generator=generator)
+        for each, n in zip(walkers, (7, 3), strict=True)
+    ]
+    torch.testing.assert_close(drawn.latent, torch.cat(walked))
+    generator.manual_seed(0)
+    plain = sample_experts(whole, VPSchedule(), 10, generator=generator, **options)
+    assert not torch.allclose(plain.latent, drawn.latent)
+
+
 def test_refusals():
     neural = model(MLPDenoiser(d, width=8, experts=K))
     assert sample_experts(neural, VPSchedule(), 3, steps=2).x.isfinite().all()
@@ -82,6 +114,10 @@ def test_refusals():
         sample_experts(neural, VPSchedule(), 3, sampler="exact")
     with pytest.raises(ValueError, match="at least 1"):
         sample_experts(neural, VPSchedule(), 0)
+    with pytest.raises(ValueError, match="needs a sampler that walks, and exact does not: try 'heun'"):
+        sample_experts(model(), VPSchedule(), 3, sampler="exact", guidance=2.0)
+    with pytest.raises(ValueError, match="does not answer without an expert"):
+        sample_experts(neural, VPSchedule(), 3, guidance=2.0)
     for sampler in ("exact", "heun"):
         with pytest.raises(ValueError, match="experts 0 to 2"):
             sample_experts(model(), VPSchedule(), 3, expert=3, sampler=sampler)

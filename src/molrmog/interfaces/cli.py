@@ -198,8 +198,21 @@ def _sample() -> ArgumentParser:
     )
     add("--steps", type=int, default=32, help="steps of the walk")
     add("--schedule", type=_SCHEDULES | None, default=None, help="noise schedule of the walk; that of the run, else vp")
-    add("--subspace", type=int | None, default=None, help="draw from this subspace of a law only (exact)")
+    add("--subspace", type=int | None, default=None, help="draw from this subspace of a law only")
     add("--expert", type=int | None, default=None, help="draw from this expert of a network only")
+    add(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="walk after the expert, or the subspace of a law, more than it asks for (2, say): clearer samples, less "
+        "variety; takes a network trained with --drop-expert",
+    )
+    add(
+        "--guidance-interval",
+        type=list[float] | None,
+        default=None,
+        help="guide only at these noise levels, as [low,high] of gamma / s",
+    )
     add("--seed", type=int, default=0, help="of the samples")
     return parser
 

@@ -20,6 +20,9 @@ import yaml
 import molrmog
 from molrmog import pictures
 from molrmog.data import Dataset, load_parts
+from molrmog.denoisers.base import given
+from molrmog.denoisers.conditional import ConditionalLaw
+from molrmog.denoisers.guidance import guide
 from molrmog.experiments.page import machine, number
 from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
@@ -237,6 +240,8 @@ def sample(
     schedule: str | None = None,
     subspace: int | None = None,
     expert: int | None = None,
+    guidance: float = 1.0,
+    guidance_interval: Sequence[float] | None = None,
     seed: int = 0,
     command: str,
 ) -> None:
@@ -253,6 +258,8 @@ def sample(
         schedule: noise schedule of a sampler that walks; that of the run, or VP, where not given.
         subspace: of a law; draw from this one only.
         expert: of a network; draw from this one only.
+        guidance: scale w by which a sampler that walks follows the expert, or the subspace; 1 is none.
+        guidance_interval: least and greatest gamma / s that are guided.
         seed: of the samples.
         command: the words that asked for this.
 
@@ -262,11 +269,16 @@ def sample(
     """
     if num < 1:
         raise ValueError(f"--num {num}: ask for at least 1")
+    if guidance != 1 and sampler == "exact":
+        raise ValueError(f"--guidance {guidance} needs a sampler that walks: leave out --sampler exact")
+    if guidance_interval is not None and (guidance == 1 or len(guidance_interval) != 2):
+        raise ValueError(f"--guidance-interval {guidance_interval}: pass [low,high], of gamma / s, and --guidance W")
     place = Run(Path(run))
     picture = Path(out) if out else place.folder / SAMPLES_NAME
     rows = None if npz is None else Path(npz)
     for path in (Path(out) if out else None, rows):
         _check_file(path, overwrite=overwrite)
+    interval = None if guidance_interval is None else (guidance_interval[0], guidance_interval[-1])
     model, layout = place.model(), place.layout()
     noise = None if schedule is None else Schedule.from_config({"name": schedule})
     arrays: dict[str, np.ndarray] = {}
@@ -274,24 +286,34 @@ def sample(
         if subspace is not None:
             raise ValueError("--subspace belongs to a law, and this run is a network: pass --expert")
         with status("sampling"):
-            found = model.sample(num, expert=expert, sampler=sampler or "heun", steps=steps, schedule=noise, seed=seed)
+            found = model.sample(
+                num,
+                expert=expert,
+                sampler=sampler or "heun",
+                steps=steps,
+                schedule=noise,
+                guidance=guidance,
+                guidance_interval=interval,
+                seed=seed,
+            )
         x, arrays = found.x, {"expert": found.expert.numpy()}
     elif expert is not None:
         raise ValueError("--expert belongs to a network, and this run is a law: pass --subspace")
-    elif sampler in (None, "exact"):
-        if subspace is not None and not 0 <= subspace < model.subspaces:
-            raise ValueError(f"--subspace {subspace}: the law has subspaces 0 to {model.subspaces - 1}")
+    elif subspace is not None and not 0 <= subspace < model.subspaces:
+        raise ValueError(f"--subspace {subspace}: the law has subspaces 0 to {model.subspaces - 1}")
+    elif guidance != 1 and subspace is None:
+        raise ValueError(f"--guidance {guidance} follows one subspace of a law: pass --subspace, too")
+    elif sampler == "exact" or (sampler is None and guidance == 1):
         drawn = model.sample(num, torch.Generator().manual_seed(seed), subspace=subspace)
         x = drawn.x
         arrays = {"subspace": drawn.subspace.numpy(), "mode": drawn.mode.numpy()}
-    elif subspace is not None:
-        raise ValueError(f"--subspace goes with --sampler exact, not {sampler}")
     else:
+        walker = model if subspace is None else given(guide(ConditionalLaw(model), guidance, interval), subspace)
         x = molrmog.sample(
-            model,
+            walker,
             noise or VPSchedule(),
             (num, model.dim),
-            sampler=sampler,
+            sampler=sampler or "heun",
             steps=steps,
             generator=torch.Generator().manual_seed(seed),
             progress=True,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork, expert_of_rows, given
 from molrmog.denoisers.experts import Experts, PerExpert
+from molrmog.denoisers.guidance import guide
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.law import draw
@@ -95,6 +96,8 @@ class Trained:
         sampler: str = "heun",
         steps: int = 32,
         schedule: Schedule | None = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
         seed: int = 0,
     ) -> ExpertSamples:
         """Draw samples.
@@ -105,21 +108,31 @@ class Trained:
             sampler: a name in `SAMPLERS`; "exact" where the network is made of laws.
             steps: of a sampler that walks.
             schedule: of a sampler that walks; that of the training where None.
+            guidance: scale w of a sampler that walks, see `GuidedDenoiser`; 1 is none.
+            guidance_interval: least and greatest gamma / s that are guided; all where None.
             seed: of every random number.
 
         Raises:
-            ValueError: there is no such expert, or "exact" is asked of a network that is no law.
+            ValueError: there is no such expert, "exact" is asked of a network that is no law, or guidance of one that
+                was not trained for it.
         """
         K = len(self.weights)
         if expert is not None and not 0 <= expert < K:
             raise ValueError(f"--expert {expert}: the network has experts 0 to {K - 1}")
         if sampler == "exact" and self.laws is None:
             raise ValueError("--sampler exact draws from laws, and this network is none: try --sampler heun")
+        if guidance != 1 and not getattr(self.denoiser, "unconditional", False):
+            raise ValueError(
+                f"--guidance {guidance}: this network was never trained without an expert: train a unet, mlp or "
+                "residual with --drop-expert 0.1"
+            )
         generator = torch.Generator().manual_seed(seed)
         schedule = schedule or self.schedule
         walk: dict[str, Any] = {"sampler": sampler, "steps": steps, "generator": generator}
         if isinstance(self.model, Experts):
+            walk |= {"guidance": guidance, "guidance_interval": guidance_interval}
             return sample_experts(self.model, schedule, num, expert=expert, batch_size=_BATCH, **walk)
+        denoiser = guide(self.denoiser, guidance, guidance_interval)
         k = draw(self.weights[None], num, generator)[0] if expert is None else torch.full((num,), expert)
         k = expert_of_rows(k.to(self.device), torch.empty(num, 0, device=self.device), K)
         if sampler == "exact":
@@ -129,7 +142,7 @@ class Trained:
                 x[mine] = law.sample(len(mine), generator).x
         else:
             shapes = [(len(part), self.model.dim) for part in k.split(_BATCH)]
-            walkers = [given(self.denoiser, part) for part in k.split(_BATCH)]
+            walkers = [given(denoiser, part) for part in k.split(_BATCH)]
             x = torch.cat([sample(w, schedule, shape, **walk) for w, shape in zip(walkers, shapes, strict=True)])
         return ExpertSamples(x, k, x)
 

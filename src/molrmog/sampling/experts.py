@@ -2,7 +2,11 @@
 
     k ~ Cat(w),      z_0 by any sampler with the latent denoiser of expert k,      x_0 = decode_k(z_0)
 
-All rows walk together, each told its own expert.
+All rows walk together, each told its own expert. With guidance the denoiser follows the expert more than it was trained
+to, see `molrmog.denoisers.guidance`.
+
+References:
+    arXiv 2601.01475, section 5 (the experts); Ho & Salimans, arXiv 2207.12598 (guidance).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from torch import Tensor
 
 from molrmog.denoisers.base import expert_of_rows, given
 from molrmog.denoisers.experts import Experts
+from molrmog.denoisers.guidance import guide
 from molrmog.law import draw
 from molrmog.sampling.front_door import sample
 from molrmog.schedules import Schedule
@@ -45,6 +50,8 @@ def sample_experts(
     steps: int = 32,
     generator: torch.Generator | None = None,
     batch_size: int = 1024,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
 ) -> ExpertSamples:
     """Draw from the whole model.
 
@@ -57,12 +64,18 @@ def sample_experts(
         steps: steps from the first time to t_min.
         generator: the source of every random number; torch's global one where None.
         batch_size: rows that walk and are decoded together.
+        guidance: scale w; 1 is none, more than 1 follows the expert more than it was trained to.
+        guidance_interval: least and greatest gamma / s that are guided, in latent units; all where None.
 
     Raises:
-        ValueError: n < 1, an unknown sampler or expert, or "exact" with latent denoisers that are no laws.
+        ValueError: n < 1, an unknown sampler or expert, "exact" with latent denoisers that are no laws or with
+            guidance, or guidance of a denoiser that does not answer without an expert.
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n}, batch_size = {batch_size}: ask for at least 1")
+    if guidance != 1 and sampler == "exact":
+        raise ValueError(f"guidance = {guidance} needs a sampler that walks, and exact does not: try 'heun'")
+    denoiser = guide(model.denoiser, guidance, guidance_interval)
     if expert is None:
         chosen = draw(model.weights[None], n, generator)[0]
     else:
@@ -72,8 +85,7 @@ def sample_experts(
         if sampler == "exact":
             z = _exact(model, k, generator)
         else:
-            walker = given(model.denoiser, k)
-            z = sample(walker, schedule, (len(k), model.latent_dim), sampler, steps, generator)
+            z = sample(given(denoiser, k), schedule, (len(k), model.latent_dim), sampler, steps, generator)
         parts.append((model.decode(z, k), z))
     x, latent = (torch.cat(part) for part in zip(*parts, strict=True))
     return ExpertSamples(x, chosen, latent)
