@@ -68,14 +68,24 @@ _ARMS = {
     "Gaussian": Arm("gaussian"),
 }
 _TUNING = {
-    f"plain, {name}": Arm(training=options)
-    for name, options in (
-        ("rate 5e-4", {"learning_rate": 5e-4}),
-        ("rate 2e-3", {"learning_rate": 2e-3}),
-        ("rate 4e-3", {"learning_rate": 4e-3}),
-        ("EMA 0.99", {"ema_decay": 0.99}),
-        ("warm-up 500", {"warmup": 500}),
-    )
+    "plain, rate 5e-4": Arm(training={"learning_rate": 5e-4}),
+    "plain, rate 2e-3": Arm(training={"learning_rate": 2e-3}),
+    "plain, cosine": Arm(training={"annealing": "cosine"}),
+    "plain, EMA 0.98": Arm(training={"ema_decay": 0.98}),
+    "plain, levels of EDM": Arm(loss={"level_mean": -1.2}),
+    "plain, levels at 0.4": Arm(loss={"level_mean": 0.4}),
+    "plain, levels at 1.2": Arm(loss={"level_mean": 1.2}),
+}
+
+
+_TRAINING = {
+    "steps": 800,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "warmup": 50,
+    "ema_decay": 0.995,
+    "annealing": "constant",
+    "mixed_precision": "bf16",
 }
 
 
@@ -93,7 +103,8 @@ class Plan:
         training: options of `TrainingOptions` that all arms share.
         loss: options of `ScoreMatching` that all arms share.
         seeds: of network, batches, noise and samples.
-        marks: shares of the steps at which samples are measured.
+        marks: shares of the steps at which samples of the first two arms are measured.
+        marks_aside: the same of the others; those that tune are measured at the end.
         samples: drawn at a mark.
         sampler_steps: of Heun's method at a mark.
         few_steps: of Heun's method after training, with and without a jump.
@@ -105,16 +116,15 @@ class Plan:
     rows: int | None = None
     bases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Mapping[str, Arm] = field(default_factory=lambda: _ARMS)
-    unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (24, 48, 64)})
-    training: Mapping[str, Any] = field(
-        default_factory=lambda: {"steps": 2000, "batch_size": 128, "learning_rate": 1e-3, "ema_decay": 0.995}
-    )
-    loss: Mapping[str, Any] = field(default_factory=lambda: {"weighting": "edm"})
+    unet: Mapping[str, Any] = field(default_factory=lambda: {"channels": (24, 48, 64), "attention": False})
+    training: Mapping[str, Any] = field(default_factory=lambda: _TRAINING)
+    loss: Mapping[str, Any] = field(default_factory=lambda: {"weighting": "edm", "level_mean": 0.8})
     seeds: tuple[int, ...] = (0, 1, 2)
     marks: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+    marks_aside: tuple[float, ...] = (1 / 4, 1)
     samples: int = 1000
-    sampler_steps: int = 18
-    few_steps: tuple[int, ...] = (4, 6, 9, 12, 18)
+    sampler_steps: int = 10
+    few_steps: tuple[int, ...] = (3, 5, 7, 10, 14)
     tolerance: float = 0.05
 
 
@@ -122,35 +132,54 @@ _GAUSSIAN = {"kind": "law", "subspaces": 1, "latent_dim": 8, "modes": 1, "head":
 _MNIST = Plan(
     "mnist",
     bases={
-        "law": {"kind": "law", "labels": True, "latent_dim": 32, "modes": 8},
+        "law": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 8, "head": 128},
         "gaussian": _GAUSSIAN,
-        "head-tail": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 8, "head": 128},
-        "patches": {"kind": "patches", "size": 8, "stride": 4, "patches": 50_000, "latent_dim": 32, "modes": 50},
-        "blend": {"kind": "blend", "parts": ("head-tail", "patches")},
+        "without tail": {"kind": "law", "labels": True, "latent_dim": 32, "modes": 8},
+        "patches": {
+            "kind": "patches",
+            "size": 8,
+            "stride": 5,
+            "top": 2,
+            "patches": 50_000,
+            "subspaces": 10,
+            "latent_dim": 32,
+            "modes": 20,
+        },
+        "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
     arms={**_ARMS, "blend": Arm("blend"), **_TUNING},
 )
+_FASHION = replace(_MNIST, data="fashion-mnist", arms=_ARMS, few_steps=(3, 5, 10))
+_FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
+    1000: {"kind": "law", "labels": True, "latent_dim": 16, "modes": 1, "head": 64},
+    10_000: {"kind": "law", "labels": True, "latent_dim": 32, "modes": 2, "head": 64},
+}
 _CIFAR10 = replace(
     _MNIST,
     data="cifar10",
     bases={
         "law": {"kind": "law", "labels": True, "latent_dim": 128, "modes": 8, "head": 256},
         "gaussian": _GAUSSIAN,
-        "patches": {"kind": "patches", "size": 8, "stride": 4, "patches": 100_000, "latent_dim": 96, "modes": 50},
+        "patches": {
+            "kind": "patches",
+            "size": 8,
+            "stride": 4,
+            "top": 2,
+            "patches": 100_000,
+            "subspaces": 1,
+            "latent_dim": 64,
+            "modes": 50,
+        },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
-    training={"steps": 2000, "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995},
+    arms={_PLAIN: Arm(), _LAW: Arm("law"), "Gaussian": Arm("gaussian"), "blend": Arm("blend")},
+    marks=(1 / 8, 1 / 4, 1 / 2, 1),
 )
 _PARACHUTE = replace(
     _CIFAR10,
     data="imagenette-parachute",
     image_size=64,
-    bases={
-        "law": {"kind": "law", "subspaces": 1, "latent_dim": 64, "modes": 4, "head": 128},
-        "gaussian": _GAUSSIAN,
-        "patches": {"kind": "patches", "size": 8, "stride": 4, "patches": 100_000, "latent_dim": 96, "modes": 50},
-        "blend": {"kind": "blend", "parts": ("law", "patches")},
-    },
+    bases={**_CIFAR10.bases, "law": {"kind": "law", "subspaces": 1, "latent_dim": 64, "modes": 4, "head": 128}},
     samples=390,
 )
 _SMOKE = Plan(
@@ -159,14 +188,24 @@ _SMOKE = Plan(
     bases={
         "law": {"kind": "law", "labels": True, "latent_dim": 8, "modes": 2},
         "gaussian": {**_GAUSSIAN, "latent_dim": 4, "head": 4},
-        "patches": {"kind": "patches", "size": 4, "stride": 2, "patches": 2000, "latent_dim": 8, "modes": 4},
+        "patches": {
+            "kind": "patches",
+            "size": 4,
+            "stride": 2,
+            "top": 2,
+            "patches": 2000,
+            "subspaces": 2,
+            "latent_dim": 8,
+            "modes": 4,
+        },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
     arms={**_ARMS, "blend": Arm("blend")},
-    unet={"channels": (8, 16)},
-    training={"steps": 40, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.9, "warmup": 5},
+    unet={"channels": (8, 16), "attention": False},
+    training={**_TRAINING, "steps": 40, "learning_rate": 2e-3, "ema_decay": 0.9, "warmup": 5},
     seeds=(0,),
     marks=(0.5, 1),
+    marks_aside=(1,),
     samples=100,
     sampler_steps=4,
     few_steps=(3,),
@@ -194,12 +233,17 @@ def plan(dataset: str, budget: str, rows: int | None = None) -> Plan:
         return replace(_SMOKE, data=data, image_size=16 if dataset == "parachute" else None, rows=rows or _SMOKE.rows)
     made = {
         "mnist": _MNIST,
-        "fashion-mnist": replace(_MNIST, data="fashion-mnist"),
+        "fashion-mnist": _FASHION,
         "cifar10": _CIFAR10,
         "parachute": _PARACHUTE,
     }[dataset]
+    if rows is not None:
+        law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
+        few = {name: made.arms[name] for name in (_PLAIN, _LAW)}
+        made = replace(made, bases={"law": law}, arms=few, training={**made.training, "steps": 400})
+        made = replace(made, marks=(1 / 8, 1 / 4, 1), few_steps=())
     if budget == "gpu":
-        more = {"steps": 20_000, "batch_size": 256, "mixed_precision": "bf16", "ema_decay": 0.999}
+        more = {"steps": 20_000, "batch_size": 256, "ema_decay": 0.999}
         made = replace(made, unet={"channels": (64, 128, 128), "layers": 2}, samples=5000)
         made = replace(made, training={**made.training, **more})
     return replace(made, rows=rows)
@@ -240,26 +284,36 @@ def run_hybrid(
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
     source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
     image_cells.space(*image_cells.parts(source))  # trains the classifier once, before the cells ask for it
-    bases = {f"bases/{name}": {"source": source, "base": dict(base)} for name, base in made.bases.items()}
-    blends = {name: settings for name, settings in bases.items() if settings["base"]["kind"] == "blend"}
-    parts = {name: settings for name, settings in bases.items() if name not in blends}
-    cells = _arm_cells(made, source, seed, device)
+    drawn: dict[str, Any] = {
+        "seed": seed,
+        "device": device,
+        "samples": made.samples,
+        "sampler_steps": made.sampler_steps,
+        "mixed_precision": made.training["mixed_precision"],
+    }
+    shared = {"source": source, "batch_size": made.training["batch_size"], "loss": dict(made.loss), **drawn}
+    bases = {f"bases/{name}": {**shared, "base": dict(base)} for name, base in made.bases.items()}
+    blends = {f"bases/{name}" for name, base in made.bases.items() if base["kind"] == "blend"}
+    early = {name: settings for name, settings in bases.items() if name not in blends}
+    late = {name: settings for name, settings in bases.items() if name in blends}
+    cells = _arm_cells(made, source, drawn)
     with Crew(workers) as crew:
-        measured = crew.run(compute_base, parts, out, title="bases") | crew.run(
-            compute_base, blends, out, title="blends"
-        )
+        measured = crew.run(compute_base, early, out, title="bases")
+        measured |= crew.run(compute_base, late, out, title="blends")
         results = crew.run(compute_arm, cells, out, title="networks")
     settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
     keep_settings(out, settings)
     return _write_report(out, made, dataset, budget, measured, cells, results)
 
 
-def _arm_cells(made: Plan, source: Mapping[str, Any], seed: int, device: str) -> dict[str, dict[str, Any]]:
+def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
     for name, arm in made.arms.items():
         tunes = name.startswith("plain,")
         training = {**made.training, **arm.training}
         steps = training["steps"]
+        shares = made.marks if name in (_PLAIN, _LAW) else made.marks_aside
+        marks = [round(steps * share) for share in shares]
         for own in made.seeds[:1] if tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {
                 "source": source,
@@ -267,12 +321,10 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], seed: int, device: str) ->
                 "unet": dict(made.unet),
                 "training": training,
                 "loss": {**made.loss, **arm.loss},
-                "seed": seed + own,
-                "device": device,
-                "every": math.gcd(*(round(steps * share) for share in made.marks)),
-                "marks": [steps] if tunes else [round(steps * share) for share in made.marks],
-                "samples": made.samples,
-                "sampler_steps": made.sampler_steps,
+                **drawn,
+                "seed": drawn["seed"] + own,
+                "every": math.gcd(*marks),
+                "marks": [steps] if tunes else marks,
                 "few_steps": list(made.few_steps) if name in (_PLAIN, _LAW) else [],
                 "jump_law": "law",
                 "tolerance": made.tolerance,
@@ -345,7 +397,7 @@ def _write_report(
         Section("Quality by training time", _TIME_TEXT, [_mark_table(compared)], _curves(compared)),
         Section("At the end", _END_TEXT, [_end_table(compared)]),
         Section("Sampling with fewer evaluations", _FEW_TEXT, [_few_table(compared)]),
-        Section("Bases alone", _BASE_TEXT, [_base_table(bases)]),
+        Section("Bases alone", _BASE_TEXT, [_base_table(made, bases)]),
         Section("The plain network, tuned", _TUNING_TEXT, [_tuning_table(by_arm)]),
         Section("Samples", _SAMPLE_TEXT, (), _grids(out, cells, dataset)),
     ]
@@ -370,7 +422,7 @@ Heun's method with fewer steps; with a jump it starts from exact noised samples 
 from which on network and law agree within the stated tolerance."""
 _BASE_TEXT = """\
 Denoising loss of the bases without any network, weighted as EDM weights it, by range of log γ at s = 1; seconds to \
-fit, and processor seconds for 128 rows."""
+fit, and processor seconds for the rows of a step."""
 _TUNING_TEXT = """\
 One seed each, all else as in the comparison: whether another learning rate, average or warm-up would have made the \
 plain network better."""
@@ -445,7 +497,7 @@ def _few_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
     return Table(("arm", "start", *(f"{n} evaluations" for n in evaluations)), rows, "Fréchet distance.")
 
 
-def _base_table(bases: Mapping[str, Any]) -> Table:
+def _base_table(made: Plan, bases: Mapping[str, Any]) -> Table:
     first = next(iter(bases.values()))
     ends = [
         f"{low:g} to {high:g}".replace("-inf to", "below").replace(" to inf", " up") for low, high, _ in first["ranges"]
@@ -456,11 +508,11 @@ def _base_table(bases: Mapping[str, Any]) -> Table:
             base["loss"],
             *(loss for _, _, loss in base["ranges"]),
             base["wall"],
-            128 * base["seconds_per_row"],
+            made.training["batch_size"] * base["seconds_per_row"],
         ]
         for name, base in bases.items()
     ]
-    return Table(("base", "loss", *ends, "fit, s", "128 rows, CPU s"), rows)
+    return Table(("base", "loss", *ends, "fit, s", "a batch, CPU s"), rows)
 
 
 def _tuning_table(by_arm: Mapping[str, list[dict[str, Any]]]) -> Table:

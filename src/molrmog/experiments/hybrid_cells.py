@@ -52,19 +52,19 @@ Settings = dict[str, Any]
 
 
 def compute_base(settings: Settings, folder: Path) -> dict[str, Any]:
-    """One base; settings hold "source" and "base", whose "kind" is "law", "patches" or "blend"."""
+    """One base; "base" in the settings has a "kind": "law", "patches" or "blend"."""
     rows, held = parts(settings["source"])
     with metrics.Stopwatch() as watch:
         base = _made(settings["base"], rows, folder)
     cast(Any, base).save_pretrained(folder / "model")
-    loss = metrics.denoising_loss(base, np.asarray(held.x)[:_LOSS_ROWS], draws=2)
+    drawn = _drawn(base, rows, settings, settings["sampler_steps"])
+    np.save(folder / "samples.npy", drawn[:SHOWN])
     return {
         "wall": watch.wall,
         "cpu": watch.cpu,
-        "loss": loss.loss,
-        "standard_error": loss.standard_error,
-        "ranges": [(part.low, part.high, part.loss) for part in loss.ranges],
-        "seconds_per_row": _price(base, rows, 128),
+        "seconds_per_row": _price(base, rows, settings["batch_size"], settings["loss"]),
+        **_loss(base, held),
+        **quality(drawn, rows, held, full=True),
     }
 
 
@@ -94,7 +94,7 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     x = torch.from_numpy(np.asarray(rows.x))
     network = arm_network(settings, folder, x, rows.shape)
     options = TrainingOptions(
-        **({"annealing": "constant"} | settings["training"]),
+        **settings["training"],
         seed=settings["seed"],
         device=settings["device"],
         out=folder / "run",
@@ -125,8 +125,9 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"marks": marks, "parameters": network.num_parameters}
     if isinstance(network, ResidualDenoiser):
         batch = settings["training"]["batch_size"]
-        spent = _price(cast(Denoiser, network.base), rows, batch) * batch
+        spent = _price(cast(Denoiser, network.base), rows, batch, settings["loss"]) * batch
         result["base_share"] = spent / (marks[-1]["cpu"] / marks[-1]["step"])
+    result |= _loss(cast(Denoiser, network), held)
     if settings["few_steps"]:
         result["few"] = _few_steps(cast(Denoiser, network), folder, rows, held, settings)
     return result
@@ -170,7 +171,7 @@ def _drawn(
 ) -> np.ndarray:
     generator = torch.Generator().manual_seed(settings["seed"])
     start = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
-    narrow = settings["training"].get("mixed_precision") == "bf16"
+    narrow = settings["mixed_precision"] == "bf16"
     with torch.autocast(torch.device(settings["device"]).type, torch.bfloat16, enabled=narrow):
         several = [
             sample(
@@ -179,6 +180,13 @@ def _drawn(
             for n in _batches(settings["samples"], 256)
         ]
     return torch.cat(several).float().cpu().numpy()
+
+
+def _loss(denoiser: Denoiser, held: Dataset) -> dict[str, Any]:
+    """Denoising loss as EDM weighs it, at the levels of EDM, in all and by range of log gamma at s = 1."""
+    loss = metrics.denoising_loss(denoiser, np.asarray(held.x)[:_LOSS_ROWS], draws=2)
+    ranges = [(part.low, part.high, part.loss) for part in loss.ranges]
+    return {"loss": loss.loss, "standard_error": loss.standard_error, "ranges": ranges}
 
 
 def quality(x: np.ndarray, rows: Dataset, held: Dataset, *, full: bool) -> dict[str, Any]:
@@ -194,10 +202,10 @@ def quality(x: np.ndarray, rows: Dataset, held: Dataset, *, full: bool) -> dict[
     return found
 
 
-def _price(base: Denoiser, rows: Dataset, batch: int) -> float:
+def _price(base: Denoiser, rows: Dataset, batch: int, loss: Settings) -> float:
     """Processor seconds per row of a base, at noise levels as in training."""
     x = torch.from_numpy(np.asarray(rows.x)[:batch])
-    s, gamma, eps = ScoreMatching(base, SCHEDULE).draw(len(x), torch.Generator().manual_seed(0))
+    s, gamma, eps = ScoreMatching(base, SCHEDULE, **loss).draw(len(x), torch.Generator().manual_seed(0))
     xt = s[:, None] * x + gamma[:, None] * eps
     with torch.no_grad():
         base.denoise(xt, s, gamma)
