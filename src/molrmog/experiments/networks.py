@@ -54,6 +54,7 @@ def latent_network(
     depth: int = 3,
     base: Denoiser | ExpertDenoiser | None = None,
     gates: bool = False,
+    unconditional: bool = False,
     sigma_data: float = 1.0,
     seed: int = 0,
 ) -> ScoreNetwork:
@@ -79,6 +80,8 @@ def latent_network(
         depth: residual blocks of the MLP.
         base: what "residual" stands on; a law per expert, started by EM, where None.
         gates: whether the network of "residual" sees the gates of its base, see `ResidualDenoiser`.
+        unconditional: whether rows of "unet", "mlp" and "residual" may be told no expert, as guidance needs; the base
+            of "residual" must allow it, too.
         sigma_data: standard deviation of the latents, for the preconditioning of "unet" and "mlp".
         seed: of weights and starts.
 
@@ -93,7 +96,7 @@ def latent_network(
 
     def neural(kind: str, **inside: Any) -> ScoreNetwork:
         torch.manual_seed(seed)
-        told: dict[str, Any] = {"experts": experts, "sigma_data": sigma_data, **inside}
+        told: dict[str, Any] = {"experts": experts, "sigma_data": sigma_data, "unconditional": unconditional, **inside}
         if kind == "mlp":
             return MLPDenoiser(d, width=width, depth=depth, **told)
         shape = tuple(latent_shape) if picture else folded(d)

@@ -158,6 +158,12 @@ def _train() -> ArgumentParser:
     add("--weighting", type=Literal["edm", "x0", "eps", "min-snr"], default="edm", help="of the loss")
     add("--levels", type=Literal["log-normal", "log-snr"], default="log-normal", help="how noise levels are drawn")
     add("--targets", type=Literal["sample", "batch"], default="sample", help="batch: less variance, a small bias")
+    add(
+        "--drop-expert",
+        type=float,
+        default=0.0,
+        help="probability that a row is told no expert, so that samples can be guided (0.1, say; unet, mlp, residual)",
+    )
     add("--schedule", type=_SCHEDULES, default="vp", help="noise schedule")
     add("--ema", type=float, default=0.999, help="decay of the moving average of the weights, in [0, 1)")
     add("--mixed-precision", type=Literal["no", "fp16", "bf16"], default="no", help="of the training")

@@ -129,6 +129,8 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one of them is set.
     """
+    if settings["drop_expert"]:
+        _check_drop(settings)
     if settings["network"] != "residual":
         asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
         if asked:
@@ -149,6 +151,29 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         if made:
             flag = made[0].replace("_", "-")
             raise ValueError(f"--base {settings['base']} is fitted already: leave out --{flag}")
+
+
+def _check_drop(settings: Mapping[str, Any]) -> None:
+    """Refuse --drop-expert where nothing answers without an expert.
+
+    Raises:
+        ValueError: the network, its base or the latents take the expert for granted.
+    """
+    drop, network, autoencoder = (settings[name] for name in ("drop_expert", "network", "autoencoder"))
+    if network not in ("unet", "mlp", "residual"):
+        raise ValueError(
+            f"--drop-expert {drop}: a {network} has a part for each expert, pass --network unet, mlp or residual"
+        )
+    if network == "residual" and (autoencoder != "none" or settings["learn"]):
+        raise ValueError(
+            f"--drop-expert {drop}: residual then stands on a law of rows that stays as it is, pass --autoencoder none "
+            "and leave out --learn"
+        )
+    if autoencoder in ("linear", "vae"):
+        raise ValueError(
+            f"--drop-expert {drop}: without an expert latents of --autoencoder {autoencoder} mean nothing, for every "
+            "expert has its own; pass --autoencoder none or shared"
+        )
 
 
 def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -242,6 +267,7 @@ def _train(
             learn=_learned(settings),
             learned_mean=not settings["zero_mean"],
             base=cast(Any, base),
+            unconditional=settings["drop_expert"] > 0,
             sigma_data=sigma_data,
             **{name: settings[name] for name in same},
         )
@@ -263,7 +289,7 @@ def _train(
         cast(Any, network),
         schedule,
         sigma_data=sigma_data,
-        **{name: settings[name] for name in ("weighting", "levels", "targets")},
+        **{name: settings[name] for name in ("weighting", "levels", "targets", "drop_expert")},
     )
     some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
     validation = (held_z[some], held_expert[some])
