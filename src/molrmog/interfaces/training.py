@@ -117,8 +117,8 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str,
             return train.name, *_finish(Run(folder), trained, held_expert, settings, train, held, command)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
-    except ValueError:
-        if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, BASE_NAME, CHECKPOINTS_NAME)):
+    except (ValueError, FileNotFoundError):
+        if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, CHECKPOINTS_NAME)):
             shutil.rmtree(folder)  # nothing is trained: the right settings may have the place
         raise
 
@@ -142,6 +142,8 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         )
     if settings["start"] != "em":
         raise ValueError(f"--start {settings['start']} belongs to --network mog: the law of residual is where EM ends")
+    if settings["gates"] and settings["learn"]:
+        raise ValueError("--gates takes a law that stays as it is: leave out --gates, or --learn")
     if settings["autoencoder"] != "none":
         asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
         if asked:
