@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 import molrmog
-from molrmog import MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert, UNetDenoiser
+from molrmog import ConditionalLaw, MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert, UNetDenoiser
 from molrmog.denoisers.levels import LevelTable, log_sigma_grid
 from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.mixture import Subspace
+from oracles.dense import DenseLaw
+from oracles.laws import head_tail_law
 
 LEVELS = [(1.0, 0.02), (1.0, 0.3), (0.8, 0.6), (0.3, 2.0), (0.0, 1.0)]
 
@@ -149,9 +151,120 @@ def test_any_module_may_be_the_network(tmp_path):
         network.save_pretrained(tmp_path)
 
 
+def gates_by_hand(law, xt, s, gamma):
+    """P(x_0 on subspace k | x_t) from dense covariances."""
+    joint = DenseLaw.of(law).log_joint(xt.double(), s, gamma)
+    return torch.stack([joint.softmax(1)[:, law.component_of == k].sum(1) for k in range(law.subspaces)], 1)
+
+
+class Seen(nn.Module):
+    """A network that keeps what it was called with."""
+
+    def forward(self, x, c_noise, expert, *gates):
+        self.expert, self.gates = expert, gates
+        return x.unflatten(1, (2, -1)).mean(1)
+
+
+@pytest.mark.parametrize("level", LEVELS[:4])
+@pytest.mark.parametrize("make", [a_law, lambda: head_tail_law(1, dim=6, tail=1).float().requires_grad_(False)])
+def test_a_network_sees_how_the_law_weighs_its_subspaces(make, level):
+    law, seen = make(), Seen()
+    network = ResidualDenoiser(law, seen, gates=True)
+    _, xt = noised(law, 20, *level)
+    network.denoise(xt, *level)
+    expected = gates_by_hand(law, xt, *level)
+    torch.testing.assert_close(seen.gates[0].double(), expected, rtol=1e-3, atol=1e-4)
+    if level[1] > 0.5:
+        assert float(expected.amax(1).min()) < 0.95  # so that there is something to see
+    told = ResidualDenoiser(ConditionalLaw(law), seen, gates=True)
+    expert = torch.arange(20) % (law.subspaces + 1) - 1  # -1 is told none
+    told.denoise(xt, *level, expert)
+    assert torch.equal(seen.gates[0][expert >= 0], torch.eye(law.subspaces)[expert[expert >= 0]])
+    torch.testing.assert_close(seen.gates[0][expert < 0].double(), expected[expert < 0], rtol=1e-3, atol=1e-4)
+
+
+def test_gates_enter_an_mlp_beside_the_rows_and_a_unet_as_planes():
+    law = a_law()
+    s, gamma = 0.8, 0.6
+    _, xt = noised(law, 5, s, gamma)
+    r = gates_by_hand(law, xt, s, gamma).float()
+    mlp = moved(MLPDenoiser(6, width=8, inputs=2, gates=2))
+    unet = moved(UNetDenoiser((1, 2, 3), (8,), inputs=2, gates=2))
+    into: dict[str, torch.Tensor] = {}
+    mlp.enter.register_forward_pre_hook(lambda _, args: into.update(mlp=args[0]))
+    unet.unet.register_forward_pre_hook(lambda _, args: into.update(unet=args[0]))
+    for backbone in (mlp, unet):
+        ResidualDenoiser(law, backbone, gates=True, sigma_data=0.5).denoise(xt, s, gamma)
+    rows = torch.cat([xt / math.sqrt(0.25 * s**2 + gamma**2), law.denoise(xt, s, gamma) / 0.5], 1)
+    torch.testing.assert_close(into["mlp"], torch.cat([rows, r], 1), rtol=1e-3, atol=1e-4)
+    planes = torch.cat([rows.unflatten(1, (2, 2, 3)), r[..., None, None].expand(-1, -1, 2, 3)], 1)
+    torch.testing.assert_close(into["unet"], planes, rtol=1e-3, atol=1e-4)
+
+
+BASES = {
+    "law": a_law,
+    "head/tail": lambda: head_tail_law(1, dim=6, tail=1).float().requires_grad_(False),
+    "told": lambda: ConditionalLaw(a_law()),
+    "by expert": lambda: PerExpert([MoGDenoiser(a_law(seed=k), learn=()) for k in range(2)]),
+    "along": lambda: PerExpert([MoGDenoiser(a_law(seed=k), learn=("mean", "basis")) for k in range(2)]),
+}
+BACKBONES = {
+    "mlp": lambda **options: MLPDenoiser(6, width=8, inputs=2, **options),
+    "unet": lambda **options: UNetDenoiser((1, 2, 3), (8,), inputs=2, **options),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("kind", BASES)
+def test_every_combination_comes_back_from_a_folder(kind, backbone, tmp_path):
+    base = BASES[kind]()
+    told = {"experts": 2} if getattr(base, "experts", 0) else {}
+    gates = kind in ("law", "head/tail", "told")
+    K = base.subspaces if kind in ("law", "head/tail") else 2
+    network = ResidualDenoiser(base, moved(BACKBONES[backbone](**told, gates=K * gates)), gates=gates).eval()
+    x, expert = a_law().sample(40).x, torch.arange(40) % 2
+    network.measure_(x, expert if told else None)
+    network.save_pretrained(tmp_path)
+    again = molrmog.load(tmp_path)
+    given = (expert,) if told else ()
+    assert torch.equal(network.denoise(x, 0.8, 0.6, *given), again.denoise(x, 0.8, 0.6, *given))
+    assert again.num_parameters == network.num_parameters
+    learned, before = ([n for n, p in each.base.named_parameters() if p.requires_grad] for each in (again, network))
+    assert learned == before
+    assert bool(learned) == (kind == "along")
+
+
+@pytest.mark.parametrize("kind", ["by expert", "along"])
+def test_training_moves_the_base_only_where_it_is_learned(kind):
+    base = BASES[kind]()
+    network = ResidualDenoiser(base, MLPDenoiser(6, width=8, inputs=2, experts=2))
+    x, expert = a_law(seed=5).sample(200).x, torch.arange(200) % 2
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    network.measure_(x, expert)
+    molrmog.train(network, x, molrmog.VPSchedule(), steps=5, experts=expert, device="cpu", learning_rate=0.01)
+    moving = {name for name, value in base.state_dict().items() if not torch.equal(value, before[name])}
+    expected = {f"denoisers.{k}.law.{part}" for k in range(2) for part in ("mean", "basis")}
+    assert moving == (expected if kind == "along" else set())
+    for part in base.networks:  # and bases are retracted
+        for k, d in enumerate(part.law.latent_dims):
+            A = part.law.basis[:, k, :d]
+            torch.testing.assert_close(A.T @ A, torch.eye(d), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: ResidualDenoiser(a_law(), MLPDenoiser(6, inputs=2), gates=True),
+            "gates=0: build it with gates=2",
+        ),
+        (lambda: ResidualDenoiser(a_law(), MLPDenoiser(6, inputs=2, gates=2)), "gates=2: build it with gates=0"),
+        (
+            lambda: ResidualDenoiser(BASES["by expert"](), MLPDenoiser(6, inputs=2, gates=2), gates=True),
+            "a PerExpert weighs no subspaces",
+        ),
+        (lambda: MLPDenoiser(6, gates=2).denoise(torch.zeros(1, 6), 1.0, 0.1), "2 gates: put it into a Residual"),
+        (lambda: MLPDenoiser(6, gates=-1), "gates = -1"),
         (lambda: ResidualDenoiser(a_law(), MLPDenoiser(6)), "inputs=1: build it with inputs=2"),
         (lambda: ResidualDenoiser(a_law(), MLPDenoiser(6, inputs=2), as_input=False), "build it with inputs=1"),
         (lambda: ResidualDenoiser(a_law(), MLPDenoiser(5, inputs=2)), r"over R\^5 on a base over R\^6"),

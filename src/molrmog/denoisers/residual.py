@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
-from molrmog.denoisers.preconditioning import noise_condition
+from molrmog.denoisers.preconditioning import Preconditioned, noise_condition
 from molrmog.denoisers.saved import build_base, build_denoiser, config_of
 from molrmog.head_tail import HeadTail
 from molrmog.law import Noise
@@ -99,8 +99,8 @@ class ResidualDenoiser(ScoreNetwork):
         if getattr(network, "inputs", wanted) != wanted:
             raise ValueError(f"the network has inputs={cast(Any, network).inputs}: build it with inputs={wanted}")
         weighed = gates_of(base) if gates else 0
-        if getattr(network, "gates", weighed) != weighed:
-            raise ValueError(f"the network has gates={cast(Any, network).gates}: build it with gates={weighed}")
+        if isinstance(network, Preconditioned) and network.gates != weighed:
+            raise ValueError(f"the network has gates={network.gates}: build it with gates={weighed}")
         if getattr(network, "dim", dim) != dim:
             raise ValueError(f"a network over R^{cast(Any, network).dim} on a base over R^{dim}: pass equal dimensions")
         if not sigma_data > 0:

@@ -195,7 +195,7 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
     changed = [
         f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in now
-        if name not in _FREE and before.get(name) != now.get(name)
+        if name not in _FREE and before.get(name, now[name]) != now[name]
     ]
     if changed:
         raise ValueError(
