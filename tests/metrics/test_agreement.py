@@ -1,4 +1,4 @@
-"""Two isotropic Gaussians, of which everything is known; and the jump that follows from agreement."""
+"""Denoisers of which everything is known, beside their laws; and the jump that follows from agreement."""
 
 import math
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from molrmog import FlowSchedule, MoLRMoG, VPSchedule, sample
-from molrmog.metrics import agreement, frechet_distance, jump_time
+from molrmog.denoisers.conditional import ConditionalLaw
+from molrmog.metrics import agreement, frechet_distance, gaussian_of, jump_time, outputs
 from molrmog.metrics.agreement import time_levels
+from oracles.dense import DenseLaw
 
 
 class White:
@@ -99,3 +101,119 @@ def test_samples_from_the_jump_are_as_good_as_those_from_noise():
 def test_a_bad_request_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Plus(torch.nn.Module):
+    """A law and a known perturbation of what it says: a delta of its own for every row of the test."""
+
+    def __init__(self, law, delta):
+        super().__init__()
+        self.law, self.delta, self.dim = law, delta, law.dim
+
+    def denoise(self, x, s, gamma):
+        return self.law.denoise(x, s, gamma) + self.delta
+
+
+def test_a_known_perturbation_of_the_law():
+    law = MoLRMoG.random(8, (2, 3), (2, 1), noise=0.1, seed=0, dtype=torch.float64).requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    x = law.sample(200, draw).x  # fewer than a block, so that rows and deltas are in step
+    delta = torch.randn(200, 8, generator=draw, dtype=torch.float64) * torch.linspace(0, 1, 8).double()
+    (found,) = outputs(Plus(law, delta), law, x, FlowSchedule(), [0.4], gaussian=law.moment_matched())
+    level = found.agreement()
+    clean = DenseLaw.of(law).posterior_mean(found.noised, 0.6, 0.4)
+    said = clean + delta
+    variance = said.var(0, correction=0)
+    torch.testing.assert_close(level.missed, delta.square().mean(0))
+    torch.testing.assert_close(level.variance, variance)
+    torch.testing.assert_close(level.left, delta.square().mean(0) / variance)
+    assert level.share == pytest.approx(1 - float(delta.square().mean() / variance.mean()), abs=1e-12)
+    mean, C = DenseLaw.of(law).moments()
+    gain = 0.6 * C @ torch.linalg.inv(0.36 * C + 0.16 * torch.eye(8).double())
+    single = mean + (found.noised - 0.6 * mean) @ gain.T
+    assert level.beyond == pytest.approx(1 - float(delta.square().sum() / (said - single).square().sum()), abs=1e-12)
+    truth = float((delta * (x - clean)).sum() / delta.square().sum())
+    assert level.worth == pytest.approx(truth, abs=1e-12)
+    assert level.law_loss - level.loss == pytest.approx((2 * level.worth - 1) * float(level.missed.mean()), abs=1e-12)
+    assert abs(level.worth) < 4 * level.worth_error  # the deltas know nothing
+
+
+def test_what_the_posterior_mean_says_beyond_a_worse_law_is_right():
+    law = MoLRMoG.random(8, (2, 3), (2, 1), noise=0.1, seed=0).requires_grad_(False)
+    x = law.sample(4000, torch.Generator().manual_seed(0)).x
+    for level in agreement(law, law.moment_matched(), x, FlowSchedule(), times=[0.3, 0.6]):
+        assert abs(level.worth - 1) < 4 * level.worth_error < 0.2
+        assert level.beyond == pytest.approx(0.0, abs=1e-6)  # the law is itself the single Gaussian
+    for level in agreement(law.moment_matched(), law, x, FlowSchedule(), times=[0.3, 0.6]):
+        assert abs(level.worth) < 4 * level.worth_error < 0.2
+
+
+class Linear(torch.nn.Linear):
+    """A x_t, whatever the noise."""
+
+    def __init__(self, A):
+        super().__init__(*A.shape, bias=False, dtype=A.dtype)
+        self.weight.data, self.dim = A, len(A)
+
+    def denoise(self, x, s, gamma):
+        return self(x)
+
+
+def test_a_linear_denoiser_under_one_gaussian_in_dense_form():
+    law = MoLRMoG.random(6, (3,), (1,), noise=0.2, seed=1, dtype=torch.float64).requires_grad_(False)
+    A = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = law.sample(40_000, torch.Generator().manual_seed(2)).x
+    (level,) = agreement(Linear(A), law, x, FlowSchedule(), [0.5])
+    mean, C = DenseLaw.of(law).moments()
+    C_t = 0.25 * C + 0.25 * torch.eye(6).double()
+    gain = 0.5 * C @ torch.linalg.inv(C_t)
+    off = A - gain
+    shift = off @ (0.5 * mean) - (mean - gain @ (0.5 * mean))
+    missed = (off @ C_t @ off.T).diag() + shift.square()
+    variance = (A @ C_t @ A.T).diag()
+    torch.testing.assert_close(level.left, missed / variance, rtol=0.05, atol=0.01)
+    assert level.share == pytest.approx(1 - float(missed.sum() / variance.sum()), abs=5 * level.share_error + 1e-9)
+    assert level.beyond == pytest.approx(0.0, abs=1e-9)
+
+
+def test_standard_errors_are_the_spread_over_draws():
+    law = MoLRMoG.random(8, (2, 3), (2, 1), noise=0.1, seed=0).requires_grad_(False)
+    other = MoLRMoG.random(8, (2, 3), (2, 1), noise=0.1, seed=1).requires_grad_(False)
+    found = [
+        agreement(other, law, law.sample(200, torch.Generator().manual_seed(i)).x, FlowSchedule(), [0.5], seed=i)[0]
+        for i in range(150)
+    ]
+    for name in ("share", "beyond", "worth", "loss", "law_loss"):
+        spread = float(torch.tensor([getattr(level, name) for level in found]).std())
+        stated = sum(getattr(level, f"{name}_error") for level in found) / len(found)
+        assert stated == pytest.approx(spread, rel=0.25), name
+
+
+def test_experts_are_told_in_step_with_their_rows_and_parts_add_up():
+    law = MoLRMoG.random(8, (2, 3), (2, 1), noise=0.1, seed=0).requires_grad_(False)
+    told = ConditionalLaw(law)
+    drawn = law.sample(600, torch.Generator().manual_seed(0))  # several blocks
+    (found,) = outputs(told, law, drawn.x, FlowSchedule(), [0.5], expert=drawn.subspace)
+    torch.testing.assert_close(found.denoiser, told.denoise(found.noised, 0.5, 0.5, drawn.subspace))
+    torch.testing.assert_close(found.law, law.denoise(found.noised, 0.5, 0.5))
+    parts = [found.of(drawn.subspace == k).agreement() for k in range(2)]
+    whole = found.agreement()
+    assert sum(part.rows for part in parts) == whole.rows == 600
+    for name in ("loss", "law_loss", "gaussian_loss"):
+        assert sum(part.rows * getattr(part, name) for part in parts) / 600 == pytest.approx(getattr(whole, name))
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(300, 7), (30, 12), (9, 20)])
+def test_the_single_gaussian_is_that_of_ledoit_and_wolf(rows, dim):
+    from sklearn.covariance import LedoitWolf
+
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * torch.linspace(0.1, 2, dim) + 1.5
+    mean, C = DenseLaw.of(gaussian_of(x)).moments()
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(C, torch.from_numpy(LedoitWolf().fit(x.numpy()).covariance_))
+
+
+def test_rows_that_are_all_the_same_have_no_gaussian():
+    with pytest.raises(ValueError, match="all the same"):
+        gaussian_of(torch.ones(5, 3))

@@ -26,10 +26,13 @@ from torch import Tensor, nn
 import molrmog
 from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork
+from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.experts import PerExpert
+from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.saved import load
 from molrmog.experiments.page import number
 from molrmog.head_tail import HeadTail
+from molrmog.interfaces.evaluation import FEW_ROWS
 from molrmog.interfaces.explain_page import (
     FIGURES_NAME,
     Drawn,
@@ -121,43 +124,25 @@ def explain_run(settings: Mapping[str, Any], command: str) -> Path:
         levels, groups, drawn = _compare(subject, law, gaussian, times, settings, show)
     sd = float(subject.held.var(0).mean().sqrt())
     found = Explanation(
-        title=f"{subject.name} of {subject.data.name}, explained by a law",
+        title=f"{subject.data.name}: what a law explains of a network",
         network=subject.name + _base_words(subject, law),
         law=about,
-        rows=f"{len(subject.held):,} held-out rows of {subject.data.name}",
+        rows=f"{len(subject.held):,} held-out rows of {subject.data.name}"
+        + (f" ({FEW_ROWS})" if len(subject.held) < 50 else ""),
         levels=levels,
         groups=groups,
         drawn=drawn,
         layout=subject.data,
+        grouped_by="expert" if subject.told else "class",
         space="latents" if subject.trained.in_latents else "rows",
         settings={"command": command, "law_used": about, **settings},
     )
-    with status("writing the page"):
-        page = write_explanation(found, out, sd)
+    with progress() as show:
+        page = write_explanation(found, out, sd, show)
     _print(found, nearest_level(levels, sd))
     print(f"page      {page}")
     print(f"pictures  {out}/level-01.png to level-{len(levels):02d}.png")
     return page
-
-
-def expert_laws(law: MoLRMoG | HeadTail) -> PerExpert:
-    """A law taken apart into its subspaces, each a law over R^D: a denoiser that is told which.
-
-    Args:
-        law: with K subspaces.
-
-    Returns:
-        A denoiser with `experts` = K; expert k is E[x_0 | x_t, k].
-    """
-    whole = law.head if isinstance(law, HeadTail) else law
-    parts = [
-        MoLRMoG.from_subspaces([whole.subspace(k)], dtype=whole.basis.dtype).to(whole.basis.device)
-        for k in range(whole.subspaces)
-    ]
-    if isinstance(law, HeadTail):
-        rest = [each.detach() for each in (law.axes, law.offset, law.spread, law.tau)]
-        parts = [HeadTail(part, *rest) for part in parts]
-    return PerExpert(cast(Any, parts)).requires_grad_(False)
 
 
 def _out(settings: Mapping[str, Any]) -> Path:
@@ -312,7 +297,7 @@ def _named_law(path: str, subject: Subject) -> tuple[ExpertDenoiser, str]:
     if law.subspaces == subject.experts:
         owner = torch.from_numpy(assign(law, subject.held)[0])
         if float((owner == subject.held_expert).float().mean()) > 0.5:
-            return cast(Any, expert_laws(law)), f"{about}, told the expert as the network is"
+            return ConditionalLaw(law.requires_grad_(False)), f"{about}, told the expert as the network is"
     return cast(Any, law), f"{about}, which is not told the expert, though the network is"
 
 
@@ -430,12 +415,13 @@ def _base_words(subject: Subject, law: object) -> str:
     if base is None:
         return ""
     if isinstance(subject.network, PerExpert) or base is law:
-        return " (what the base leaves is what it has learned on top of it)"
+        return " (what the base leaves is what the network has added to it)"
     return f" (it stands on a base, {_short(base)}, which is not the law here)"
 
 
 def _short(model: object) -> str:
     """A law or denoiser in a few words."""
+    model = model.law if isinstance(model, ConditionalLaw | MoGDenoiser) else model
     if not isinstance(model, MoLRMoG | HeadTail):
         parts = model.networks if isinstance(model, PerExpert) else []
         return f"{type(parts[0]).__name__} of each expert" if parts else type(model).__name__
@@ -451,9 +437,9 @@ def _span(values: Sequence[int]) -> str:
 def _print(found: Explanation, middle: int) -> None:
     """The figures as plain tables on stdout."""
     print(f"\n{found.network}\nby {found.law}\non {found.rows}{', in latents' if found.space == 'latents' else ''}\n")
-    print(f"{'':10}{'share of its output explained by':^36}{'':17}{'':17}{'squared error per coordinate':>32}")
+    print(f"{'':10}{'share of its output explained by':^36}{'':38}{'squared error per coordinate':>32}")
     heads = ("sigma", "isotropic", "Gaussian", "law", "beyond", "worth", "network", "law", "Gaussian")
-    widths = (10, 12, 12, 12, 17, 17, 11, 11, 11)
+    widths = (10, 12, 12, 12, 19, 19, 11, 11, 11)
 
     def line(cells: Sequence[str], own: Sequence[int] = widths) -> None:
         print("".join(f"{text:>{width}}" for text, width in zip(cells, own, strict=True)))
@@ -472,9 +458,9 @@ def _print(found: Explanation, middle: int) -> None:
         )
     print("beyond: of what the network knows more than the Gaussian; worth: how far what the law leaves is right")
     if found.groups:
-        print(f"\nby expert, at sigma {number(found.levels[middle].sigma, 3)}")
-        own = (14, 6, 12, 17, 17, 11, 11)
-        line(("expert", "rows", "law", "beyond", "worth", "network", "law"), own)
+        print(f"\nby {found.grouped_by}, at sigma {number(found.levels[middle].sigma, 3)}")
+        own = (14, 6, 12, 19, 19, 11, 11)
+        line((found.grouped_by, "rows", "law", "beyond", "worth", "network", "law"), own)
         for name, levels in found.groups.items():
             level = levels[middle]
             figures = [

@@ -5,7 +5,7 @@
 | `explain.html`  | all of it as one page that stands alone                                                    |
 | `level-NN.png`  | rows, noised, what the law and the network say, their difference, and where that is        |
 | `curves.png`    | shares and losses over the noise level                                                     |
-| `figures.jsonl` | one line for what was asked, one per level, one per level and expert                       |
+| `figures.jsonl` | one line for what was asked, one per level, one per level and expert, or class             |
 | `maps.npz`      | sigma (L,); missed, variance (L, D): mean squares of the difference and of the output      |
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from molrmog import pictures
 from molrmog.data import Layout
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, machine, number, write_page
 from molrmog.metrics import Agreement
+from molrmog.progress import Show
 from molrmog.saving import locked, write_atomically
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Explanation:
             rows.
         drawn: by level.
         layout: what a row of the data means.
+        grouped_by: what the groups are: "expert" or "class".
         space: where the figures were taken: "rows" or "latents".
         settings: all that was chosen.
     """
@@ -88,17 +91,19 @@ class Explanation:
     groups: Mapping[str, Sequence[Agreement]]
     drawn: Sequence[Drawn]
     layout: Layout
+    grouped_by: str
     space: str
     settings: Mapping[str, Any]
 
 
-def write_explanation(found: Explanation, out: Path, sd: float) -> Path:
+def write_explanation(found: Explanation, out: Path, sd: float, show: Show) -> Path:
     """Write the files of the table above into `out`, which may hold older ones of the same kind.
 
     Args:
         found: what was found.
         out: the folder, made where it does not exist.
         sd: root mean variance of a coordinate, the noise level around which most is decided.
+        show: says how many levels are drawn.
 
     Returns:
         The path of the page.
@@ -108,7 +113,10 @@ def write_explanation(found: Explanation, out: Path, sd: float) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        shots = [_png(_level_drawing(drawn, found.layout)) for drawn in found.drawn]
+        shots: list[bytes] = []
+        for drawn in found.drawn:
+            shots.append(_png(_level_drawing(drawn, found.layout)))
+            show("drawing", len(shots), len(found.drawn))
         curves = _curves(found.levels)
         for old in out.glob("level-*.png"):
             old.unlink()
@@ -118,7 +126,7 @@ def write_explanation(found: Explanation, out: Path, sd: float) -> Path:
         lines: list[dict[str, Any]] = [{"kind": "explain", "machine": machine(), **found.settings}]
         lines += [{"kind": "level", "sigma": level.sigma, **level.figures()} for level in found.levels]
         lines += [
-            {"kind": "expert level", "expert": name, "sigma": level.sigma, **level.figures()}
+            {"kind": f"level of {found.grouped_by}", found.grouped_by: name, "sigma": level.sigma, **level.figures()}
             for name, levels in found.groups.items()
             for level in levels
         ]
@@ -180,7 +188,7 @@ def handover(levels: Sequence[Agreement]) -> float | None:
 
 def nearest_level(levels: Sequence[Agreement], sigma: float) -> int:
     """Index of the level nearest to a sigma, by ratio."""
-    return min(range(len(levels)), key=lambda i: abs(np.log(levels[i].sigma / sigma)))
+    return min(range(len(levels)), key=lambda i: abs(math.log(levels[i].sigma / sigma)))
 
 
 def share(value: float) -> str:
@@ -192,7 +200,7 @@ def share(value: float) -> str:
     """
     if not value < 1:
         return "1" if value == 1 else number(value)
-    digits = min(8, max(3, 1 - int(np.floor(np.log10(1 - value)))))
+    digits = min(8, max(3, 1 - math.floor(math.log10(1 - value))))
     return f"{value:.{digits if value > 0.99 else 3}f}".rstrip("0" if value > 0.99 else "").replace("-", "−")
 
 
@@ -200,12 +208,13 @@ def with_error(value: float, error: float) -> str:
     """A figure and its standard error.
 
     Example:
-        >>> with_error(0.81234, 0.0123), with_error(float("nan"), 0.0)
-        ('0.812 ± 0.012', 'undefined')
+        >>> with_error(0.81234, 0.0123), with_error(0.99712, 0.00042), with_error(float("nan"), 0.0)
+        ('0.812 ± 0.012', '0.99712 ± 0.00042', 'undefined')
     """
-    if value != value:
+    if not (math.isfinite(value) and math.isfinite(error)):
         return number(value)
-    return f"{value:.3f} ± {error:.3f}".replace("-", "−")
+    decimals = 3 if not error else min(7, max(3, 1 - math.floor(math.log10(error))))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}".replace("-", "−")
 
 
 _READING = (
@@ -250,7 +259,7 @@ def _by_expert(found: Explanation, sd: float) -> Section:
     hidden = len(found.groups) - len(names)
     more = f" The {len(names)} with most rows; the other {hidden} stand in {FIGURES_NAME}." if hidden else ""
     at_one = Table(
-        ("expert", "rows", "law explains", "beyond", "worth", "network's error", "law's error"),
+        (found.grouped_by, "rows", "law explains", "beyond", "worth", "network's error", "law's error"),
         [
             (
                 name,
@@ -263,16 +272,16 @@ def _by_expert(found: Explanation, sd: float) -> Section:
             )
             for name, level in ((name, found.groups[name][middle]) for name in names)
         ],
-        f"At {near}; shares of the output's variance within the expert.{more}",
+        f"At {near}; shares of the output's variance within the {found.grouped_by}.{more}",
         "lrrrrrr",
     )
     errors = Table(
-        ("expert", *(f"{number(level.sigma, 2)}" for level in found.levels)),
+        (found.grouped_by, *(f"{number(level.sigma, 2)}" for level in found.levels)),
         [(name, *(number(level.law_loss / level.loss, 3) for level in found.groups[name])) for name in names],
         "The law's squared error over the network's, by sigma; above 1 the network is better.",
         "l" + "r" * len(found.levels),
     )
-    return Section("By expert", tables=[at_one, errors])
+    return Section(f"By {found.grouped_by}", tables=[at_one, errors])
 
 
 def _pictures_text(found: Explanation) -> str:
@@ -314,11 +323,13 @@ def _curves(levels: Sequence[Agreement]) -> Drawing:
         left.plot(sigma, [max(1 - value, 1e-12) for value in explained], color=color, marker="o", ms=3, label=name)
     left.set_yscale("log")
     left.set_ylabel("share of the output left")
+    lowest = -0.3
     for name, color in (("beyond", _BLUE), ("worth", _GREEN)):
         value = np.array([getattr(level, name) for level in levels])
         error = np.array([getattr(level, f"{name}_error") for level in levels])
         middle.errorbar(sigma, value, error, color=color, marker="o", ms=3, lw=1.4, capsize=2, label=name)
-    middle.set_ylim(-0.3, 1.3)
+        lowest = min([lowest, *value[np.isfinite(value)]])
+    middle.set_ylim(max(lowest - 0.1, -1.5), 1.3)
     middle.axhline(0, color=_INK, lw=0.8)
     middle.set_ylabel("share, ± one standard error")
     for name, color, losses in (
