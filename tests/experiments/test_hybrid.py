@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from molrmog.experiments import hybrid
-from molrmog.experiments.hybrid import BUDGETS, DATASETS, Arm, plan, run_hybrid, time_to_reach
+from molrmog.experiments.hybrid import BUDGETS, DATASETS, Arm, plan, run_hybrid
+from molrmog.experiments.hybrid_page import evaluations_saved, reached
 
 TINY = replace(
     hybrid._SMOKE,
@@ -18,6 +19,7 @@ TINY = replace(
             "kind": "patches",
             "size": 4,
             "stride": 4,
+            "top": 2,
             "patches": 200,
             "latent_dim": 4,
             "modes": 2,
@@ -32,7 +34,8 @@ TINY = replace(
         "plain, faster": Arm(training={"warmup": 1}),
     },
     unet={"channels": (8,), "attention": False},
-    training={"steps": 4, "batch_size": 16, "learning_rate": 2e-3, "ema_decay": 0.5, "warmup": 2},
+    training={**hybrid._TRAINING, "steps": 4, "batch_size": 16, "ema_decay": 0.5, "warmup": 2},
+    marks_aside=(0.5, 1),
     samples=20,
     sampler_steps=2,
     few_steps=(2,),
@@ -62,22 +65,28 @@ def table(path):
 
 
 def marks(*pairs):
-    return [{"cpu": cpu, "Fréchet": value} for cpu, value in pairs]
+    return [{"spent": spent, "Fréchet": value} for spent, value in pairs]
 
 
 @pytest.mark.parametrize(
-    ("reached", "seconds"),
+    ("measured", "seconds"),
     [
         (marks((1.0, 8.0), (4.0, 2.0)), 2.0),  # half way in both logarithms
         (marks((1.0, 3.0), (4.0, 2.0)), 1.0),  # before the first mark: no sooner than it
         (marks((1.0, 8.0), (4.0, 5.0)), None),
         (marks((1.0, 8.0), (2.0, 9.0), (4.0, 4.0)), 4.0),
-        ([*marks((1.0, 8.0)), {"cpu": 2.0}, *marks((4.0, 2.0))], 2.0),
+        ([*marks((1.0, 8.0)), {"spent": 2.0}, *marks((4.0, 2.0))], 2.0),
     ],
 )
-def test_time_to_reach_four(reached, seconds):
-    found = time_to_reach(reached, 4.0)
+def test_when_four_is_reached(measured, seconds):
+    found = reached(measured, 4.0)
     assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_what_a_jump_saves_at_equal_quality():
+    few = [{"evaluations": n, "jump": None, "Fréchet": 100.0 / n} for n in (5, 10, 20)]
+    few += [{"evaluations": 5, "jump": 0.7, "Fréchet": 10.0}, {"evaluations": 10, "jump": 0.7, "Fréchet": 1.0}]
+    assert evaluations_saved(few) == {5: pytest.approx(0.5), 10: None}  # 10 evaluations from noise; never
 
 
 def test_a_run_can_be_repeated_and_goes_on(tmp_path, monkeypatch):

@@ -21,20 +21,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from molrmog import pictures
 from molrmog.experiments import image_cells
 from molrmog.experiments.cells import Crew, keep_settings
 from molrmog.experiments.hybrid_cells import compute_arm, compute_base
+from molrmog.experiments.hybrid_page import LAW, PLAIN, write_hybrid_page
 from molrmog.experiments.image_page import slug
-from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
@@ -59,10 +55,9 @@ class Arm:
     loss: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PLAIN, _LAW = "plain", "law"
 _ARMS = {
-    _PLAIN: Arm(),
-    _LAW: Arm("law"),
+    PLAIN: Arm(),
+    LAW: Arm("law"),
     "law, input only": Arm("law", added=False),
     "law, added only": Arm("law", as_input=False),
     "Gaussian": Arm("gaussian"),
@@ -172,7 +167,7 @@ _CIFAR10 = replace(
         },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
-    arms={_PLAIN: Arm(), _LAW: Arm("law"), "Gaussian": Arm("gaussian"), "blend": Arm("blend")},
+    arms={PLAIN: Arm(), LAW: Arm("law"), "Gaussian": Arm("gaussian"), "blend": Arm("blend")},
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
 )
 _PARACHUTE = replace(
@@ -239,7 +234,7 @@ def plan(dataset: str, budget: str, rows: int | None = None) -> Plan:
     }[dataset]
     if rows is not None:
         law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
-        few = {name: made.arms[name] for name in (_PLAIN, _LAW)}
+        few = {name: made.arms[name] for name in (PLAIN, LAW)}
         made = replace(made, bases={"law": law}, arms=few, training={**made.training, "steps": 400})
         made = replace(made, marks=(1 / 8, 1 / 4, 1), few_steps=())
     if budget == "gpu":
@@ -303,7 +298,9 @@ def run_hybrid(
         results = crew.run(compute_arm, cells, out, title="networks")
     settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
     keep_settings(out, settings)
-    return _write_report(out, made, dataset, budget, measured, cells, results)
+    rows_asked = "" if rows is None else f" --rows {rows}"
+    command = f"molrmog reproduce hybrid --dataset {dataset} --budget {budget}{rows_asked}"
+    return write_hybrid_page(out, {"command": command, **asdict(made)}, measured, cells, results)
 
 
 def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -312,7 +309,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
         tunes = name.startswith("plain,")
         training = {**made.training, **arm.training}
         steps = training["steps"]
-        shares = made.marks if name in (_PLAIN, _LAW) else made.marks_aside
+        shares = made.marks if name in (PLAIN, LAW) else made.marks_aside
         marks = [round(steps * share) for share in shares]
         for own in made.seeds[:1] if tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {
@@ -325,231 +322,8 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
                 "seed": drawn["seed"] + own,
                 "every": math.gcd(*marks),
                 "marks": [steps] if tunes else marks,
-                "few_steps": list(made.few_steps) if name in (_PLAIN, _LAW) else [],
+                "few_steps": list(made.few_steps) if name in (PLAIN, LAW) else [],
                 "jump_law": "law",
                 "tolerance": made.tolerance,
             }
     return cells
-
-
-def time_to_reach(marks: Sequence[Mapping[str, Any]], wanted: float, what: str = "Fréchet") -> float | None:
-    """Training seconds after which a figure that falls is at most `wanted`, by interpolation between marks.
-
-    Args:
-        marks: records with "cpu" and the figure, in the order of training.
-        wanted: the figure to reach.
-        what: name of the figure.
-
-    Returns:
-        The seconds, linear in the logarithms of both between two marks; the first mark's where it is there already;
-        None where it is never reached.
-
-    Example:
-        >>> marks = [{"cpu": 10.0, "Fréchet": 100.0}, {"cpu": 1000.0, "Fréchet": 1.0}]
-        >>> round(time_to_reach(marks, 10.0))
-        100
-    """
-    measured = [(mark["cpu"], mark[what]) for mark in marks if what in mark]
-    if measured and measured[0][1] <= wanted:
-        return measured[0][0]
-    for (early, above), (late, below) in pairwise(measured):
-        if below <= wanted < above:
-            share = math.log(above / wanted) / math.log(above / below)
-            return early * (late / early) ** share
-    return None
-
-
-def _write_report(
-    out: Path,
-    made: Plan,
-    dataset: str,
-    budget: str,
-    bases: Mapping[str, Any],
-    cells: Mapping[str, Any],
-    results: Mapping[str, Any],
-) -> Path:
-    by_arm: dict[str, list[dict[str, Any]]] = {}
-    for name, settings in cells.items():
-        by_arm.setdefault(settings["arm"]["name"], []).append(results[name])
-    compared = {name: runs for name, runs in by_arm.items() if not name.startswith("plain,")}
-    columns = ("arm", "seed", "step", "cpu", "wall", "validation_loss", "Fréchet", "precision", "recall")
-    columns += ("memorisation", "copies")
-    marks = [
-        [cells[name]["arm"]["name"], cells[name]["seed"], *(mark.get(column) for column in columns[2:])]
-        for name, result in results.items()
-        for mark in result["marks"]
-    ]
-    write_csv(out / "results.csv", columns, marks)
-    few = [
-        [cells[name]["arm"]["name"], cells[name]["seed"], record["evaluations"], record["jump"], record["Fréchet"]]
-        for name, result in results.items()
-        for record in result.get("few", [])
-    ]
-    write_csv(out / "sampling.csv", ("arm", "seed", "evaluations", "jump", "Fréchet"), few)
-    share = _speedup(compared)
-    cards = [
-        Card(
-            number(share, 2), "of the plain network's training time", "until the one on the law is as good, by Fréchet"
-        ),
-        Card(_final(compared[_LAW]), "Fréchet, on the law", f"plain: {_final(compared[_PLAIN])}"),
-    ]
-    sections = [
-        Section("Quality by training time", _TIME_TEXT, [_mark_table(compared)], _curves(compared)),
-        Section("At the end", _END_TEXT, [_end_table(compared)]),
-        Section("Sampling with fewer evaluations", _FEW_TEXT, [_few_table(compared)]),
-        Section("Bases alone", _BASE_TEXT, [_base_table(made, bases)]),
-        Section("The plain network, tuned", _TUNING_TEXT, [_tuning_table(by_arm)]),
-        Section("Samples", _SAMPLE_TEXT, (), _grids(out, cells, dataset)),
-    ]
-    command = f"molrmog reproduce hybrid --dataset {dataset} --budget {budget}"
-    settings = {"command": command, **asdict(made)}
-    return write_page(
-        out / "report.html", f"A network on a closed form: {dataset}", _TEXT, sections, settings, cards=cards
-    )
-
-
-_TEXT = """\
-A network that starts from nothing spends most of its training on what a fitted law already knows. Here the same U-Net \
-learns alone, and as the residual of a base that is exact or nearly free: same rows, batches, noise, optimiser, number \
-of steps."""
-_TIME_TEXT = """\
-Fréchet distance of samples to the held-out rows against processor seconds of training, the price of the base \
-included, measurements left out. The law is fitted in the seconds that stand under “Bases alone”; they are not \
-included."""
-_END_TEXT = "After the last step. Memorisation: median distance to the nearest training row over that of held-out rows."
-_FEW_TEXT = """\
-Heun's method with fewer steps; with a jump it starts from exact noised samples of the law, at the lowest noise level \
-from which on network and law agree within the stated tolerance."""
-_BASE_TEXT = """\
-Denoising loss of the bases without any network, weighted as EDM weights it, by range of log γ at s = 1; seconds to \
-fit, and processor seconds for the rows of a step."""
-_TUNING_TEXT = """\
-One seed each, all else as in the comparison: whether another learning rate, average or warm-up would have made the \
-plain network better."""
-_SAMPLE_TEXT = "Of the first seed, after the last step; not picked."
-
-
-def _speedup(compared: Mapping[str, list[dict[str, Any]]]) -> float | None:
-    """Median over seeds of the share of the plain network's time that the one on the law needs to be as good."""
-    shares: list[float] = []
-    for plain, ours in zip(compared[_PLAIN], compared[_LAW], strict=True):
-        end = plain["marks"][-1]
-        spent = time_to_reach(ours["marks"], end["Fréchet"])
-        shares.append(math.inf if spent is None else spent / end["cpu"])
-    middle = float(np.median(shares))
-    return middle if math.isfinite(middle) else None
-
-
-def _final(runs: Sequence[Mapping[str, Any]], what: str = "Fréchet") -> str:
-    return mean_spread([run["marks"][-1][what] for run in runs])
-
-
-def _mark_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
-    steps = [mark["step"] for mark in compared[_PLAIN][0]["marks"] if "Fréchet" in mark]
-    rows: list[list[Cell]] = []
-    for name, runs in compared.items():
-        cells: list[Cell] = [name]
-        for step in steps:
-            found = [mark for run in runs for mark in run["marks"] if mark["step"] == step]
-            cells.append(mean_spread([mark["Fréchet"] for mark in found]))
-        spent = [run["marks"][-1]["cpu"] for run in runs]
-        rows.append(
-            [*cells, mean_spread(spent), mean_spread([100 * run["base_share"] for run in runs if "base_share" in run])]
-        )
-    columns = ("arm", *(f"{step} steps" for step in steps), "CPU s in all", "base, % of a step")
-    return Table(columns, rows, "Fréchet distance, mean and standard deviation over seeds.")
-
-
-def _end_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
-    keys = ("validation_loss", "Fréchet", "precision", "recall", "memorisation")
-    rows: list[list[Cell]] = []
-    for name, runs in compared.items():
-        reached = [
-            None if spent is None else spent / plain["marks"][-1]["cpu"]
-            for plain, run in zip(compared[_PLAIN], runs, strict=True)
-            for spent in [time_to_reach(run["marks"], plain["marks"][-1]["Fréchet"])]
-        ]
-        when = " · ".join("never" if share is None else f"{share:.2f}" for share in reached)
-        rows.append([name, runs[0]["parameters"], *(_final(runs, key) for key in keys), when])
-    columns = (
-        "arm",
-        "parameters",
-        "held-out loss",
-        "Fréchet",
-        "precision",
-        "recall",
-        "memorisation",
-        "time to plain's end",
-    )
-    return Table(columns, rows, "The last column: share of the plain network's seconds, seed by seed.")
-
-
-def _few_table(compared: Mapping[str, list[dict[str, Any]]]) -> Table:
-    found = {name: [record for run in runs for record in run.get("few", [])] for name, runs in compared.items()}
-    evaluations = sorted({record["evaluations"] for records in found.values() for record in records})
-    rows: list[list[Cell]] = []
-    for name, records in found.items():
-        for jumps in (False, True):
-            own = [record for record in records if (record["jump"] is not None) == jumps]
-            values = [[r["Fréchet"] for r in own if r["evaluations"] == n] for n in evaluations]
-            if own:
-                rows.append([name, "jump" if jumps else "from noise", *(mean_spread(value) for value in values)])
-    return Table(("arm", "start", *(f"{n} evaluations" for n in evaluations)), rows, "Fréchet distance.")
-
-
-def _base_table(made: Plan, bases: Mapping[str, Any]) -> Table:
-    first = next(iter(bases.values()))
-    ends = [
-        f"{low:g} to {high:g}".replace("-inf to", "below").replace(" to inf", " up") for low, high, _ in first["ranges"]
-    ]
-    rows: list[list[Cell]] = [
-        [
-            name.removeprefix("bases/"),
-            base["loss"],
-            *(loss for _, _, loss in base["ranges"]),
-            base["wall"],
-            made.training["batch_size"] * base["seconds_per_row"],
-        ]
-        for name, base in bases.items()
-    ]
-    return Table(("base", "loss", *ends, "fit, s", "a batch, CPU s"), rows)
-
-
-def _tuning_table(by_arm: Mapping[str, list[dict[str, Any]]]) -> Table:
-    rows: list[list[Cell]] = [
-        [name, runs[0]["marks"][-1]["validation_loss"], runs[0]["marks"][-1]["Fréchet"]]
-        for name, runs in by_arm.items()
-        if name.startswith(_PLAIN)
-    ]
-    return Table(("network", "held-out loss", "Fréchet"), rows)
-
-
-def _curves(compared: Mapping[str, list[dict[str, Any]]]) -> list[Figure]:
-    colors = ("#808080", "#e08a2e", "#d8b04a", "#b0603b", "#3b7dd8", "#4f9d69")
-    figures: list[Figure] = []
-    for what, caption in (("Fréchet", "Fréchet distance"), ("validation_loss", "held-out loss")):
-        fig, (axis,) = pictures.figure(5.2, 3.4)
-        for (name, runs), color in zip(compared.items(), colors, strict=False):
-            for i, run in enumerate(runs):
-                points = [(mark["cpu"], mark[what]) for mark in run["marks"] if mark.get(what) is not None]
-                axis.plot(*zip(*points, strict=True), color=color, lw=1.2, marker=".", label=name if i == 0 else None)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("training, CPU seconds")
-        axis.set_ylabel(caption)
-        fig.legend(loc="outside upper center", frameon=False, fontsize=8, labelcolor="#808080", ncols=3)
-        figures.append(Figure(pictures.svg_uri(fig), f"{caption} by training time, every seed"))
-    return figures
-
-
-def _grids(out: Path, cells: Mapping[str, Any], dataset: str) -> list[Figure]:
-    rows, _ = image_cells.parts(next(iter(cells.values()))["source"])
-    figures: list[Figure] = []
-    for name, settings in cells.items():
-        arm = settings["arm"]["name"]
-        if name.endswith("/0") and not arm.startswith("plain,"):
-            samples = np.load(out / "cells" / name / "samples.npy")
-            figures.append(
-                Figure(pictures.png_uri(pictures.grid(rows.to_images(samples))), arm, f"samples of {arm}, {dataset}")
-            )
-    return figures
