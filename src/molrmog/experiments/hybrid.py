@@ -144,7 +144,13 @@ _MNIST = Plan(
     },
     arms={**_ARMS, "blend": Arm("blend"), **_TUNING},
 )
-_FASHION = replace(_MNIST, data="fashion-mnist", arms=_ARMS, few_steps=(3, 5, 10))
+_FASHION = replace(
+    _MNIST,
+    data="fashion-mnist",
+    bases={name: _MNIST.bases[name] for name in ("law", "gaussian")},
+    arms={name: _ARMS[name] for name in (PLAIN, LAW, "Gaussian")},
+    few_steps=(3, 5, 10),
+)
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
     1000: {"kind": "law", "labels": True, "latent_dim": 16, "modes": 1, "head": 64},
     10_000: {"kind": "law", "labels": True, "latent_dim": 32, "modes": 2, "head": 64},
@@ -168,7 +174,9 @@ _CIFAR10 = replace(
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
     arms={PLAIN: Arm(), LAW: Arm("law"), "Gaussian": Arm("gaussian"), "blend": Arm("blend")},
+    seeds=(0,),
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
+    few_steps=(),
 )
 _PARACHUTE = replace(
     _CIFAR10,
