@@ -141,7 +141,8 @@ def test_only_the_interval_is_guided_and_the_network_is_called_once(network):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     GuidedDenoiser(Counted(), 2.0, (0.3, 3.0)).denoise(x, 1.0, 5.0, k)
     GuidedDenoiser(Counted(), 2.0).denoise(x, 1.0, 5.0, k)
-    assert calls == [6, 4, 8]
+    GuidedDenoiser(Counted(), 2.0).denoise(x, 1.0, 5.0, torch.tensor([0, -1, -1, 1]))
+    assert calls == [6, 4, 8, 6]
 
 
 @torch.no_grad()
