@@ -213,7 +213,7 @@ def with_error(value: float, error: float) -> str:
     """
     if not (math.isfinite(value) and math.isfinite(error)):
         return number(value)
-    decimals = 3 if not error else min(7, max(3, 1 - math.floor(math.log10(error))))
+    decimals = 3 if not error else min(5, max(3, 1 - math.floor(math.log10(error))))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}".replace("-", "−")
 
 
