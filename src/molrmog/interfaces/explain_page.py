@@ -196,7 +196,7 @@ def share(value: float) -> str:
 
     Example:
         >>> share(0.51234), share(0.99931), share(0.9999993), share(1.0), share(-0.2)
-        ('0.512', '0.9993', '0.9999993', '1', '−0.200')
+        ('0.512', '0.99931', '0.9999993', '1', '−0.200')
     """
     if not value < 1:
         return "1" if value == 1 else number(value)
