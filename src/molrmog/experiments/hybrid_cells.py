@@ -46,6 +46,7 @@ SCHEDULE = VPSchedule()
 SHOWN = 64  # samples kept for pictures
 _LOSS_ROWS = 2000  # held-out rows of a denoising loss
 _NEIGHBOURS = 2000  # rows compared by nearest neighbours
+_JUMP_ROWS = 256  # rows that a jump is chosen by
 _PRICED = 10  # calls of a base that are timed
 
 Settings = dict[str, Any]
@@ -127,7 +128,8 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
         batch = settings["training"]["batch_size"]
         spent = _price(cast(Denoiser, network.base), rows, batch, settings["loss"]) * batch
         result["base_share"] = spent / (marks[-1]["cpu"] / marks[-1]["step"])
-    result |= _loss(cast(Denoiser, network), held)
+    with _precision(settings):
+        result |= _loss(cast(Denoiser, network), held)
     if settings["few_steps"]:
         result["few"] = _few_steps(cast(Denoiser, network), folder, rows, held, settings)
     return result
@@ -147,10 +149,12 @@ def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, .
 def _few_steps(
     network: Denoiser, folder: Path, rows: Dataset, held: Dataset, settings: Settings
 ) -> list[dict[str, Any]]:
-    """Quality by network evaluations, from pure noise and from where the law takes over."""
-    law = cast(Law, base_of(folder, settings["jump_law"]))
-    seen = np.asarray(rows.x)[:512]
-    jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
+    """Quality by network evaluations, from pure noise and, on a base, from where the law takes over."""
+    law, jump = cast(Law, base_of(folder, settings["jump_law"])), None
+    if settings["arm"]["base"] is not None:
+        seen = np.asarray(rows.x)[:_JUMP_ROWS]
+        with _precision(settings):
+            jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
     found: list[dict[str, Any]] = []
     for steps in settings["few_steps"]:
         for start in (None, jump) if jump is not None else (None,):
@@ -171,8 +175,7 @@ def _drawn(
 ) -> np.ndarray:
     generator = torch.Generator().manual_seed(settings["seed"])
     start = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
-    narrow = settings["mixed_precision"] == "bf16"
-    with torch.autocast(torch.device(settings["device"]).type, torch.bfloat16, enabled=narrow):
+    with _precision(settings):
         several = [
             sample(
                 network, SCHEDULE, (n, rows.dim), sampler="heun", steps=steps, generator=generator, **cast(Any, start)
@@ -180,6 +183,12 @@ def _drawn(
             for n in _batches(settings["samples"], 256)
         ]
     return torch.cat(several).float().cpu().numpy()
+
+
+def _precision(settings: Settings) -> torch.autocast:
+    """Networks are measured in the precision that they are trained in; laws keep their own."""
+    narrow = settings["mixed_precision"] == "bf16"
+    return torch.autocast(torch.device(settings["device"]).type, torch.bfloat16, enabled=narrow)
 
 
 def _loss(denoiser: Denoiser, held: Dataset) -> dict[str, Any]:
