@@ -192,6 +192,23 @@ def test_a_unet_takes_any_size(shape):
     assert (gradient != 0).all()  # every pixel is seen
 
 
+@pytest.mark.parametrize("channels", [(8,), (8, 16), (32, 64), (24, 48, 64)])
+def test_every_block_of_a_unet_hears_the_noise_level(channels):
+    unet = UNetDenoiser((1, 8, 8), channels=channels, attention=False).unet
+    for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
+        resnet = block.resnets[0]
+        x = torch.randn(2, resnet.in_channels, 8, 8)
+        loud = torch.randn(2, unet.time_embedding.linear_2.out_features)
+        silent = resnet(x, torch.zeros_like(loud))
+        assert (resnet(x, loud) - silent).norm() > 1e-3 * silent.norm()
+
+
+def test_a_unet_from_before_groups_were_kept_has_those_it_had():
+    config = UNetDenoiser((1, 4, 4), channels=(8,)).config
+    assert config["groups"] == 2
+    assert UNetDenoiser.from_config({k: v for k, v in config.items() if k != "groups"}).groups == 8
+
+
 def test_a_network_keeps_the_dtype_of_its_rows():
     for network in (MAKERS["mlp"](), MAKERS["unet"]()):
         x = torch.randn(3, 6)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class UNetDenoiser(Preconditioned):
         inputs: int = 1,
         unconditional: bool = False,
         gates: int = 0,
+        groups: int | None = None,
     ) -> None:
         """Build the network.
 
@@ -55,6 +56,8 @@ class UNetDenoiser(Preconditioned):
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
             gates: how many gates it sees beside them, inside a `ResidualDenoiser` with gates.
             unconditional: whether rows may be told no expert; train it with `drop_expert`.
+            groups: of the group norms; where None, at most 32 with three channels or more in each, for a norm of one
+                channel takes away what the embedding of the noise level adds to it.
 
         Raises:
             ValueError: the shape is not (C, H, W), or the channels do not fit.
@@ -73,6 +76,7 @@ class UNetDenoiser(Preconditioned):
         self.shape = tuple(int(size) for size in shape)
         self.channels = tuple(int(width) for width in channels)
         self.layers, self.attention, self.dropout = layers, attention, dropout
+        self.groups = groups or _groups(self.channels)
         multiple = 2 ** (len(channels) - 1)
         self._padding = [-size % multiple for size in self.shape[1:]]
         plain = len(channels) - 1
@@ -85,7 +89,7 @@ class UNetDenoiser(Preconditioned):
             down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D" if attention else "DownBlock2D",),
             up_block_types=("AttnUpBlock2D" if attention else "UpBlock2D",) + ("UpBlock2D",) * plain,
             add_attention=attention,
-            norm_num_groups=math.gcd(32, *self.channels),
+            norm_num_groups=self.groups,
             dropout=dropout,
             num_class_embeds=self.classes or None,
         )
@@ -95,8 +99,14 @@ class UNetDenoiser(Preconditioned):
     @property
     def config(self) -> dict[str, Any]:
         """What builds the network."""
-        names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data", "inputs")
+        names = ("shape", "channels", "layers", "attention", "dropout", "experts", "sigma_data", "inputs", "groups")
         return {"denoiser": "UNetDenoiser", **{name: getattr(self, name) for name in names}, **self.extras}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the network that `config` describes, untrained."""
+        before = {"groups": math.gcd(32, *config["channels"])}  # what networks had whose configuration is silent
+        return super().from_config({**before, **config})
 
     def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None, gates: Tensor | None = None) -> Tensor:
         """F, with shape (B, D); x with shape (B, inputs D), c_noise, expert (B,), gates (B, K) as constant planes."""
@@ -109,3 +119,10 @@ class UNetDenoiser(Preconditioned):
         told = None if expert is None else expert % self.classes  # -1, no expert, is the last
         out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=told, return_dict=False)[0]
         return out[..., :height, :width].flatten(1)
+
+
+def _groups(channels: Sequence[int]) -> int:
+    groups = math.gcd(32, *channels)
+    while groups > 1 and min(channels) // groups < 3:
+        groups //= 2
+    return groups
