@@ -16,6 +16,7 @@ processor time of steps alone: the price of the base is in them, measurements ar
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +38,7 @@ from molrmog.experiments.image_cells import parts, space
 from molrmog.law import Law
 from molrmog.learning.fit import fit
 from molrmog.learning.score_matching import ScoreMatching
-from molrmog.learning.trainer import TrainingOptions, training
+from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, training
 from molrmog.sampling import sample
 from molrmog.saving import write_atomically
 from molrmog.schedules import VPSchedule
@@ -102,8 +103,9 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
         log_every=settings["every"],
         checkpoint_every=settings["every"],
         validate_every=settings["every"],
-        keep=1,
+        keep=2,
     )
+    _forget_unmeasured(folder)
     loss = ScoreMatching(cast(Denoiser, network), SCHEDULE, **settings["loss"])
     validation = [torch.from_numpy(np.asarray(held.x)[:_LOSS_ROWS])]
     for state in training(loss, [x], options, validation=validation):
@@ -133,6 +135,13 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     if settings["few_steps"]:
         result["few"] = _few_steps(cast(Denoiser, network), folder, rows, held, settings)
     return result
+
+
+def _forget_unmeasured(folder: Path) -> None:
+    """Drop checkpoints whose mark is missing, so that a cell that was stopped while it measured does so again."""
+    for checkpoint in (folder / "run" / CHECKPOINTS_NAME).glob("step-*"):
+        if not (folder / "marks" / f"{int(checkpoint.name.removeprefix('step-'))}.json").is_file():
+            shutil.rmtree(checkpoint)
 
 
 def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> ScoreNetwork:
