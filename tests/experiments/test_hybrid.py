@@ -96,6 +96,8 @@ def test_a_run_can_be_repeated_and_goes_on(tmp_path, monkeypatch):
     assert [row["arm"] for row in rows] == ["plain"] * 2 + ["law"] * 2 + ["blend"] * 2 + ["plain, faster"] * 2
     assert [row["Fréchet"] == "" for row in rows] == [False] * 6 + [True, False]
     assert "Quality by training time" in page.read_text()
+    for name in ("quality", "loss", "evaluations"):
+        assert (tmp_path / "a" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
     few = table(tmp_path / "a" / "sampling.csv")
     assert {(row["arm"], row["jump"] != "") for row in few} == {("plain", False), ("law", False), ("law", True)}
 

@@ -17,6 +17,7 @@ import numpy as np
 from molrmog import pictures
 from molrmog.experiments import image_cells
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
+from molrmog.saving import write_atomically
 
 PLAIN, LAW = "plain", "law"
 
@@ -61,7 +62,7 @@ def write_hybrid_page(
     cells: Mapping[str, Mapping[str, Any]],
     results: Mapping[str, Run],
 ) -> Path:
-    """Write results.csv, sampling.csv and report.html.
+    """Write results.csv, sampling.csv, the curves as SVG, and report.html.
 
     Args:
         out: folder of the experiment.
@@ -85,10 +86,13 @@ def write_hybrid_page(
     write_csv(out / "results.csv", _MARKS, [[record.get(column) for column in _MARKS] for record in records])
     few = [{"arm": name, "seed": run["seed"], **record} for name, run in several for record in run.get("few", ())]
     write_csv(out / "sampling.csv", _SAMPLING, [[record[column] for column in _SAMPLING] for record in few])
+    curves, few_curves = _curves(compared), _few_curves(compared) if few else []
+    for name, figure in zip(("quality", "loss", "evaluations"), [*curves, *few_curves], strict=False):
+        write_atomically(out / f"{name}.svg", lambda part, figure=figure: part.write_bytes(figure.data))
     sections = [
-        Section("Quality by training time", _TIME_TEXT, [_mark_table(compared)], _curves(compared)),
+        Section("Quality by training time", _TIME_TEXT, [_mark_table(compared)], curves),
         Section("At the end", _END_TEXT, [_end_table(compared)]),
-        *([Section("Fewer evaluations", _FEW_TEXT, [_few_table(compared)], _few_curves(compared))] if few else []),
+        *([Section("Fewer evaluations", _FEW_TEXT, [_few_table(compared)], few_curves)] if few else []),
         Section("Loss by noise level", _LEVEL_TEXT, [_level_table(bases, compared)]),
         Section("Bases alone", _BASE_TEXT, [_base_table(settings, bases)]),
         *([Section("The plain network, tuned", _TUNING_TEXT, [_tuning_table(by_arm)])] if by_arm != compared else []),

@@ -6,6 +6,7 @@ Cells are text, or numbers, which are written with four significant digits; a CS
 
 from __future__ import annotations
 
+import base64
 import csv
 import math
 import os
@@ -73,6 +74,11 @@ class Figure:
     def __post_init__(self) -> None:
         if not self.uri.startswith("data:"):
             raise ValueError(f"{self.uri[:60]!r} is no data URI: the page must stand alone")
+
+    @property
+    def data(self) -> bytes:
+        """The picture as a file, which a page beside this one may show."""
+        return base64.b64decode(self.uri.partition("base64,")[2])
 
     @property
     def is_plot(self) -> bool:
