@@ -28,7 +28,7 @@ from typing import Any
 
 from molrmog.experiments import image_cells
 from molrmog.experiments.cells import Crew, keep_settings
-from molrmog.experiments.hybrid_cells import compute_arm, compute_base
+from molrmog.experiments.hybrid_cells import compute_arm, compute_base, compute_sampling
 from molrmog.experiments.hybrid_page import LAW, PLAIN, write_hybrid_page
 from molrmog.experiments.image_page import slug
 
@@ -99,7 +99,7 @@ class Plan:
         marks_aside: the same of the others; those that tune are measured at the end.
         samples: drawn at a mark.
         sampler_steps: of Heun's method at a mark.
-        few_steps: of Heun's method after training, with and without a jump.
+        evaluations: of the first two arms when they sample by DPM-Solver++ in the end, with and without a jump.
         tolerance: of the jump, see `jump_time`.
     """
 
@@ -116,7 +116,7 @@ class Plan:
     marks_aside: tuple[float, ...] = (1 / 4, 1)
     samples: int = 1000
     sampler_steps: int = 10
-    few_steps: tuple[int, ...] = (3, 5, 7, 10, 14)
+    evaluations: tuple[int, ...] = (4, 6, 8, 12, 20)
     tolerance: float = 0.05
 
 
@@ -147,7 +147,7 @@ _FASHION = replace(
     bases={name: _MNIST.bases[name] for name in ("law", "gaussian")},
     arms={name: _ARMS[name] for name in (PLAIN, LAW, "Gaussian")},
     marks=(1 / 16, 1 / 8, 1 / 4, 1),
-    few_steps=(),
+    evaluations=(),
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
     1000: {"kind": "law", "labels": True, "latent_dim": 16, "modes": 1, "head": 64},
@@ -174,7 +174,7 @@ _CIFAR10 = replace(
     arms={PLAIN: Arm(), LAW: Arm("law"), "Gaussian": Arm("gaussian"), "blend": Arm("blend")},
     seeds=(0,),
     marks=(1 / 4, 1),
-    few_steps=(),
+    evaluations=(),
 )
 _PARACHUTE = replace(
     _CIFAR10,
@@ -209,7 +209,7 @@ _SMOKE = Plan(
     marks_aside=(1,),
     samples=100,
     sampler_steps=4,
-    few_steps=(3,),
+    evaluations=(3, 5),
     tolerance=0.5,
 )
 
@@ -242,7 +242,7 @@ def plan(dataset: str, budget: str, rows: int | None = None) -> Plan:
         law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
         few = {name: made.arms[name] for name in (PLAIN, LAW)}
         made = replace(made, bases={"law": law}, arms=few, training={**made.training, "steps": 400})
-        made = replace(made, marks=(1 / 8, 1 / 4, 1), few_steps=())
+        made = replace(made, marks=(1 / 8, 1 / 4, 1), evaluations=())
     if budget == "gpu":
         more = {"steps": 20_000, "batch_size": 256, "ema_decay": 0.999}
         made = replace(made, unet={"channels": (64, 128, 128), "layers": 2}, samples=5000)
@@ -302,11 +302,12 @@ def run_hybrid(
         measured = crew.run(compute_base, early, out, title="bases")
         measured |= crew.run(compute_base, late, out, title="blends")
         results = crew.run(compute_arm, cells, out, title="networks")
+        sampled = crew.run(compute_sampling, _sampling_cells(made, cells), out, title="sampling")
     settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
     keep_settings(out, settings)
     rows_asked = "" if rows is None else f" --rows {rows}"
     command = f"molrmog reproduce hybrid --dataset {dataset} --budget {budget}{rows_asked}"
-    return write_hybrid_page(out, {"command": command, **asdict(made)}, measured, cells, results)
+    return write_hybrid_page(out, {"command": command, **asdict(made)}, measured, cells, results, sampled)
 
 
 def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -328,8 +329,20 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
                 "seed": drawn["seed"] + own,
                 "every": math.gcd(*marks),
                 "marks": [steps] if tunes else marks,
-                "few_steps": list(made.few_steps) if name in (PLAIN, LAW) else [],
-                "jump_law": "law",
-                "tolerance": made.tolerance,
             }
     return cells
+
+
+def _sampling_cells(made: Plan, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    shared = ("source", "seed", "device", "samples", "mixed_precision")
+    return {
+        name.replace("arms/", "sampling/"): {
+            **{key: cell[key] for key in shared},
+            "network": name,
+            "law": "law",
+            "tolerance": made.tolerance,
+            "evaluations": list(made.evaluations),
+        }
+        for name, cell in arms.items()
+        if cell["arm"]["name"] in (PLAIN, LAW) and made.evaluations
+    }

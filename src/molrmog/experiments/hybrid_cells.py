@@ -6,7 +6,8 @@
 | ------ | -------------------------- | -------------------------------------------------------------------------- |
 | bases  | one base                   | the base, its denoising loss by noise level, its price                     |
 | blends | one blend of bases         | the same                                                                   |
-| arms   | one network, one seed      | the network, its quality at marks along the training, and by sampler steps |
+| arms   | one network, one seed      | the network, its quality at marks along the training                       |
+| sampling | one of these             | its quality by evaluations, with and without a jump                        |
 
 All networks of a comparison have the same backbone, rows, noise levels, weighting, batches, optimiser and number of
 steps, at a constant learning rate, and are measured by the moving average of their weights. Training seconds are
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +61,7 @@ def compute_base(settings: Settings, folder: Path) -> dict[str, Any]:
     with metrics.Stopwatch() as watch:
         base = _made(settings["base"], rows, folder)
     cast(Any, base).save_pretrained(folder / "model")
-    drawn = _drawn(base, rows, settings, settings["sampler_steps"])
+    drawn = _drawn(base, rows, settings, sampler="heun", steps=settings["sampler_steps"])
     np.save(folder / "samples.npy", drawn[:SHOWN])
     return {
         "wall": watch.wall,
@@ -118,7 +120,7 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
         }
         if state.step in settings["marks"]:
             trained = cast(Denoiser, cast(ScoreMatching, state.average).denoiser)
-            drawn = _drawn(trained, rows, settings, settings["sampler_steps"])
+            drawn = _drawn(trained, rows, settings, sampler="heun", steps=settings["sampler_steps"])
             reached |= quality(drawn, rows, held, full=state.step == options.steps)
             np.save(folder / "samples.npy", drawn[:SHOWN])
         _keep(folder / "marks" / f"{state.step}.json", reached)
@@ -132,8 +134,6 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
         result["base_share"] = spent / (marks[-1]["cpu"] / marks[-1]["step"])
     with _precision(settings):
         result |= _loss(cast(Denoiser, network), held)
-    if settings["few_steps"]:
-        result["few"] = _few_steps(cast(Denoiser, network), folder, rows, held, settings)
     return result
 
 
@@ -155,40 +155,39 @@ def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, .
     return network.measure_(x, seed=settings["seed"])
 
 
-def _few_steps(
-    network: Denoiser, folder: Path, rows: Dataset, held: Dataset, settings: Settings
-) -> list[dict[str, Any]]:
-    """Quality by network evaluations, from pure noise and, on a base, from where the law takes over."""
-    law, jump = cast(Law, base_of(folder, settings["jump_law"])), None
-    if settings["arm"]["base"] is not None:
+def compute_sampling(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Quality of a trained network by evaluations, from pure noise and from where the law takes over."""
+    rows, held = parts(settings["source"])
+    network = cast(Denoiser, load(experiment_of(folder) / "cells" / settings["network"] / "model").eval())
+    law = cast(Law, base_of(folder, settings["law"]))
+    with _precision(settings):
         seen = np.asarray(rows.x)[:_JUMP_ROWS]
-        with _precision(settings):
-            jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
-    found: list[dict[str, Any]] = []
-    for steps in settings["few_steps"]:
-        for start in (None, jump) if jump is not None else (None,):
-            drawn = _drawn(network, rows, settings, steps, jump=start, law=law)
-            record = {"evaluations": 2 * steps - 1, "jump": start, **quality(drawn, rows, held, full=False)}
-            found.append(record)
-    return found
+        jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
+    starts = (None,) if jump is None else (None, jump)
+    few: list[dict[str, Any]] = []
+    for evaluations, start in product(settings["evaluations"], starts):
+        drawn = _drawn(
+            network, rows, settings, sampler="dpm++", steps=evaluations - 1, spacing="karras", jump=start, law=law
+        )
+        few.append({"evaluations": evaluations, "jump": start, **quality(drawn, rows, held, full=False)})
+        report_progress(folder, len(few) / (len(starts) * len(settings["evaluations"])))
+    return {"few": few}
 
 
 def _drawn(
-    network: Denoiser,
+    denoiser: Denoiser,
     rows: Dataset,
     settings: Settings,
-    steps: int,
     *,
     jump: float | None = None,
     law: Law | None = None,
+    **how: Any,
 ) -> np.ndarray:
     generator = torch.Generator().manual_seed(settings["seed"])
-    start = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
+    start: Settings = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
     with _precision(settings):
         several = [
-            sample(
-                network, SCHEDULE, (n, rows.dim), sampler="heun", steps=steps, generator=generator, **cast(Any, start)
-            )
+            sample(denoiser, SCHEDULE, (n, rows.dim), generator=generator, **start, **how)
             for n in _batches(settings["samples"], 256)
         ]
     return torch.cat(several).float().cpu().numpy()

@@ -40,9 +40,9 @@ _END_TEXT = """\
 After the last step. Memorisation: median distance to the nearest training row over that of held-out rows, 1 where \
 samples are as far from them as new rows are."""
 _FEW_TEXT = """\
-Heun's method with fewer steps; with a jump it starts from exact noised samples of the law, at the lowest noise level \
-from which on network and law agree within the stated tolerance. Saved: how many of the evaluations that the same \
-network needs from noise for the same Fréchet distance, by interpolation."""
+DPM-Solver++ (2M) with the spacing of Karras; with a jump it starts from exact noised samples of the law, at the \
+lowest noise level from which on network and law agree within the stated tolerance. Saved: how many of the evaluations \
+that the same network needs from noise for the same Fréchet distance, by interpolation."""
 _LEVEL_TEXT = """\
 Denoising loss on held-out rows, weighted as EDM weighs it, by range of log γ at s = 1, at the noise levels of EDM: \
 bases without any network, then networks after their last step."""
@@ -61,6 +61,7 @@ def write_hybrid_page(
     bases: Mapping[str, Run],
     cells: Mapping[str, Mapping[str, Any]],
     results: Mapping[str, Run],
+    sampled: Mapping[str, Run],
 ) -> Path:
     """Write results.csv, sampling.csv, the curves as SVG, and report.html.
 
@@ -70,6 +71,7 @@ def write_hybrid_page(
         bases: results of `compute_base`.
         cells: settings of the networks.
         results: results of `compute_arm`.
+        sampled: results of `compute_sampling`.
 
     Returns:
         The path of the page.
@@ -79,7 +81,8 @@ def write_hybrid_page(
         base = cell["arm"]["base"]
         fit = 0.0 if base is None else bases[f"bases/{base}"]["cpu"]
         marks = [{**mark, "fit_cpu": fit, "spent": fit + mark["cpu"]} for mark in results[name]["marks"]]
-        by_arm.setdefault(cell["arm"]["name"], []).append({**results[name], "marks": marks, "seed": cell["seed"]})
+        own = {"marks": marks, "seed": cell["seed"], **sampled.get(name.replace("arms/", "sampling/"), {})}
+        by_arm.setdefault(cell["arm"]["name"], []).append({**results[name], **own})
     compared = {name: runs for name, runs in by_arm.items() if not name.startswith("plain,")}
     several = [(name, run) for name, runs in by_arm.items() for run in runs]
     records = [{"arm": name, "seed": run["seed"], **mark} for name, run in several for mark in run["marks"]]
