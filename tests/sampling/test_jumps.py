@@ -1,5 +1,7 @@
 """Jumps against the dense flow of the same Gaussian, a fine numerical solution of the ODE, and samples of the law."""
 
+import math
+
 import pytest
 import torch
 
@@ -121,3 +123,14 @@ def test_what_cannot_jump_says_so():
         gaussian_flow(random_law((2,), (2,), 0.1), x, 0.5, 0.5, 0.6, 0.4)
     with pytest.raises(ValueError, match="pass gamma > 0"):
         gaussian_flow(random_law((2,), (1,), 0.0), x, 1.0, 0.0, 0.9, 0.1)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++"])
+def test_a_jump_to_the_very_end_leaves_steps_without_length(sampler):
+    law = MoLRMoG.random(8, (2,), (2,), noise=0.1, seed=0, dtype=torch.float64).requires_grad_(False)
+    schedule = VPSchedule()
+    jump = math.nextafter(schedule.t_min, 1.0)
+    draw = {"steps": 3, "spacing": "karras", "jump": jump, "jump_by": "law", "jump_law": law}
+    x = sample(law, schedule, (50, 8), sampler, generator=torch.Generator().manual_seed(0), **draw)
+    start = law.sample(50, torch.Generator().manual_seed(0), s=schedule(jump)[0], gamma=schedule(jump)[1]).x
+    torch.testing.assert_close(x, law.denoise(start, *schedule(schedule.t_min)), rtol=1e-3, atol=1e-3)

@@ -86,5 +86,5 @@ class DPMSolver(Sampler):
         if self._last is not None and math.isfinite(h):
             xhat_last, h_last = self._last
             ahead = xhat + 0.5 * (h / h_last) * (xhat - xhat_last)
-        self._last = (xhat, h)
+        self._last = (xhat, h) if h else None  # a step may be shorter than rounding
         return (gamma_next / gamma) * x + (s_next - s * gamma_next / gamma) * ahead
