@@ -78,8 +78,7 @@ def write_hybrid_page(
     """
     by_arm: dict[str, list[Run]] = {}
     for name, cell in cells.items():
-        base = cell["arm"]["base"]
-        fit = 0.0 if base is None else bases[f"bases/{base}"]["cpu"]
+        fit = _fit_seconds(cell["arm"]["base"], settings["bases"], bases)
         marks = [{**mark, "fit_cpu": fit, "spent": fit + mark["cpu"]} for mark in results[name]["marks"]]
         own = {"marks": marks, "seed": cell["seed"], **sampled.get(name.replace("arms/", "sampling/"), {})}
         by_arm.setdefault(cell["arm"]["name"], []).append({**results[name], **own})
@@ -150,6 +149,14 @@ def evaluations_saved(few: Sequence[Mapping[str, Any]]) -> dict[int, float | Non
             needed = reached(from_noise, record["Fréchet"], clock="evaluations")
             saved[record["evaluations"]] = None if needed is None else 1 - record["evaluations"] / needed
     return saved
+
+
+def _fit_seconds(base: str | None, chosen: Mapping[str, Any], bases: Mapping[str, Run]) -> float:
+    """Processor seconds of fitting a base, and the parts of a blend before it."""
+    if base is None:
+        return 0.0
+    parts = [_fit_seconds(part, chosen, bases) for part in chosen[base].get("parts", ())]
+    return bases[f"bases/{base}"]["cpu"] + sum(parts)
 
 
 def _shares(compared: Runs, arm: str) -> list[float | None]:
