@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from molrmog.data import load as load_data
     from molrmog.denoisers.base import Denoiser
     from molrmog.denoisers.blend import BlendDenoiser
+    from molrmog.denoisers.centred import CentredDenoiser
     from molrmog.denoisers.conditional import ConditionalLaw
     from molrmog.denoisers.experts import Experts, PerExpert
     from molrmog.denoisers.gaussian import GaussianDenoiser
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BlendDenoiser": "denoisers.blend",
+    "CentredDenoiser": "denoisers.centred",
     "ConditionalLaw": "denoisers.conditional",
     "CosineSchedule": "schedules",
     "Dataset": "data",
@@ -73,6 +75,7 @@ _HOMES = {
 
 __all__ = [
     "BlendDenoiser",
+    "CentredDenoiser",
     "ConditionalLaw",
     "CosineSchedule",
     "Dataset",

@@ -123,7 +123,7 @@ class BlendDenoiser(ScoreNetwork):
         w = self.weights(level_of_rows(s, x), level_of_rows(gamma, x))  # (B, parts)
         mean = self.mean.to(x.dtype)
         said = torch.stack([each - mean for each in self._each(x, s, gamma)], 1)  # (B, parts, D)
-        return mean + (w[:, None] @ said)[:, 0]
+        return mean + (w[..., None] * said).sum(1)  # no product of matrices, which autocast would round
 
     def _each(self, x: Tensor, s: Noise, gamma: Noise) -> list[Tensor]:
         return [cast(Any, part).denoise(x, s, gamma) for part in self.parts]

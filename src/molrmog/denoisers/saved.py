@@ -27,6 +27,7 @@ _HOMES = {
     "PatchDenoiser": "denoisers.patches",
     "BlendDenoiser": "denoisers.blend",
     "ResidualDenoiser": "denoisers.residual",
+    "CentredDenoiser": "denoisers.centred",
     "ConditionalLaw": "denoisers.conditional",
     "GuidedDenoiser": "denoisers.guidance",
 }

@@ -2,7 +2,7 @@
 
 | arm                 | base               | the base is | asks                                       |
 | ------------------- | ------------------ | ----------- | ------------------------------------------ |
-| plain               | –                  | –           | the U-Net alone, under EDM preconditioning |
+| plain               | –                  | –           | the U-Net alone, centred, under EDM preconditioning |
 | law                 | a law, K by label  | in and out  | the residual network, see `ResidualDenoiser` |
 | law, input only     | the same           | an input    | is it enough to see the law                |
 | law, added only     | the same           | added       | is it enough to start from the law         |
@@ -139,7 +139,7 @@ _MNIST = Plan(
         },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
-    arms={**_ARMS, "blend": Arm("blend"), **_TUNING},
+    arms={**_ARMS, **_TUNING},
 )
 _FASHION = replace(
     _MNIST,
@@ -321,7 +321,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
         for own in made.seeds[:1] if tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {
                 "source": source,
-                "arm": {"name": name, "base": arm.base, "as_input": arm.as_input, "added": arm.added},
+                "arm": {"name": name, "base": arm.base, **(_use(arm) if arm.base else {})},
                 "unet": dict(made.unet),
                 "training": training,
                 "loss": {**made.loss, **arm.loss},
@@ -331,6 +331,10 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
                 "marks": [steps] if tunes else marks,
             }
     return cells
+
+
+def _use(arm: Arm) -> dict[str, bool]:
+    return {"as_input": arm.as_input, "added": arm.added}
 
 
 def _sampling_cells(made: Plan, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

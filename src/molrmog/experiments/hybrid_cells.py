@@ -31,6 +31,7 @@ from molrmog import metrics
 from molrmog.data import Dataset
 from molrmog.denoisers.base import Denoiser, ScoreNetwork
 from molrmog.denoisers.blend import BlendDenoiser
+from molrmog.denoisers.centred import CentredDenoiser
 from molrmog.denoisers.patches import PatchDenoiser, patches_of
 from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.denoisers.saved import load
@@ -145,11 +146,12 @@ def _forget_unmeasured(folder: Path) -> None:
 
 
 def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> ScoreNetwork:
-    """The untrained network of an arm: a U-Net alone, or on a base."""
+    """The untrained network of an arm: a U-Net alone, told the mean of the data, or on a base."""
     torch.manual_seed(settings["seed"])
     arm = settings["arm"]
     if arm["base"] is None:
-        return UNetDenoiser(shape, sigma_data=0.5, **settings["unet"])
+        sd = float(x.var(0).mean().sqrt())
+        return CentredDenoiser(UNetDenoiser(shape, sigma_data=sd, **settings["unet"]), x.mean(0))
     unet = UNetDenoiser(shape, sigma_data=0.5, inputs=2 if arm["as_input"] else 1, **settings["unet"])
     network = ResidualDenoiser(base_of(folder, arm["base"]), unet, as_input=arm["as_input"], added=arm["added"])
     return network.measure_(x, seed=settings["seed"])
