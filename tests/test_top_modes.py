@@ -58,6 +58,15 @@ def test_groups_do_not_change_the_result():
     torch.testing.assert_close(together, alone)
 
 
+def test_levels_without_a_density_are_refused_and_narrow_rows_stay_narrow():
+    with pytest.raises(ValueError, match="pass gamma >= 0"):
+        LAW.denoise_by_top_modes(X, S, -GAMMA, 1)
+    flat = MoLRMoG.random(12, (4,), (3,), noise=0.0, seed=0).requires_grad_(False)
+    with pytest.raises(ValueError, match="gamma must be > 0"):
+        flat.denoise_by_top_modes(X.float(), S.float(), 0 * GAMMA.float(), 1)
+    assert LAW.denoise_by_top_modes(X.bfloat16(), S, GAMMA, 2).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("x", "s", "top"), [(X[0], S, 1), (X, S[:1], 1), (X, S, 0), (X[..., :11], S, 1)], ids=["rows", "s", "top", "dim"]
 )

@@ -219,7 +219,7 @@ def by_rows(
         raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{dim}: pass rows with shape (B, {dim})")
     given = x.dtype if x.is_floating_point() else noise.dtype
     x = x.to(compute_dtype(given, noise.dtype))
-    s, gamma = _noise_levels(x, s, gamma, noise)
+    s, gamma = noise_levels(x, s, gamma, noise)
 
     def chunk(at: slice) -> tuple[Tensor, ...]:
         levels = (t if len(t) == 1 else t[at] for t in (s, gamma))
@@ -239,7 +239,7 @@ def by_rows(
         return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
 
 
-def _noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
+def noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
     """S and gamma as tensors with shape (B or 1,), where every mode has a density."""
     levels = [torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (s, gamma)]
     for name, level in zip(("s", "gamma"), levels, strict=True):

@@ -51,7 +51,18 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.gates import DECIDED, NATS, Evidence, Frame, lift_means, weigh
-from molrmog.law import Noise, Posterior, Samples, by_rows, compute_dtype, draw, normal, rows_per_chunk, values_hidden
+from molrmog.law import (
+    Noise,
+    Posterior,
+    Samples,
+    by_rows,
+    compute_dtype,
+    draw,
+    noise_levels,
+    normal,
+    rows_per_chunk,
+    values_hidden,
+)
 from molrmog.saving import load_model, save_model
 from molrmog.top_modes import denoise_by_top_modes
 
@@ -377,7 +388,7 @@ class MoLRMoG(nn.Module):
             Tensor: with the shape of x.
 
         Raises:
-            ValueError: wrong shapes, or no modes.
+            ValueError: wrong shapes, no modes, or no density at this noise.
         """
         if x.ndim != 3 or x.shape[2] != self.dim or not s.shape == gamma.shape == x.shape[:1] or top < 1:
             raise ValueError(
@@ -385,7 +396,9 @@ class MoLRMoG(nn.Module):
                 f"(B, L, {self.dim}), (B,), (B,) and 1 mode or more"
             )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return denoise_by_top_modes(self._frame(x.dtype), x, s, gamma, top)
+            dtype = compute_dtype(x.dtype)
+            s, gamma = noise_levels(x.to(dtype), s, gamma, self.tau)
+            return denoise_by_top_modes(self._frame(dtype), x.to(dtype), s, gamma, top).to(x.dtype)
 
     def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""

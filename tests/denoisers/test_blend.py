@@ -90,3 +90,13 @@ def test_rows_to_fit_to_are_looked_at(rows, message):
         BlendDenoiser([a_law(0)]).fit_(torch.zeros(rows))
     with pytest.raises(ValueError, match=message):
         ResidualDenoiser(a_law(0), MLPDenoiser(8, width=8, inputs=2)).measure_(torch.zeros(rows))
+
+
+def test_autocast_leaves_the_blend_as_it_is():
+    blend = BlendDenoiser([a_law(1, dtype=torch.float32), a_law(2, dtype=torch.float32)])
+    x = a_law(0, dtype=torch.float32).sample(64, torch.Generator().manual_seed(0)).x
+    blend.fit_(x)
+    xt = noised(x, 1.0, 1e-3, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = blend.denoise(xt, 1.0, 1e-3)
+    torch.testing.assert_close(narrow, blend.denoise(xt, 1.0, 1e-3))

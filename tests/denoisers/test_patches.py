@@ -54,6 +54,19 @@ def test_all_modes_by_way_of_the_top_ones():
     assert not torch.allclose(fewer.denoise(PICTURES, 0.5, 0.5), every.denoise(PICTURES, 0.5, 0.5))
 
 
+@pytest.mark.parametrize("top", [None, 1])
+def test_no_pictures_and_gradients(top):
+    denoiser = PatchDenoiser(a_law(8), SHAPE, 2, top=top)
+    assert denoiser.denoise(PICTURES[:0], 0.5, 0.5).shape == (0, 84)
+    x = PICTURES[:1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(denoiser.denoise(x, 0.8, 0.5)[0, 10], x)
+    every = PatchDenoiser(a_law(8), SHAPE, 2)
+    step = torch.zeros_like(x)
+    step[0, 11] = 1e-5
+    slope = (every.denoise(PICTURES[:1] + step, 0.8, 0.5) - every.denoise(PICTURES[:1] - step, 0.8, 0.5))[0, 10] / 2e-5
+    torch.testing.assert_close(gradient[0, 11], slope, rtol=1e-4, atol=1e-7)
+
+
 def test_levels_of_rows_reach_their_own_patches():
     denoiser = PatchDenoiser(a_law(8), SHAPE, 2)
     s, gamma = torch.linspace(0.2, 1.0, 5).double(), torch.linspace(2.0, 0.1, 5).double()

@@ -112,6 +112,14 @@ def test_the_base_is_trained_along_only_where_it_asks():
     assert network.num_parameters == network.network.num_parameters + along.law.mean.numel()
 
 
+def test_a_base_that_is_not_trained_answers_as_it_does_in_use():
+    base = MLPDenoiser(6, width=8).requires_grad_(False).eval()
+    network = ResidualDenoiser(base, MLPDenoiser(6, width=8, inputs=2)).train()
+    assert network.network.training
+    assert not network.base.training
+    assert ResidualDenoiser(MLPDenoiser(6, width=8), MLPDenoiser(6, width=8, inputs=2)).train().base.training
+
+
 def test_experts_reach_base_and_network():
     parts = PerExpert([MoGDenoiser(a_law(seed=k)) for k in range(3)]).requires_grad_(False)
     network = ResidualDenoiser(parts, moved(MLPDenoiser(6, width=8, experts=3, inputs=2)))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,7 @@ def marks(*pairs):
         (marks((1.0, 8.0), (4.0, 5.0)), None),
         (marks((1.0, 8.0), (2.0, 9.0), (4.0, 4.0)), 4.0),
         ([*marks((1.0, 8.0)), {"spent": 2.0}, *marks((4.0, 2.0))], 2.0),
+        (marks((1.0, 8.0), (1e10, -1e-3)), 1e10 ** (1 / (1 + math.log(4e9, 2)))),  # rounding below zero counts as 1e-9
     ],
 )
 def test_when_four_is_reached(measured, seconds):

@@ -2,9 +2,10 @@
 
     D(x_t) = m + sum_i w_i(sigma) ( D_i(x_t) - m ),      w(sigma) = argmin_w E | x_0 - D(x_t) |^2,    sigma = gamma / s
 
-The problem is linear in w, so that its solution is closed-form, on training rows noised at each level of a table, and
-no part of the blend is better than the blend there. At low noise patches are right, at high noise a law of whole
-pictures, and in between the two err in different ways.
+The problem is linear in w, so that its solution is closed-form, on rows noised at each level of a table, and no part is
+better than the blend on these rows. Parts that know the rows by heart get too much weight: rows that they were not
+fitted to give weights that hold elsewhere. At low noise patches are right, at high noise a law of whole pictures, and
+in between the two err in different ways.
 
 At low noise all parts say nearly x_t / s, and what they differ in is all that counts. So the regression is one of
 x_0 - M on M - m and the D_i - M, with M the mean of the parts, each scaled to one; a ridge of 1e-4 lets parts that say
@@ -84,7 +85,7 @@ class BlendDenoiser(ScoreNetwork):
         """Solve for the weights on rows that are noised at every level of the table.
 
         Args:
-            x: rows with shape (N, D) that the parts may know.
+            x: rows with shape (N, D), best such that the parts were not fitted to.
             seed: of the rows that are taken at each level, and of the noise.
 
         Returns:

@@ -94,8 +94,11 @@ class ConditionalLaw(ScoreNetwork):
                 is told none.
 
         Raises:
-            ValueError: wrong shapes, a subspace that does not exist, or no density at this noise.
+            ValueError: wrong shapes, a subspace that does not exist, no density at this noise, or a law that asks for
+                gradients.
         """
+        if any(parameter.requires_grad for parameter in self.law.parameters()):
+            raise ValueError("a ConditionalLaw keeps its law as it is: call requires_grad_(False)")
 
         def by(k: int, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
             return (self.law if k == NO_EXPERT else self.part(k)).denoise(x, s, gamma)

@@ -36,12 +36,14 @@ def check_rows(x: Tensor, dim: int) -> None:
     """Refuse rows that a table cannot be filled from.
 
     Raises:
-        ValueError: they are not (N, dim), or too few.
+        ValueError: they are not (N, dim), too few, not finite, or all zero.
     """
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (N, {dim})")
     if len(x) < _FEWEST:
         raise ValueError(f"{len(x)} rows: pass at least {_FEWEST}, of which the table takes its figures")
+    if not bool(x.isfinite().all()) or not bool(x.any()):
+        raise ValueError("rows that hold NaN or infinity, or nothing but zeros: leave these rows out")
 
 
 class LevelTable(nn.Module):

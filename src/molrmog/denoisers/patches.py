@@ -60,7 +60,8 @@ class PatchDenoiser(ScoreNetwork):
             shape: (C, H, W) of a picture.
             size: P, in pixels.
             stride: between patches, in pixels, at most P.
-            top: how many modes of a patch speak; all where None. Needs a `MoLRMoG`, and gives it no gradients.
+            top: how many modes of a patch speak; all where None, and where gradients in the picture are asked for.
+                Needs a `MoLRMoG`, whose parameters get no gradients.
 
         Raises:
             ValueError: law, shape, size, stride and top do not fit together.
@@ -108,9 +109,11 @@ class PatchDenoiser(ScoreNetwork):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        if not len(x):
+            return x.clone()
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         patches = x[:, self.index]  # (B, L, C P P)
-        if self.top is None:
+        if self.top is None or (torch.is_grad_enabled() and patches.requires_grad):
             L = len(self.index)
             clean = self.law.denoise(patches.flatten(0, 1), s.repeat_interleave(L), gamma.repeat_interleave(L))
         else:

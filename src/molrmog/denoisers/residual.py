@@ -159,6 +159,13 @@ class ResidualDenoiser(ScoreNetwork):
         options: dict[str, Any] = {name: config[name] for name in ("as_input", "added", "gates") if name in config}
         return cls(cast(Any, base), build_denoiser(config["network"]), **options)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a base that is not trained along stays as it answers."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.eval()
+        return self
+
     @torch.no_grad()
     def measure_(self, x: Tensor, expert: Tensor | None = None, seed: int = 0) -> Self:
         """Measure on rows what the base leaves at every noise level, so that the target of F has unit mean square.

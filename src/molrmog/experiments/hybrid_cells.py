@@ -10,8 +10,8 @@
 | sampling | one of these             | its quality by evaluations, with and without a jump                        |
 
 All networks of a comparison have the same backbone, rows, noise levels, weighting, batches, optimiser and number of
-steps, at a constant learning rate, and are measured by the moving average of their weights. Training seconds are
-processor time of steps alone: the price of the base is in them, measurements are not.
+steps, and are measured by the moving average of their weights. Training seconds are those of steps alone, of the
+processor, or of the clock on a GPU: the price of the base is in them, measurements are not.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     """Train one network and measure it on the way; for the settings see `hybrid`."""
     rows, held = parts(settings["source"])
     x = torch.from_numpy(np.asarray(rows.x))
-    network = arm_network(settings, folder, x, rows.shape)
+    with metrics.Stopwatch() as start:
+        network = arm_network(settings, folder, x, rows.shape)
     options = TrainingOptions(
         **settings["training"],
         seed=settings["seed"],
@@ -128,11 +129,12 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     network.eval()
     network.save_pretrained(folder / "model")
     marks = sorted((json.loads(path.read_text()) for path in (folder / "marks").glob("*.json")), key=_step)
-    result: dict[str, Any] = {"marks": marks, "parameters": network.num_parameters}
+    result: dict[str, Any] = {"marks": marks, "parameters": network.num_parameters, "start_cpu": start.cpu}
     if isinstance(network, ResidualDenoiser):
         batch = settings["training"]["batch_size"]
         spent = _price(cast(Denoiser, network.base), rows, batch, settings["loss"]) * batch
-        result["base_share"] = spent / (marks[-1]["cpu"] / marks[-1]["step"])
+        clock = "cpu" if settings["device"] == "cpu" else "wall"
+        result["base_share"] = spent / (marks[-1][clock] / marks[-1]["step"])
     with _precision(settings):
         result |= _loss(cast(Denoiser, network), held)
     return result
@@ -160,8 +162,10 @@ def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, .
 def compute_sampling(settings: Settings, folder: Path) -> dict[str, Any]:
     """Quality of a trained network by evaluations, from pure noise and from where the law takes over."""
     rows, held = parts(settings["source"])
-    network = cast(Denoiser, load(experiment_of(folder) / "cells" / settings["network"] / "model").eval())
-    law = cast(Law, base_of(folder, settings["law"]))
+    device = settings["device"]
+    trained = load(experiment_of(folder) / "cells" / settings["network"] / "model")
+    network = cast(Denoiser, trained.eval().to(device))
+    law = cast(Law, cast(Any, base_of(folder, settings["law"])).to(device))
     with _precision(settings):
         seen = np.asarray(rows.x)[:_JUMP_ROWS]
         jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
@@ -222,16 +226,18 @@ def quality(x: np.ndarray, rows: Dataset, held: Dataset, *, full: bool) -> dict[
 
 
 def _price(base: Denoiser, rows: Dataset, batch: int, loss: Settings) -> float:
-    """Processor seconds per row of a base, at noise levels as in training."""
+    """Seconds per row of a base at noise levels as in training: of the processor, or of the clock on a GPU."""
+    device = next(cast(Any, base).parameters()).device
     x = torch.from_numpy(np.asarray(rows.x)[:batch])
     s, gamma, eps = ScoreMatching(base, SCHEDULE, **loss).draw(len(x), torch.Generator().manual_seed(0))
-    xt = s[:, None] * x + gamma[:, None] * eps
+    xt, s, gamma = (t.to(device) for t in (s[:, None] * x + gamma[:, None] * eps, s, gamma))
     with torch.no_grad():
-        base.denoise(xt, s, gamma)
+        said = base.denoise(xt, s, gamma)
         with metrics.Stopwatch() as watch:
             for _ in range(_PRICED):
-                base.denoise(xt, s, gamma)
-    return watch.cpu / (_PRICED * len(x))
+                said = base.denoise(xt, s, gamma)
+            said[0, 0].item()  # a GPU has to be done
+    return (watch.cpu if device.type == "cpu" else watch.wall) / (_PRICED * len(x))
 
 
 def _keep(path: Path, record: Mapping[str, Any]) -> None:

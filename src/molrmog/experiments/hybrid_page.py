@@ -1,7 +1,7 @@
 """The page, tables and figures of the comparison of networks with and without a law; see `experiments.hybrid`.
 
-Seconds are processor seconds of training steps; for a network on a base, those of fitting the base come before its
-first step. Measurements are left out.
+Seconds are processor seconds of training steps, on a GPU those of the clock; for a network on a base, those of fitting
+the base come before its first step. Measurements are left out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Runs = Mapping[str, Sequence[Run]]
 _COLOURS = ("#808080", "#e08a2e", "#d8b04a", "#b0603b", "#3b7dd8", "#4f9d69")
 _MARKS = ("arm", "seed", "step", "cpu", "fit_cpu", "wall", "validation_loss", "Fréchet", "precision", "recall")
 _MARKS += ("memorisation", "copies")
+_LEAST = 1e-9  # distances of equal samples are rounding, on either side of zero
 _SAMPLING = ("arm", "seed", "evaluations", "jump", "Fréchet")
 
 _TEXT = """\
@@ -34,8 +35,8 @@ A network that starts from nothing spends most of its training on what a fitted 
 learns alone, and as the residual of a base that is exact or nearly free: same rows, batches, noise, optimiser, number \
 of steps."""
 _TIME_TEXT = """\
-Fréchet distance of samples to the held-out rows against processor seconds: of fitting the base, where there is one, \
-and of the training steps, the base's share in them included. Measurements are left out."""
+Fréchet distance of samples to the held-out rows against processor seconds (on a GPU, those of the clock): of fitting \
+the base, where there is one, and of the training steps, with the base's share in them. Measurements are left out."""
 _END_TEXT = """\
 After the last step. Memorisation: median distance to the nearest training row over that of held-out rows, 1 where \
 samples are as far from them as new rows are."""
@@ -50,8 +51,8 @@ _BASE_TEXT = """\
 What the bases draw by themselves, without any network, by the sampler of the comparison; what they cost to fit and \
 for the rows of one training step."""
 _TUNING_TEXT = """\
-One seed each, all else as in the comparison: whether another learning rate, average or choice of noise levels would \
-have made the plain network better."""
+One seed each, all else as in the comparison: whether another learning rate or choice of noise levels would have made \
+the plain network better."""
 _SAMPLE_TEXT = "Of the first seed, after the last step; not picked."
 
 
@@ -78,8 +79,9 @@ def write_hybrid_page(
     """
     by_arm: dict[str, list[Run]] = {}
     for name, cell in cells.items():
-        fit = _fit_seconds(cell["arm"]["base"], settings["bases"], bases)
-        marks = [{**mark, "fit_cpu": fit, "spent": fit + mark["cpu"]} for mark in results[name]["marks"]]
+        fit = _fit_seconds(cell["arm"]["base"], settings["bases"], bases) + results[name].get("start_cpu", 0.0)
+        clock = "cpu" if cell["device"] == "cpu" else "wall"
+        marks = [{**mark, "fit_cpu": fit, "spent": fit + mark[clock]} for mark in results[name]["marks"]]
         own = {"marks": marks, "seed": cell["seed"], **sampled.get(name.replace("arms/", "sampling/"), {})}
         by_arm.setdefault(cell["arm"]["name"], []).append({**results[name], **own})
     compared = {name: runs for name, runs in by_arm.items() if not name.startswith("plain,")}
@@ -129,6 +131,7 @@ def reached(
         return measured[0][0]
     for (early, above), (late, below) in pairwise(measured):
         if below <= wanted < above:
+            below, wanted = max(below, _LEAST), max(wanted, _LEAST)
             return early * (late / early) ** (math.log(above / wanted) / math.log(above / below))
     return None
 
