@@ -18,8 +18,8 @@ from torch import Tensor
 
 import molrmog
 from _stopwatch import time_each
-from molrmog.denoisers.patches import patches_of
 from molrmog.experiments.hybrid import Plan, plan
+from molrmog.experiments.hybrid_cells import make_base
 from molrmog.learning.score_matching import ScoreMatching
 
 BATCH = 64
@@ -45,7 +45,7 @@ def compare(name: str) -> None:
         f"U-Net step, {title}": step(data.shape, x[:BATCH], made, narrow)
         for title, narrow in (("float32", False), ("bfloat16", True))
     }
-    bases = bases_of(made, x, data)
+    bases = bases_of(made, data)
     loss = ScoreMatching(bases["law"], molrmog.VPSchedule(), **cast(Any, made.loss))
     s, gamma, eps = loss.draw(BATCH, torch.Generator().manual_seed(0))
     xt = s[:, None] * x[:BATCH] + gamma[:, None] * eps
@@ -66,21 +66,14 @@ def compare(name: str) -> None:
         print(f"{title:28}{own.cpu:9.4f}{shares}" + (f"{100 * floor.cpu / own.cpu:10.0f}" if floor else ""), flush=True)
 
 
-def bases_of(made: Plan, x: Tensor, data: molrmog.Dataset) -> dict[str, Any]:
+def bases_of(made: Plan, data: molrmog.Dataset) -> dict[str, Any]:
     """The bases of a plan; patches also with all of their modes."""
     bases: dict[str, Any] = {}
     for title, chosen in made.bases.items():
-        options: dict[str, Any] = {key: value for key, value in chosen.items() if key not in ("kind", "labels")}
-        if chosen["kind"] == "law":
-            bases[title] = molrmog.fit(x, data.labels if chosen.get("labels") else None, max_iter=3, **options)
-        elif chosen["kind"] == "patches":
-            size, stride, drawn, top = (options.pop(key) for key in ("size", "stride", "patches", "top"))
-            rows = patches_of(x, data.shape, size, drawn, torch.Generator().manual_seed(0))
-            law = molrmog.fit(rows, max_iter=3, **options)
-            bases[title] = molrmog.PatchDenoiser(law, data.shape, size, stride, top)
-            bases[f"{title}, every mode"] = molrmog.PatchDenoiser(law, data.shape, size, stride)
-        else:
-            bases[title] = molrmog.BlendDenoiser([bases[part] for part in options["parts"]])
+        quick = {} if chosen["kind"] == "blend" else {"max_iter": 3}
+        bases[title] = base = make_base({**chosen, **quick}, data, bases.__getitem__)
+        if isinstance(base, molrmog.PatchDenoiser):
+            bases[f"{title}, every mode"] = molrmog.PatchDenoiser(base.law, base.shape, base.size, base.stride)
     return bases
 
 

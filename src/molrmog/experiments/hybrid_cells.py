@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -60,7 +60,7 @@ def compute_base(settings: Settings, folder: Path) -> dict[str, Any]:
     """One base; "base" in the settings has a "kind": "law", "patches" or "blend"."""
     rows, held = parts(settings["source"])
     with metrics.Stopwatch() as watch:
-        base = _made(settings["base"], rows, folder)
+        base = make_base(settings["base"], rows, lambda name: base_of(folder, name))
     cast(Any, base).save_pretrained(folder / "model")
     drawn = _drawn(base, rows, settings, sampler="heun", steps=settings["sampler_steps"])
     np.save(folder / "samples.npy", drawn[:SHOWN])
@@ -73,7 +73,14 @@ def compute_base(settings: Settings, folder: Path) -> dict[str, Any]:
     }
 
 
-def _made(chosen: Settings, rows: Dataset, folder: Path) -> Denoiser:
+def make_base(chosen: Mapping[str, Any], rows: Dataset, made: Callable[[str], Denoiser]) -> Denoiser:
+    """A base of a plan.
+
+    Args:
+        chosen: its "kind" and options.
+        rows: the training rows.
+        made: a base that was made before, by its name.
+    """
     options = {key: value for key, value in chosen.items() if key not in ("kind", "labels")}
     x = torch.from_numpy(np.asarray(rows.x))
     labels = rows.labels if chosen.get("labels") else None
@@ -83,8 +90,7 @@ def _made(chosen: Settings, rows: Dataset, folder: Path) -> Denoiser:
         size, stride, drawn, top = (options.pop(name) for name in ("size", "stride", "patches", "top"))
         patches = patches_of(x, rows.shape, size, drawn, torch.Generator().manual_seed(0))
         return PatchDenoiser(fit(patches, **options), rows.shape, size, stride, top)
-    several = [base_of(folder, name) for name in options["parts"]]
-    return BlendDenoiser(several).fit_(x)
+    return BlendDenoiser([made(name) for name in options["parts"]]).fit_(x)
 
 
 def base_of(folder: Path, name: str) -> Denoiser:
