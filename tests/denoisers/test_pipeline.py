@@ -4,7 +4,14 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
 
 from molrmog import DiffusersDenoiser, DiscreteSchedule, MoLRMoG, VPSchedule, sample
 from molrmog.denoisers.pipeline import PREDICTIONS
@@ -79,6 +86,79 @@ def test_estimates_are_those_of_the_scheduler_at_every_timestep(prediction, beta
         torch.testing.assert_close(got, expected.flatten(1), rtol=1e-5, atol=1e-5)
 
 
+COSINE, ZERO = {"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}
+
+
+def close(got, expected):
+    """Equal to a share of the greatest: estimates from eps are huge where there is next to no signal."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "last"),
+    [
+        (DDPMScheduler(prediction_type="v_prediction", clip_sample=False, **ZERO), 1.0533e-9),
+        (DDPMScheduler(prediction_type="sample", clip_sample=False, **ZERO), 1.0533e-9),
+        (DDIMScheduler(prediction_type="v_prediction", clip_sample=False, **ZERO), 1.0533e-9),
+        (DDIMScheduler(prediction_type="sample", clip_sample=False, **ZERO, **COSINE), 5.6945e-7),
+        (DDPMScheduler(clip_sample=False, **COSINE), 2.4287e-9),
+        (DDPMScheduler(2000, clip_sample=False), 1.6288e-9),
+        (DDPMScheduler(10_000, clip_sample=False, **COSINE), 2.4287e-11),
+    ],
+)
+def test_a_chain_that_ends_with_next_to_no_signal_is_the_schedulers(scheduler, last):
+    unet = small_unet().double()
+    denoiser = DiffusersDenoiser.from_pipeline(DDPMPipeline(unet, scheduler))
+    alphas, T = scheduler.alphas_cumprod.double(), len(scheduler.alphas_cumprod)
+    assert denoiser.schedule.alphas_cumprod[:-1] == tuple(alphas[:-1].tolist())
+    assert denoiser.schedule.alphas_cumprod[-1] == pytest.approx(last, rel=1e-4)
+    scheduler.alphas_cumprod = alphas
+    scheduler.set_timesteps(T)
+    for i in (0, T // 2, *range(T - 6, T)):
+        x = torch.randn(1, *SHAPE, generator=seeded(i), dtype=torch.float64)
+        s, gamma = alphas[i].sqrt(), (1 - alphas[i]).sqrt()
+        assert denoiser.timestep(s, gamma).item() == pytest.approx(i, abs=1e-6)
+        with torch.no_grad():
+            expected = scheduler.step(unet(x, i).sample, i, x).pred_original_sample.flatten(1)
+            close(denoiser.denoise(x.flatten(1), s, gamma), expected)
+    with torch.no_grad():
+        got = denoiser.denoise(x.flatten(1), *denoiser.schedule(1.0))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-4)  # s = 3e-5 where the scheduler has 0
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # NumPy's, of diffusers
+def test_an_euler_chain_that_ends_without_signal_is_the_schedulers():
+    scheduler = EulerDiscreteScheduler(prediction_type="v_prediction", **ZERO)
+    assert scheduler.alphas_cumprod[-1] > scheduler.alphas_cumprod[-2]  # 2^-24 stands for no signal
+    unet = small_unet().double()
+    denoiser = DiffusersDenoiser.from_pipeline(DDPMPipeline(unet, scheduler))
+    assert denoiser.schedule.alphas_cumprod[:-1] == tuple(scheduler.alphas_cumprod[:-1].double().tolist())
+    scheduler.set_timesteps(1000)
+    for i, t in enumerate(scheduler.timesteps[:6]):
+        x = torch.randn(1, *SHAPE, generator=seeded(i), dtype=torch.float64) * scheduler.sigmas[i]
+        scaled = scheduler.scale_model_input(x, t)
+        with torch.no_grad():
+            expected = scheduler.step(unet(scaled, t).sample, t, x).pred_original_sample.flatten(1)
+            got = denoiser.denoise(scaled.flatten(1), *denoiser.schedule(t.item() / 999))
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)  # its first a is 2^-12, ours 3e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_of_few_digits_are_told_a_timestep_with_all_of_its_own(dtype):
+    told = []
+
+    def network(pictures, timestep, return_dict):
+        told.append(timestep)
+        return (pictures,)
+
+    unet = torch.nn.Module()
+    unet.forward = network
+    denoiser = DiffusersDenoiser(unet, DiscreteSchedule(), SHAPE)
+    denoiser.denoise(torch.zeros(2, 16, dtype=dtype), *denoiser.schedule(997.3 / 999))
+    assert told[0].dtype == torch.float32
+    torch.testing.assert_close(told[0], torch.full((2,), 997.3), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_law_in_the_networks_place_comes_out_again_at_any_level(law, prediction):
     denoiser = perfect(law, prediction)
@@ -133,7 +213,7 @@ def test_a_saved_pipeline_is_read_as_it_was(tmp_path):
     read, kept = DiffusersDenoiser.from_pretrained(tmp_path), DiffusersDenoiser.from_pipeline(pipeline)
     assert (read.shape, read.dim, read.prediction, read.clip) == (SHAPE, 16, "v_prediction", 2.0)
     assert read.schedule == kept.schedule
-    assert read.schedule(1.0)[0] == pytest.approx(2.0**-12)  # the chain itself ends at 0
+    assert read.schedule(1.0)[0] == pytest.approx(read.schedule(998 / 999)[0] / 2)  # the chain itself ends at 0
     x = torch.randn(3, 16, generator=seeded())
     torch.testing.assert_close(read.denoise(x, 0.6, 0.8), kept.denoise(x, 0.6, 0.8), rtol=0, atol=0)
     assert not any(module.training for module in read.modules())

@@ -13,7 +13,12 @@ the timestep whose gamma_i / s_i is gamma / s may be a fraction, log-SNR being l
     | v_prediction    | a eps - b x_0 | a x - b F       |
 
 Data inside a box have E[x_0 | x_t] inside it, so clipping to it, as most schedulers do, only brings an estimate nearer.
-Levels beyond the ends of the chain are told as its first or last timestep.
+Dynamic thresholding, with which a scheduler rescales each estimate by a quantile of its own values, estimates something
+else: it is left out, and since it takes the place of clipping, such a pipeline is not clipped either.
+
+Levels beyond the ends of the chain are told as its first or last timestep. A chain rescaled to end without signal has
+alpha_bar = 0 there, or 2^-24 in some schedulers, which may be more than the timestep before it has; here its last
+timestep has a quarter of that one's alpha_bar. All other alpha_bar_i are the scheduler's own, however small.
 
 References:
     Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models, arXiv 2006.11239, eq. 15 (epsilon).
@@ -37,8 +42,6 @@ from molrmog.law import Noise
 from molrmog.schedules import DiscreteSchedule
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-
-_LEAST_ALPHA = 2.0**-24  # for a chain that ends without signal; the Euler scheduler of diffusers takes the same number
 
 
 class DiffusersDenoiser(nn.Module):
@@ -142,10 +145,11 @@ class DiffusersDenoiser(nn.Module):
         """Wrap the network of a loaded pipeline, such as DDPMPipeline or DDIMPipeline; in eval mode.
 
         Args:
-            pipeline: anything with an unconditional `unet` and a `scheduler` with betas. The network is not copied.
+            pipeline: anything with an unconditional `unet` and a `scheduler` with betas. The network is not copied. Of
+                the scheduler, `clip_sample` is heeded and `thresholding` is not, but that it turns clipping off.
 
         Raises:
-            ValueError: the network takes classes, or the scheduler has no betas.
+            ValueError: the network takes classes, or the scheduler has no betas, or alphas_cumprod that do not fall.
         """
         return cls._of(pipeline.unet, pipeline.scheduler)
 
@@ -158,7 +162,9 @@ class DiffusersDenoiser(nn.Module):
         size = unet.config.sample_size
         if size is None:
             raise ValueError("the network names no sample_size: pass shape=(C, H, W) to DiffusersDenoiser itself")
-        alphas = scheduler.alphas_cumprod.double().clamp(min=_LEAST_ALPHA)
+        alphas = scheduler.alphas_cumprod.double()
+        if len(alphas) > 1 and not 0 < alphas[-1] < alphas[-2]:  # no signal is left, or a number stands for none
+            alphas = torch.cat([alphas[:-1], alphas[-2:-1] / 4])
         config = scheduler.config
         clips = config.get("clip_sample", False) and not config.get("thresholding", False)
         return cls(
@@ -201,7 +207,8 @@ class DiffusersDenoiser(nn.Module):
         x = x / r
         width = next((parameter.dtype for parameter in self.unet.parameters()), x.dtype)
         pictures = x.to(width).unflatten(1, self.shape)
-        out = cast(Any, self.unet)(pictures, self.timestep(s, gamma).to(x.dtype), return_dict=False)[0]
+        timestep = self.timestep(s, gamma).to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 has 996, no 997
+        out = cast(Any, self.unet)(pictures, timestep, return_dict=False)[0]
         F = out[:, : self.shape[0]].flatten(1).to(x.dtype)  # (B, D)
         if self.prediction == "epsilon":
             clean = (x - b * F) / a
