@@ -11,7 +11,7 @@ from pages import check_page
 import molrmog
 from molrmog.data import load_parts
 from molrmog.interfaces.cli import main
-from molrmog.interfaces.explain_page import handover, with_error
+from molrmog.interfaces.explain_page import with_error
 from molrmog.interfaces.runs import Run
 from molrmog.metrics import agreement
 from molrmog.schedules import VPSchedule
@@ -172,12 +172,14 @@ def test_a_denoiser_without_data_says_so(place, tmp_path, capsys):
     assert "pass --data DATA" in capsys.readouterr().err
 
 
-class Level:
-    def __init__(self, sigma, apart):
-        self.sigma, self.apart = sigma, apart
+def test_a_class_that_only_held_out_rows_have_is_one_line(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, y=np.arange(40))  # every row is a class of its own
+    molrmog.MLPDenoiser(6, width=8).save_pretrained(tmp_path / "network")
+    assert explain(tmp_path / "network", "--data", tmp_path / "rows.npz", "--levels", 1) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"held-out rows of .* have the label \d+, which no training row has: pass --data", error)
 
 
-def test_the_handover_is_where_they_agree_from_there_upwards():
-    assert handover([Level(0.1, 0.01), Level(1, 0.2), Level(2, 0.05), Level(4, 0.0)]) == 2
-    assert handover([Level(0.1, 0.0), Level(1, 0.2)]) is None
+def test_figures_and_errors_have_the_same_digits():
     assert with_error(-0.5, 0.25) == "−0.500 ± 0.250"

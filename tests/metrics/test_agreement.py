@@ -8,7 +8,7 @@ import torch
 from molrmog import FlowSchedule, MoLRMoG, VPSchedule, sample
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.metrics import agreement, frechet_distance, gaussian_of, jump_time, outputs
-from molrmog.metrics.agreement import time_levels
+from molrmog.metrics.agreement import agree_from, time_levels
 from oracles.dense import DenseLaw
 
 
@@ -78,6 +78,21 @@ def test_a_jump_goes_to_where_they_begin_to_agree():
     assert 0.7 <= sigma < 0.7 * 1.5  # the next of the levels that are looked at
     assert jump_time(Switch(law, other, 0.7), law, x, schedule, tolerance=1e-9) is None
     assert jump_time(law, law, x, schedule) == pytest.approx(time_levels(schedule, 48)[0])
+
+
+@pytest.mark.parametrize(
+    ("apart", "first"),
+    [
+        ([0.01, 0.2, 0.05, 0.0], 2),  # not the first that is near, but the first from which on all are
+        ([0.05, 0.01], 0),
+        ([0.0, 0.2], None),
+        ([0.0, math.nan, 0.0], 2),
+        ([math.nan], None),
+        ([], None),
+    ],
+)
+def test_they_agree_from_the_level_on_above_which_no_level_differs(apart, first):
+    assert agree_from(apart, tolerance=0.05) == first
 
 
 def test_samples_from_the_jump_are_as_good_as_those_from_noise():

@@ -239,10 +239,20 @@ def _experts_by_label(
 
 
 def _labels(train: Dataset, held: Dataset) -> tuple[Tensor, Tensor]:
-    """Classes in the order of their labels, of training and held-out rows; those of held-out rows must be known."""
+    """Classes in the order of their labels, of training and held-out rows.
+
+    Raises:
+        ValueError: a held-out row is of a class that no training row has.
+    """
     names = np.unique(cast(Any, train.labels))
-    found = [np.searchsorted(names, cast(Any, data.labels)).clip(max=len(names) - 1) for data in (train, held)]
-    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    unknown = np.setdiff1d(cast(Any, held.labels), names)
+    if len(unknown):
+        raise ValueError(
+            f"held-out rows of {train.name} have the label {unknown[0]}, which no training row has: "
+            "pass --data whose classes have rows enough for both parts"
+        )
+    known, held_known = (torch.from_numpy(np.searchsorted(names, cast(Any, data.labels))) for data in (train, held))
+    return known, held_known
 
 
 def _times(levels: int | Sequence[float], subject: Subject) -> list[float]:

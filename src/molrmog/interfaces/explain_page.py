@@ -26,6 +26,7 @@ from molrmog import pictures
 from molrmog.data import Layout
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, machine, number, write_page
 from molrmog.metrics import Agreement
+from molrmog.metrics.agreement import agree_from
 from molrmog.progress import Show
 from molrmog.saving import locked, write_atomically
 
@@ -74,8 +75,8 @@ class Explanation:
         law: what it was explained by, in words.
         rows: what was looked at, in words.
         levels: figures by noise level, ascending.
-        groups: name of each expert, or class, to its figures; the figures of a level are None where it has too few
-            rows.
+        groups: name of each expert, or class, to its figures by level; those with fewer than 2 held-out rows are left
+            out, and all of them where no more than one is left.
         drawn: by level.
         layout: what a row of the data means.
         grouped_by: what the groups are: "expert" or "class".
@@ -176,16 +177,6 @@ def level_table(levels: Sequence[Agreement]) -> Table:
     return Table(columns, rows, caption, "r" * len(columns))
 
 
-def handover(levels: Sequence[Agreement]) -> float | None:
-    """The lowest level from which on, upwards, the two are apart by no more than `TOLERANCE`; None where none is."""
-    sigma = None
-    for level in reversed(levels):
-        if not level.apart <= TOLERANCE:
-            break
-        sigma = level.sigma
-    return sigma
-
-
 def nearest_level(levels: Sequence[Agreement], sigma: float) -> int:
     """Index of the level nearest to a sigma, by ratio."""
     return min(range(len(levels)), key=lambda i: abs(math.log(levels[i].sigma / sigma)))
@@ -237,14 +228,14 @@ def _introduction(found: Explanation) -> str:
 def _cards(levels: Sequence[Agreement], sd: float) -> list[Card]:
     middle = levels[nearest_level(levels, sd)]
     near = f"at sigma = {number(middle.sigma, 3)}, nearest to the deviation of the data"
-    sigma = handover(levels)
+    first = agree_from([level.apart for level in levels], TOLERANCE)
     reached = f"squared distance at most {TOLERANCE:.0%} of the network's error"
     return [
         Card(share(middle.share), "of the output explained", near),
         Card(number(middle.beyond, 3), "of what a Gaussian leaves", near),
         Card(number(middle.law_loss / middle.loss, 3), "law's error over the network's", near),
         Card(
-            "nowhere" if sigma is None else f"sigma ≥ {number(sigma, 3)}",
+            "nowhere" if first is None else f"sigma ≥ {number(levels[first].sigma, 3)}",
             "law and network agree",
             f"looked at {len(levels)} levels; {reached}",
         ),

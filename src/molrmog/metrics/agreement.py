@@ -346,12 +346,24 @@ def jump_time(
         raise ValueError(f"tolerance = {tolerance}: pass a share of the denoiser's error, > 0")
     times = time_levels(schedule, 48)
     apart = [level.agreement().apart for level in outputs(denoiser, law, x, schedule, times, seed)]
-    best = None
-    for t, distance in zip(reversed(times), reversed(apart), strict=True):
-        if not distance <= tolerance:
-            break
-        best = t
-    return best
+    first = agree_from(apart, tolerance)
+    return None if first is None else times[first]
+
+
+def agree_from(apart: Sequence[float], tolerance: float) -> int | None:
+    """Index of the first level from which on, up to the last, denoiser and law agree; None where the last differs.
+
+    Args:
+        apart: `Agreement.apart` by noise level, ascending; NaN is no agreement.
+        tolerance: the greatest of them that counts as agreement.
+
+    Example:
+        >>> agree_from([0.01, 0.2, 0.05, 0.0], tolerance=0.05)
+        2
+    """
+    far = [i for i, distance in enumerate(apart) if not distance <= tolerance]
+    first = far[-1] + 1 if far else 0
+    return first if first < len(apart) else None
 
 
 @torch.no_grad()
