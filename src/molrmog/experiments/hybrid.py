@@ -2,7 +2,7 @@
 
 | arm                 | base               | the base is | asks                                       |
 | ------------------- | ------------------ | ----------- | ------------------------------------------ |
-| plain               | –                  | –           | the U-Net alone, centred, under EDM preconditioning |
+| plain               | –                  | –           | the U-Net alone, under EDM preconditioning |
 | law                 | a law, K by label  | in and out  | the residual network, see `ResidualDenoiser` |
 | law, input only     | the same           | an input    | is it enough to see the law                |
 | law, added only     | the same           | added       | is it enough to start from the law         |
@@ -44,6 +44,7 @@ class Arm:
         base: name of a base; None for the network alone.
         as_input: whether the network sees what the base says.
         added: whether it is added to what the network says.
+        centred: whether a network alone is told the mean of the data.
         training: options of the trainer that differ from the plan's.
         loss: options of the loss that differ from the plan's.
     """
@@ -51,6 +52,7 @@ class Arm:
     base: str | None = None
     as_input: bool = True
     added: bool = True
+    centred: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,10 +65,13 @@ _ARMS = {
     "Gaussian": Arm("gaussian"),
 }
 _TUNING = {
+    "plain, centred": Arm(centred=True),
     "plain, rate 5e-4": Arm(training={"learning_rate": 5e-4}),
     "plain, rate 2e-3": Arm(training={"learning_rate": 2e-3}),
     "plain, levels of EDM": Arm(loss={"level_mean": -1.2}),
-    "plain, levels at 1.2": Arm(loss={"level_mean": 1.2}),
+    "plain, levels at 0": Arm(loss={"level_mean": 0.0}),
+    "plain, levels at 0.4": Arm(loss={"level_mean": 0.4}),
+    "plain, even levels": Arm(loss={"levels": "log-snr"}),
 }
 
 
@@ -314,6 +319,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
     cells: dict[str, dict[str, Any]] = {}
     for name, arm in made.arms.items():
         tunes = name.startswith("plain,")
+        centred = {"centred": True} if arm.centred else {}
         training = {**made.training, **arm.training}
         steps = training["steps"]
         shares = made.marks if name in (PLAIN, LAW) else made.marks_aside
@@ -321,7 +327,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
         for own in made.seeds[:1] if tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {
                 "source": source,
-                "arm": {"name": name, "base": arm.base, **(_use(arm) if arm.base else {})},
+                "arm": {"name": name, "base": arm.base, "as_input": arm.as_input, "added": arm.added, **centred},
                 "unet": dict(made.unet),
                 "training": training,
                 "loss": {**made.loss, **arm.loss},
@@ -331,10 +337,6 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
                 "marks": [steps] if tunes else marks,
             }
     return cells
-
-
-def _use(arm: Arm) -> dict[str, bool]:
-    return {"as_input": arm.as_input, "added": arm.added}
 
 
 def _sampling_cells(made: Plan, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -154,12 +154,12 @@ def _forget_unmeasured(folder: Path) -> None:
 
 
 def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> ScoreNetwork:
-    """The untrained network of an arm: a U-Net alone, told the mean of the data, or on a base."""
+    """The untrained network of an arm: a U-Net alone, or on a base."""
     torch.manual_seed(settings["seed"])
     arm = settings["arm"]
     if arm["base"] is None:
-        sd = float(x.var(0).mean().sqrt())
-        return CentredDenoiser(UNetDenoiser(shape, sigma_data=sd, **settings["unet"]), x.mean(0))
+        unet = UNetDenoiser(shape, sigma_data=0.5, **settings["unet"])
+        return CentredDenoiser(unet, x.mean(0)) if arm.get("centred") else unet
     unet = UNetDenoiser(shape, sigma_data=0.5, inputs=2 if arm["as_input"] else 1, **settings["unet"])
     network = ResidualDenoiser(base_of(folder, arm["base"]), unet, as_input=arm["as_input"], added=arm["added"])
     return network.measure_(x, seed=settings["seed"])
