@@ -158,8 +158,10 @@ def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, .
     torch.manual_seed(settings["seed"])
     arm = settings["arm"]
     if arm["base"] is None:
-        unet = UNetDenoiser(shape, sigma_data=0.5, **settings["unet"])
-        return CentredDenoiser(unet, x.mean(0)) if arm.get("centred") else unet
+        if not arm.get("centred"):
+            return UNetDenoiser(shape, sigma_data=0.5, **settings["unet"])
+        sd = float(x.var(0).mean().sqrt())
+        return CentredDenoiser(UNetDenoiser(shape, sigma_data=sd, **settings["unet"]), x.mean(0))
     unet = UNetDenoiser(shape, sigma_data=0.5, inputs=2 if arm["as_input"] else 1, **settings["unet"])
     network = ResidualDenoiser(base_of(folder, arm["base"]), unet, as_input=arm["as_input"], added=arm["added"])
     return network.measure_(x, seed=settings["seed"])
