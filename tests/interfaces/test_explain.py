@@ -11,7 +11,6 @@ from pages import check_page
 import molrmog
 from molrmog.data import load_parts
 from molrmog.interfaces.cli import main
-from molrmog.interfaces.explain_page import with_error
 from molrmog.interfaces.runs import Run
 from molrmog.metrics import agreement
 from molrmog.schedules import VPSchedule
@@ -179,7 +178,3 @@ def test_a_class_that_only_held_out_rows_have_is_one_line(tmp_path, capsys):
     assert explain(tmp_path / "network", "--data", tmp_path / "rows.npz", "--levels", 1) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"held-out rows of .* have the label \d+, which no training row has: pass --data", error)
-
-
-def test_figures_and_errors_have_the_same_digits():
-    assert with_error(-0.5, 0.25) == "−0.500 ± 0.250"

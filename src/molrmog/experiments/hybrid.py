@@ -104,7 +104,7 @@ class Plan:
         marks_aside: the same of the others; those that tune are measured at the end.
         samples: drawn at a mark.
         sampler_steps: of Heun's method at a mark.
-        evaluations: of the first two arms when they sample by DPM-Solver++ in the end, with and without a jump.
+        evaluations: of the network on the law when it samples by DPM-Solver++ in the end, with and without a jump.
         tolerance: of the jump, see `jump_time`.
     """
 
@@ -350,5 +350,5 @@ def _sampling_cells(made: Plan, arms: Mapping[str, Mapping[str, Any]]) -> dict[s
             "evaluations": list(made.evaluations),
         }
         for name, cell in arms.items()
-        if cell["arm"]["name"] in (PLAIN, LAW) and made.evaluations
+        if cell["arm"]["name"] == LAW and made.evaluations
     }

@@ -33,9 +33,9 @@ from molrmog.denoisers.saved import load
 from molrmog.experiments.page import number
 from molrmog.head_tail import HeadTail
 from molrmog.interfaces.evaluation import FEW_ROWS
+from molrmog.interfaces.explain_drawings import Drawn
 from molrmog.interfaces.explain_page import (
     FIGURES_NAME,
-    Drawn,
     Explanation,
     nearest_level,
     share,
