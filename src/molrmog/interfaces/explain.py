@@ -398,7 +398,7 @@ def _compare(
 def _drawn(subject: Subject, level: Outputs, count: int) -> Drawn:
     """What is drawn of a level: some rows, and maps over all, through the decoders where there are any."""
     x0 = level.clean
-    mean, sd2 = x0.mean(0), (x0 - x0.mean(0)).square().mean()
+    mean, sd2 = x0.mean(), x0.var()  # of all numbers together, or the mean row would show through the noise
     scaled = mean + (sd2 / (level.s**2 * sd2 + level.gamma**2)).sqrt() * (level.noised - level.s * mean)
     index = subject.held_expert if subject.told else torch.zeros(len(x0), dtype=torch.long)
 

@@ -59,13 +59,13 @@ def curves(levels: Sequence[Agreement]) -> Drawing:
         left.plot(sigma, [max(1 - value, 1e-12) for value in explained], color=color, marker="o", ms=3, label=name)
     left.set_yscale("log")
     left.set_ylabel("share of the output left")
-    lowest = -0.3
+    lowest, highest = -0.3, 1.2
     for name, color in (("beyond", _BLUE), ("worth", _GREEN)):
         value = np.array([getattr(level, name) for level in levels])
         error = np.array([getattr(level, f"{name}_error") for level in levels])
         middle.errorbar(sigma, value, error, color=color, marker="o", ms=3, lw=1.4, capsize=2, label=name)
-        lowest = min([lowest, *value[np.isfinite(value)]])
-    middle.set_ylim(max(lowest - 0.1, -1.5), 1.3)
+        lowest, highest = min([lowest, *value[np.isfinite(value)]]), max([highest, *value[np.isfinite(value)]])
+    middle.set_ylim(max(lowest - 0.1, -1.5), min(highest + 0.1, 5))
     middle.axhline(0, color=_INK, lw=0.8)
     middle.set_ylabel("share, ± one standard error")
     for name, color, losses in (
@@ -101,7 +101,7 @@ def _picture_drawing(drawn: Drawn, layout: Layout, rms: np.ndarray, left: np.nda
     signed = (difference / scale).clip(-1, 1).reshape(-1, *layout.shape)
     lines = [_rgb(layout.to_images(rows)) for rows in (drawn.clean, drawn.noised, drawn.law, drawn.network)]
     lines.append(_signed(signed))
-    names = ("clean", "noised", "law", "network", "network − law")
+    names = ("clean", "noised, scaled", "law", "network", "network − law")
     n, height = lines[0].shape[:2]
 
     fig = NewFigure(figsize=(1.0 * n + 4.2, 5.2), layout="constrained")
