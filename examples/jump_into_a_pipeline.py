@@ -1,14 +1,23 @@
 """A law in front of a pipeline of diffusers that was never trained with it.
 
-    python examples/jump_into_a_pipeline.py [STEPS]
+    python examples/jump_into_a_pipeline.py [--steps 800]
 
 Trains a small DDPMPipeline on the handwritten digits with nothing but diffusers (skipped where its folder exists),
 reads it again from disk, fits a law to the same rows, finds the noise level from which on the law denoises held-out
 rows as well as the network, and starts there: the network is not called above.
 """
 
+# ruff: noqa: E402  (--help is answered before the heavy imports)
+
+import argparse
+
+parser = argparse.ArgumentParser(description="A law in front of a pipeline of diffusers, on the handwritten digits.")
+parser.add_argument("--steps", type=int, default=800, help="training steps of the pipeline; below 100 a quick look")
+STEPS = parser.parse_args().steps
+if STEPS < 1:
+    parser.error(f"--steps {STEPS}: pass 1 or more")
+
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -18,7 +27,6 @@ import molrmog
 from molrmog import metrics
 from molrmog.pictures import grid
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 800
 NUM = 1000 if STEPS >= 100 else 20  # samples behind each Fréchet distance
 OUT = Path("runs/jump_into_a_pipeline")
 data, test = molrmog.load_data("digits"), molrmog.load_data("digits", split="test")
@@ -84,17 +92,21 @@ def by_diffusers(steps, jump=None):
 
 folder = OUT / f"pipeline-{STEPS}"
 if not (folder / "model_index.json").is_file():
+    print(f"training a pipeline with diffusers, {STEPS} steps ...", flush=True)
     train_with_diffusers(folder)
 denoiser = molrmog.DiffusersDenoiser.from_pretrained(folder)
 schedule = denoiser.schedule
+print("fitting a law ...", flush=True)
 law = molrmog.fit(data, labels=data.labels, latent_dim=16, modes=2)
 
+print("comparing the two on held-out rows ...", flush=True)
 jump, gaussian_jump = lowest_time(law), lowest_time(law.moment_matched())
 agree = metrics.jump_time(denoiser, law, held.x, schedule, tolerance=0.05)
 print(f"network and law say the same, to 5% of the network's error, from t = {agree} up")
 print(f"the law denoises as well as the network from t = {jump:.2f}, timestep {schedule.timestep(jump):.0f} of 999")
 print(f"its moment-matched Gaussian from t = {gaussian_jump:.2f}")
 
+print(f"drawing {NUM} samples at a time and measuring them ...", flush=True)
 features = metrics.ClassifierFeatures(data, test)
 reference = features(test.x)
 own = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:NUM]]

@@ -147,7 +147,9 @@ def test_no_model_there(tmp_path, monkeypatch):
         raise ConnectionError("no route to host\nsecond line")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
-    with pytest.raises(FileNotFoundError, match=r"someone/something is neither .* \(no route to host\)") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"someone/something is .* \(no route to host\): check the path"
+    ) as error:
         molrmog.load("someone/something")
     assert one_line(error)
 

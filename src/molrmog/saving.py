@@ -168,4 +168,7 @@ def _local_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, MODEL_NAME]))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(f"{name} is neither a folder here nor a model on the hub ({reason})") from None
+        raise FileNotFoundError(
+            f"{name} is neither a folder here nor a model on the hub ({reason}): check the path, or fit and save a "
+            "model there first"
+        ) from None

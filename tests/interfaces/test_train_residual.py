@@ -158,12 +158,14 @@ def test_a_saved_law_beneath(rows, tmp_path, capsys):
         (["--zero-mean"], "--zero-mean belongs to --network gaussian"),
         (["--start", "random"], "--start random belongs to --network mog"),
         (["--autoencoder", "none", "--gates", "--learn", "mean"], "leave out --gates, or --learn"),
-        (["--autoencoder", "none", "--head", "2"], "pass a number from latent_dim = 3"),
+        (["--autoencoder", "none", "--head", "2"], "--head 2 is less than --latent-dim 3"),
         (["--autoencoder", "none", "--head", "5", "--learn", "mean"], "leave out --learn, or --head"),
-        (["--autoencoder", "none", "--learn", "means"], "choose among"),
+        (["--autoencoder", "none", "--learn", "means"], "--learn means: choose among"),
+        (["--autoencoder", "none", "--drop-expert", "1.5"], "--drop-expert 1.5: pass a probability"),
     ],
 )
-def test_flags_that_say_nothing_are_one_line_and_leave_nothing(words, message, rows, tmp_path, capsys):
+def test_flags_that_say_nothing_are_refused_before_any_work(words, message, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "load_parts", None)
     assert train(rows, tmp_path / "run", "--latent-dim", "3", *words) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("molrmog")]
     assert len(lines) == 1
@@ -172,9 +174,11 @@ def test_flags_that_say_nothing_are_one_line_and_leave_nothing(words, message, r
     assert not (tmp_path / "run").exists()
 
 
-def test_a_base_that_is_not_there_leaves_nothing(rows, tmp_path, capsys):
-    assert train(rows, tmp_path / "run", "--autoencoder", "none", "--base", str(tmp_path / "nowhere")) == 1
-    assert "no model folder" in capsys.readouterr().err
+@pytest.mark.parametrize("base", ["nowhere", "runs/nowhere"])  # the second could be a name on the hub
+def test_a_base_that_is_not_there_is_refused_without_a_request(base, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    assert train(rows, tmp_path / "run", "--autoencoder", "none", "--base", base) == 1
+    assert f"--base {base}: no model" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -324,6 +324,20 @@ def test_the_progress_bar_goes_to_stderr(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "loss" in captured.err
+    assert "going on" not in captured.err
+
+
+def test_a_run_that_goes_on_says_from_where_and_counts_every_step(tmp_path, capsys):
+    given = {"steps": 6, "log_every": 3, "checkpoint_every": 2, "out": tmp_path}
+    for state in training(objective := Pull(), [ROWS], options(**given)):
+        assert state.step == 3
+        break
+    counted = []
+    for _ in training(objective, [ROWS], options(**given), on_step=counted.append):
+        break
+    assert counted == [2, 3]
+    train_objective(objective, [ROWS], options(**given), progress=True)
+    assert "training: going on from step 2\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

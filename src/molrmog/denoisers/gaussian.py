@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.mog import _LEARNABLE, MoGDenoiser
+from molrmog.denoisers.mog import LEARNABLE, MoGDenoiser
 from molrmog.mixture import MoLRMoG
 
 
@@ -53,7 +53,7 @@ class GaussianDenoiser(MoGDenoiser):
         if any(n > 1 for n in law.modes):
             raise ValueError(f"modes = {law.modes}: a MoLRG has one mode per subspace; for more use MoGDenoiser")
         if learn == "all":
-            learn = [name for name in _LEARNABLE if learned_mean or name not in ("offset", "mean")]
+            learn = [name for name in LEARNABLE if learned_mean or name not in ("offset", "mean")]
         elif not learned_mean and {"offset", "mean"} & ({learn} if isinstance(learn, str) else set(learn)):
             raise ValueError(f"learn = {learn} with zero means: pass learned_mean=True, or leave means out")
         super().__init__(law, learn, orthonormal_factors)

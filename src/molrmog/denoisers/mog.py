@@ -31,7 +31,7 @@ from molrmog.denoisers.base import ScoreNetwork
 from molrmog.law import Noise
 from molrmog.mixture import MoLRMoG, Subspace
 
-_LEARNABLE = {  # what may be learned, and the parameter of the law that holds it
+LEARNABLE = {  # what may be learned, and the parameter of the law that holds it
     "basis": "basis",
     "offset": "offset",
     "mean": "mean",
@@ -73,13 +73,13 @@ class MoGDenoiser(ScoreNetwork):
             ValueError: `learn` names something else.
         """
         super().__init__()
-        self.learn = tuple(_LEARNABLE) if learn == "all" else (learn,) if isinstance(learn, str) else tuple(learn)
-        unknown = [name for name in self.learn if name not in _LEARNABLE]
+        self.learn = tuple(LEARNABLE) if learn == "all" else (learn,) if isinstance(learn, str) else tuple(learn)
+        unknown = [name for name in self.learn if name not in LEARNABLE]
         if unknown:
-            raise ValueError(f"learn = {unknown}: choose among {', '.join(_LEARNABLE)}, or 'all'")
+            raise ValueError(f"learn = {unknown}: choose among {', '.join(LEARNABLE)}, or 'all'")
         self.law = copy.deepcopy(law).requires_grad_(False)
         for name in self.learn:
-            getattr(self.law, _LEARNABLE[name]).requires_grad_()
+            getattr(self.law, LEARNABLE[name]).requires_grad_()
         self.orthonormal_factors = orthonormal_factors
         if orthonormal_factors:
             self._orthonormalise_factors()
@@ -103,7 +103,7 @@ class MoGDenoiser(ScoreNetwork):
     def num_parameters(self) -> int:
         """Numbers that are learned, padding left out."""
         real = _real_entries(self.law)
-        return sum(int(real[_LEARNABLE[name]].sum()) for name in self.learn)
+        return sum(int(real[LEARNABLE[name]].sum()) for name in self.learn)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

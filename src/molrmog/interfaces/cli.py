@@ -122,7 +122,7 @@ def _train() -> ArgumentParser:
         type=str | None,
         default=None,
         help="parts of a law that are learned, with commas between, or all; mean,factor,mode_weights of a mog or "
-        "gaussian where not given, nothing of the law beneath a residual network",
+        "gaussian where not given, nothing of the law beneath a residual network; not with --gates or --head",
     )
     add(
         "--base",
@@ -137,7 +137,12 @@ def _train() -> ArgumentParser:
         default=None,
         help="fit the law beneath residual in so many leading principal coordinates, see molrmog fit",
     )
-    _yes_no(parser, "gates", False, "tell the network of residual how its law weighs the subspaces")
+    _yes_no(
+        parser,
+        "gates",
+        False,
+        "tell the network of residual how its law weighs the subspaces; not with --learn; a --base must be a law",
+    )
     _yes_no(parser, "zero-mean", False, "keep the means of a gaussian at zero (MoLRG)")
     add("--channels", type=list[int], default=[64, 96], help="of each level of a unet, as [64,96]")
     _yes_no(parser, "attention", True, "self-attention at the lowest level of a unet; slow on CPUs")

@@ -23,7 +23,7 @@ from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.base import given
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.guidance import guide
-from molrmog.experiments.page import machine, number
+from molrmog.experiments.page import machine
 from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
@@ -660,7 +660,7 @@ def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]
     console = Console(highlight=False, soft_wrap=True)
     console.print()
     console.print(
-        Text(f"{title:<{_NAME_WIDTH}}" + "".join(f"{name:>10}" for name in (*measured, "training"))), style="bold"
+        Text(f"{title:<{_NAME_WIDTH}}" + "".join(f"{name:>12}" for name in (*measured, "training"))), style="bold"
     )
     by_key = {name: {(m.where, m.name): m for m in rows} for name, rows in measured.items()}
     keys = dict.fromkeys(key for rows in by_key.values() for key in rows)
@@ -670,8 +670,9 @@ def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]
         for key in own:
             found = [rows.get(key) for rows in by_key.values()]
             reference = next((m.reference for m in found if m is not None), None)
-            figures = [number(None if m is None else m.value) for m in found] + [number(reference)]
-            console.print(Text(f"  {key[1]:<{_NAME_WIDTH - 2}}" + "".join(f"{figure:>10}" for figure in figures)))
+            shown = [evaluation.figure(None if m is None else m.value, key[1]) for m in found]
+            shown.append(evaluation.figure(reference, key[1]))
+            console.print(Text(f"  {key[1]:<{_NAME_WIDTH - 2}}" + "".join(f"{text:>12}" for text in shown)))
     console.print("training: what training rows get in the place of samples", style="dim")
     console.print()
 

@@ -6,6 +6,7 @@ can hope for, or a warning where it does better than that.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from molrmog import metrics
 from molrmog.data import Dataset, Layout
+from molrmog.experiments.page import number
 from molrmog.interfaces.trained import Trained
 from molrmog.law import Law
 from molrmog.metrics import LPIPS, FeatureSpace
@@ -56,6 +58,21 @@ class Measurement:
     def to_record(self, *, law: str, command: str) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
         return {"kind": "measurement", "law": law, **asdict(self), "command": command}
+
+
+def figure(value: float | None, name: str) -> str:
+    """What was measured, for people: a count in full, a share of rows in percent, all else as `number` has it.
+
+    Example:
+        >>> figure(1696353.0, "parameters"), figure(0.002, "closer than 1% of held-out"), figure(1.5, "wall seconds")
+        ('1,696,353', '0.20%', '1.500')
+    """
+    if value is not None and math.isfinite(value):
+        if name.startswith(("parameters", "FLOPs")) and value < 1e9:
+            return f"{value:,.0f}"
+        if name.startswith("closer than"):
+            return f"{value:.2%}"
+    return number(value)
 
 
 def in_short(where: str) -> str:

@@ -128,6 +128,7 @@ def render(
         ],
         columns=columns,
         commands=commands,
+        figure=evaluation.figure,
         sampled=_sample_pictures(columns[0] if columns else "", train, held_out, samples, others or {}),
         settings=run.settings(),
         data=_data_rows(train, held_out),

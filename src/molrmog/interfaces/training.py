@@ -35,6 +35,7 @@ from molrmog import pictures
 from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.base import ScoreNetwork
 from molrmog.denoisers.experts import Autoencoders, Experts
+from molrmog.denoisers.mog import LEARNABLE
 from molrmog.denoisers.saved import load
 from molrmog.experiments.bases import Base, fitted_base, saved_base
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
@@ -124,11 +125,15 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str,
 
 
 def _check_flags(settings: Mapping[str, Any]) -> None:
-    """Refuse flags that say nothing to the network.
+    """Refuse, before any work, flags that say nothing to the network or cannot be followed.
 
     Raises:
         ValueError: one of them is set.
+        FileNotFoundError: there is no such base.
     """
+    learn, head, latent_dim = (settings[name] for name in ("learn", "head", "latent_dim"))
+    if learn not in (None, "all") and not set(learn.split(",")) <= set(LEARNABLE):
+        raise ValueError(f"--learn {learn}: choose among {', '.join(LEARNABLE)}, with commas between, or all")
     if settings["drop_expert"]:
         _check_drop(settings)
     if settings["network"] != "residual":
@@ -153,15 +158,26 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         if made:
             flag = made[0].replace("_", "-")
             raise ValueError(f"--base {settings['base']} is fitted already: leave out --{flag}")
+        copy = Path(settings["out"], BASE_NAME)  # a run that goes on has its own
+        if not any((place / MODEL_NAME).is_file() for place in (copy, Path(settings["base"]))):
+            raise FileNotFoundError(
+                f"--base {settings['base']}: no model in such a folder here, make one with molrmog fit DATA --out RUN"
+            )
+    if head is not None and learn:
+        raise ValueError("a head/tail law is not trained along: leave out --learn, or --head")
+    if isinstance(head, int) and latent_dim is not None and head < latent_dim:
+        raise ValueError(f"--head {head} is less than --latent-dim {latent_dim}: raise the one, or lower the other")
 
 
 def _check_drop(settings: Mapping[str, Any]) -> None:
     """Refuse --drop-expert where nothing answers without an expert.
 
     Raises:
-        ValueError: the network, its base or the latents take the expert for granted.
+        ValueError: it is no probability, or the network, its base or the latents take the expert for granted.
     """
     drop, network, autoencoder = (settings[name] for name in ("drop_expert", "network", "autoencoder"))
+    if not 0 <= drop < 1:
+        raise ValueError(f"--drop-expert {drop}: pass a probability in [0, 1)")
     if network not in ("unet", "mlp", "residual"):
         raise ValueError(
             f"--drop-expert {drop}: a {network} has a part for each expert, pass --network unet, mlp or residual"
@@ -394,12 +410,15 @@ def _finish(
     num = min(_SAMPLES, max(len(held), _GRID)) if settings["evaluate"] else _GRID
     spaces = evaluation.feature_spaces(["pca"] if settings["evaluate"] else [], train, held)
     options: dict[str, Any] = {"spaces": spaces, "num": num, "steps": _STEPS, "seed": settings["seed"]}
-    with status("measuring"):
+    work = "drawing and measuring samples" if settings["evaluate"] else "drawing samples"
+    with status(work):
         found, x = evaluation.network(trained, run.records(), train, held, held_expert, **options)
-        measured, others = {settings["network"]: found}, {}
-        if trained.base is not None:
+    measured, others = {settings["network"]: found}, {}
+    if trained.base is not None:
+        with status(f"{work} of the base alone"):
             measured["base"], drawn = evaluation.network(trained.base, [], train, held, None, **options)
-            others["the base alone"] = drawn
+        others["the base alone"] = drawn
+    with status("writing the report"):
         run.record(
             [
                 {

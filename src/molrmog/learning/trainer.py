@@ -29,6 +29,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -205,6 +206,7 @@ def training(
     *,
     validation: Sequence[Any] | None = None,
     on_grid: Callable[[Any, int], object] | None = None,
+    on_step: Callable[[int], object] | None = None,
 ) -> Iterator[TrainingState]:
     """Minimise an objective, yielding the state every `log_every` steps; a stopped run goes on where it stood.
 
@@ -219,6 +221,7 @@ def training(
         validation: tables like those of `data`; the loss of the average on them, with noise that is always the same, is
             taken at the start, every `validate_every` steps, and at the end.
         on_grid: called with the averaged objective and the step every `grid_every` steps, e.g. to draw samples.
+        on_step: called with the number of steps taken, where the run begins or goes on and after every step.
 
     Yields:
         TrainingState: where the run stands.
@@ -234,8 +237,12 @@ def training(
     try:
         with locked(run.out / CHECKPOINTS_NAME, run.out) if run.out is not None and keeps else nullcontext():
             run.resume()
+            if on_step is not None:
+                on_step(run.step)
             while run.step < options.steps:
                 run.take_step()
+                if on_step is not None:
+                    on_step(run.step)
                 run.validate_if_due()
                 done = run.step == options.steps
                 state = run.log() if done or run.step % options.log_every == 0 else None
@@ -260,8 +267,19 @@ def train_objective(
     progress: bool = False,
 ) -> None:
     """Run `training` to its end; `progress` shows a bar with the loss. Arguments and errors as there."""
-    with stages(shown=progress and _is_main_process()) as show:
-        for state in training(objective, data, options, validation=validation, on_grid=on_grid):
+    shown = progress and _is_main_process()
+    with stages(shown) as show:
+        begun = False
+
+        def on_step(step: int) -> None:
+            nonlocal begun
+            if shown and step and not begun:
+                print(f"training: going on from step {step}", file=sys.stderr, flush=True)
+            begun = True
+            show("training", step, options.steps)
+
+        show("training", 0, options.steps)
+        for state in training(objective, data, options, validation=validation, on_grid=on_grid, on_step=on_step):
             show("training", state.step, options.steps, f"loss {state.loss:.4g}")
 
 
