@@ -192,8 +192,9 @@ _READING = (
     "explains of what the network knows more than the Gaussian; below zero the Gaussian is nearer to the network than "
     "the law. “Worth” says how far what the law does not explain is right: 1 where the network knows "
     "something there, 0.5 where its error is that of the law, 0 where it only errs; above 1 it should go further the "
-    "same way. Right: squared errors over that of the Gaussian.\n\n“Apart” is the squared distance of the two over the network's own squared error: where it is "
-    "small, up to pure noise, a sampler may start from samples of the noised law."
+    "same way. Right: squared errors over that of the Gaussian.\n\n“Apart” is the squared distance of the two over the "
+    "network's own squared error: where it is small, up to pure noise, a sampler may start from samples of the noised "
+    "law."
 )
 
 
