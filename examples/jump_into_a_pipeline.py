@@ -1,6 +1,6 @@
 """A law in front of a pipeline of diffusers that was never trained with it.
 
-    python examples/jump_into_a_pipeline.py [--steps 800]
+    python examples/jump_into_a_pipeline.py [800]
 
 Trains a small DDPMPipeline on the handwritten digits with nothing but diffusers (skipped where its folder exists),
 reads it again from disk, fits a law to the same rows, finds the noise level from which on the law denoises held-out
@@ -12,10 +12,10 @@ rows as well as the network, and starts there: the network is not called above.
 import argparse
 
 parser = argparse.ArgumentParser(description="A law in front of a pipeline of diffusers, on the handwritten digits.")
-parser.add_argument("--steps", type=int, default=800, help="training steps of the pipeline; below 100 a quick look")
+parser.add_argument("steps", type=int, nargs="?", default=800, help="of training the pipeline; below 100 a quick look")
 STEPS = parser.parse_args().steps
 if STEPS < 1:
-    parser.error(f"--steps {STEPS}: pass 1 or more")
+    parser.error(f"{STEPS} steps: pass 1 or more")
 
 import math
 from pathlib import Path
