@@ -43,7 +43,8 @@ samples are as far from them as new rows are."""
 _FEW_TEXT = """\
 DPM-Solver++ (2M) with the spacing of Karras; with a jump it starts from exact noised samples of the law, at the \
 lowest noise level from which on network and law agree within the stated tolerance. Saved: how many of the evaluations \
-that the same network needs from noise for the same Fréchet distance, by interpolation."""
+that the same network needs from noise for the same Fréchet distance, by interpolation, over the seeds in which it \
+gets there at all."""
 _LEVEL_TEXT = """\
 Denoising loss on held-out rows, weighted as EDM weighs it, by range of log γ at s = 1, at the noise levels of EDM: \
 bases without any network, then networks after their last step."""
@@ -212,8 +213,8 @@ def _end_table(compared: Runs) -> Table:
         rows.append([name, runs[0]["parameters"], loss, *(_final(runs, key) for key in keys), when])
     columns = ("arm", "parameters", "loss", *keys, "time to plain's end")
     note = """\
-Loss: EDM's, on held-out rows. Copies: share of samples nearer to a training row than any held-out row is. The last \
-column: share of the plain network's seconds, seed by seed; at least that of the first mark."""
+Loss: EDM's, on held-out rows. Copies: share of samples nearer to a training row than all but 1% of held-out rows. The \
+last column: share of the plain network's seconds, seed by seed; at least that of the first mark."""
     return Table(columns, rows, note)
 
 
