@@ -149,6 +149,16 @@ def given(denoiser: ExpertDenoiser, expert: Expert) -> Given:
     return Given(denoiser, expert)
 
 
+def check_columns(x: Tensor, dim: int) -> None:
+    """Refuse rows of another dimension.
+
+    Raises:
+        ValueError: x is not (B, dim).
+    """
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {dim})")
+
+
 def expert_of_rows(expert: Expert | None, x: Tensor, experts: int, unconditional: bool = False) -> Tensor:
     """Check an expert index and give it to every row, with shape (B,).
 

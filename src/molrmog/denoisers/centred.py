@@ -18,7 +18,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser, ScoreNetwork, level_of_rows
+from molrmog.denoisers.base import Denoiser, ScoreNetwork, check_columns, level_of_rows
 from molrmog.denoisers.saved import build_base, config_of
 from molrmog.law import Noise
 
@@ -79,7 +79,6 @@ class CentredDenoiser(ScoreNetwork):
         Raises:
             ValueError: wrong shapes.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        check_columns(x, self.dim)
         mean = self.mean.to(x.dtype)
         return mean + cast(Any, self.network).denoise(x - level_of_rows(s, x)[:, None] * mean, s, gamma)

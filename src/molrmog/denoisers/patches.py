@@ -24,7 +24,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import ScoreNetwork, level_of_rows
+from molrmog.denoisers.base import ScoreNetwork, check_columns, level_of_rows
 from molrmog.denoisers.saved import build_law, config_of
 from molrmog.head_tail import HeadTail
 from molrmog.law import Noise
@@ -107,8 +107,7 @@ class PatchDenoiser(ScoreNetwork):
         Raises:
             ValueError: wrong shapes.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        check_columns(x, self.dim)
         if not len(x):
             return x.clone()
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)

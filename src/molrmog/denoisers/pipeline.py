@@ -37,7 +37,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import level_of_rows
+from molrmog.denoisers.base import check_columns, level_of_rows
 from molrmog.law import Noise
 from molrmog.schedules import DiscreteSchedule
 
@@ -197,8 +197,7 @@ class DiffusersDenoiser(nn.Module):
         Raises:
             ValueError: wrong shapes, or s = 0 where the network predicts epsilon.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        check_columns(x, self.dim)
         s, gamma = (level_of_rows(level, x[:, :0].double()) for level in (s, gamma))  # (B,), with all their digits
         if self.prediction == "epsilon" and not s.all():
             raise ValueError("a network that predicts epsilon says nothing of x_0 at s = 0: pass s > 0")

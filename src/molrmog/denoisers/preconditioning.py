@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Expert, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.base import Expert, ScoreNetwork, check_columns, expert_of_rows, level_of_rows
 from molrmog.law import Noise
 
 _RATIO = 1e-4  # smallest gamma / s or s / gamma that c_noise tells from zero
@@ -94,8 +94,7 @@ class Preconditioned(ScoreNetwork):
         Raises:
             ValueError: wrong shapes, or an expert that the network does not know.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        check_columns(x, self.dim)
         if self.inputs > 1 or self.gates:
             raise ValueError(
                 f"this network sees {self.inputs} rows side by side and {self.gates} gates: put it into a "

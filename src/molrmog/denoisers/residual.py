@@ -30,7 +30,15 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import Denoiser, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
+from molrmog.denoisers.base import (
+    Denoiser,
+    Expert,
+    ExpertDenoiser,
+    ScoreNetwork,
+    check_columns,
+    expert_of_rows,
+    level_of_rows,
+)
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.preconditioning import Preconditioned, noise_condition
@@ -207,8 +215,7 @@ class ResidualDenoiser(ScoreNetwork):
         Raises:
             ValueError: wrong shapes, or an expert that nobody knows.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {self.dim})")
+        check_columns(x, self.dim)
         if expert is not None and not self.experts:
             raise ValueError("neither base nor network is told experts: pass none")
         base, gates = self._base(x, s, gamma, expert), ()
