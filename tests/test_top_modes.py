@@ -73,3 +73,12 @@ def test_levels_without_a_density_are_refused_and_narrow_rows_stay_narrow():
 def test_wrong_shapes_are_named(x, s, top):
     with pytest.raises(ValueError, match=r"pass \(B, L, 12\), \(B,\), \(B,\) and 1 mode or more"):
         LAW.denoise_by_top_modes(x, s, GAMMA, top)
+
+
+def test_subspaces_that_are_the_whole_space_have_nothing_off_them():
+    law = MoLRMoG.random(6, (6, 6), (2, 2), noise=1e-3, seed=0, separation=6.0).requires_grad_(False)
+    wide = MoLRMoG.from_subspaces([law.subspace(k) for k in range(2)], dtype=torch.float64).requires_grad_(False)
+    x = 10 * torch.randn(1, 400, 6, generator=torch.Generator().manual_seed(0))
+    s, gamma = torch.ones(1), torch.full((1,), 1e-3)
+    expected = wide.denoise_by_top_modes(x.double(), s.double(), gamma.double(), 1)
+    torch.testing.assert_close(law.denoise_by_top_modes(x, s, gamma, 1).double(), expected, rtol=1e-3, atol=1e-3)

@@ -145,15 +145,10 @@ def weigh(
         ratio = torch.zeros_like(norm2)
     weighed = exact.dtype
     s1, s3 = s.to(weighed)[:, None], s.to(weighed)[:, None, None]
-    down = torch.addmm((s3 * frame.bias).flatten(1), exact, frame.down.flatten(1))
-    down = down.unflatten(1, frame.bias.shape)  # (B, K, d + 2)
     D = len(frame.center)
     _, n, d = frame.mean.shape
+    down, rho2 = go_down(frame, exact, norm2, s1, filled)
     h = down[..., :d]
-    energy = norm2[:, None] + s1 * (s1 * frame.offset2 - 2 * down[..., d])
-    rho2 = (energy - squared_norm(h)).T  # (K, B)
-    if any(filled):
-        rho2 = rho2 * torch.tensor([[float(not whole)] for whole in filled]).to(rho2)
 
     v = s1.T.square() * frame.tau2[:, None] + gamma.square()  # (K, B or 1)
     Lam = s3.square() * frame.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)
@@ -188,6 +183,26 @@ def weigh(
     return Evidence(
         frame_of_rows, centred, s, gamma.to(s.dtype), v, h, rho2, Lam, lift, white, pull, routed, log_joint, ratio
     )
+
+
+def go_down(frame: Frame, centred: Tensor, norm2: Tensor, s: Tensor, filled: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """[h, b . x, s] of every row and subspace, with shape (B, K, d + 2), and rho2, with shape (K, B).
+
+    Args:
+        frame: of the law, in the dtype of the rows.
+        centred: rows x - s center, with shape (B, D).
+        norm2: their squared norms, with shape (B,).
+        s: with shape (B or 1, 1).
+        filled: whether each subspace is all of R^D, so that nothing lies off it.
+    """
+    down = torch.addmm((s[..., None] * frame.bias).flatten(1), centred, frame.down.flatten(1))
+    down = down.unflatten(1, frame.bias.shape)
+    d = frame.mean.shape[2]
+    energy = norm2[:, None] + s * (s * frame.offset2 - 2 * down[..., d])
+    rho2 = (energy - squared_norm(down[..., :d])).T
+    if any(filled):
+        rho2 = rho2 * torch.tensor([[float(not whole)] for whole in filled]).to(rho2)
+    return down, rho2
 
 
 def _weigh_routed(

@@ -211,6 +211,10 @@ class MoLRMoG(nn.Module):
         return self.mode_logits.masked_fill(~self._real_mode_mask, -torch.inf).softmax(1)
 
     @property
+    def _filled(self) -> list[bool]:
+        return [d == self.dim for d in self.latent_dims]
+
+    @property
     def _real_mode_mask(self) -> Tensor:
         return cast(Tensor, self._buffers["_real_mode"])
 
@@ -398,7 +402,7 @@ class MoLRMoG(nn.Module):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             dtype = compute_dtype(x.dtype)
             s, gamma = noise_levels(x.to(dtype), s, gamma, self.tau)
-            return denoise_by_top_modes(self._frame(dtype), x.to(dtype), s, gamma, top).to(x.dtype)
+            return denoise_by_top_modes(self._frame(dtype), x.to(dtype), s, gamma, top, filled=self._filled).to(x.dtype)
 
     def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""
@@ -507,8 +511,7 @@ class MoLRMoG(nn.Module):
 
     def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = NATS, route: bool = True) -> Evidence:
         """How every mode explains every row; x with shape (B, D), s and gamma with shape (B or 1,)."""
-        filled = [d == self.dim for d in self.latent_dims]
-        return weigh(self._frames(), x, s, gamma, filled=filled, nats=nats, route=route)
+        return weigh(self._frames(), x, s, gamma, filled=self._filled, nats=nats, route=route)
 
     def _settled(self, result: Callable[[Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         """`result` of the evidence, where only rows that float32 leaves undecided are weighed in float64."""

@@ -15,15 +15,19 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from molrmog.gates import Frame, squared_norm
+from molrmog.gates import Frame, go_down, squared_norm
 
 _CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
 
 
-def denoise_by_top_modes(frame: Frame, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
+def denoise_by_top_modes(
+    frame: Frame, x: Tensor, s: Tensor, gamma: Tensor, top: int, *, filled: Sequence[bool]
+) -> Tensor:
     """D_M(x), with the shape of x.
 
     Args:
@@ -32,6 +36,7 @@ def denoise_by_top_modes(frame: Frame, x: Tensor, s: Tensor, gamma: Tensor, top:
         s: the signal scale of each group, with shape (B,).
         gamma: the noise standard deviation of each group, with shape (B,).
         top: M; as many as there are where it is more.
+        filled: whether each subspace is all of R^D.
     """
     _, L, D = x.shape
     K, n, d = frame.mean.shape
@@ -40,7 +45,7 @@ def denoise_by_top_modes(frame: Frame, x: Tensor, s: Tensor, gamma: Tensor, top:
     v = s[:, None].square() * frame.tau2 + gamma[:, None].square()  # (B, K)
     groups = max(1, _CACHED // (L * K * n * d))
     chunks = zip(u.split(groups), s.split(groups), v.split(groups), strict=True)
-    several = [_explain(frame, *chunk, top) for chunk in chunks]
+    several = [_explain(frame, *chunk, top, filled) for chunk in chunks]
     gate, mode, pull = (torch.cat(parts).flatten(0, 1) for parts in zip(*several, strict=True))
 
     rows = torch.arange(len(gate), device=x.device)[:, None].expand_as(gate)  # (B L, M)
@@ -65,7 +70,9 @@ def denoise_by_top_modes(frame: Frame, x: Tensor, s: Tensor, gamma: Tensor, top:
     return out.view(-1, L, D)
 
 
-def _explain(frame: Frame, u: Tensor, s: Tensor, v: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+def _explain(
+    frame: Frame, u: Tensor, s: Tensor, v: Tensor, top: int, filled: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gates and numbers of the best modes of each row, with shape (B, L, M), and their pull, with shape (B, L, M, d).
 
     Args:
@@ -74,16 +81,17 @@ def _explain(frame: Frame, u: Tensor, s: Tensor, v: Tensor, top: int) -> tuple[T
         s: with shape (B,).
         v: with shape (B, K).
         top: M.
+        filled: whether each subspace is all of R^D.
     """
     B, L, D = u.shape
     K, n, d = frame.mean.shape
-    down = (u @ frame.down.flatten(1) + s[:, None, None] * frame.bias.flatten()).view(B, L, K, d + 2)
-    energy = squared_norm(u)[..., None] + s[:, None, None] * (s[:, None, None] * frame.offset2 - 2 * down[..., d])
-    rho2 = energy - squared_norm(down[..., :d])  # (B, L, K)
+    rows = u.flatten(0, 1)
+    down, rho2 = go_down(frame, rows, squared_norm(rows), s.repeat_interleave(L)[:, None], filled)
+    rho2 = rho2.T.view(B, L, K)
     Lam = s[:, None, None, None].square() * frame.lam + v[..., None, None]  # (B, K, n, d)
     root = Lam.rsqrt()
     base = frame.log_weight - 0.5 * (Lam.log().sum(-1) + (D - d) * v.log()[..., None])  # (B, K, n)
-    white = down.movedim(2, 0).reshape(K, B * L, d + 2) @ frame.project.flatten(2)
+    white = down.transpose(0, 1) @ frame.project.flatten(2)
     white = white.view(K, B, L, n, d).mul_(root.transpose(0, 1)[:, :, None])
     maha = squared_norm(white).permute(1, 2, 0, 3)  # (B, L, K, n)
     log_joint = base[:, None] - 0.5 * (maha + (rho2 / v[:, None])[..., None])
