@@ -10,7 +10,7 @@
 | blend               | law and patches    | in and out  | what a better base adds                    |
 | plain, RATE ...     | –                  | –           | is the plain network tuned                 |
 
-"few" in the data's name is the same on the first 1,000 and 5,000 rows. Budgets: "smoke" is seconds at toy size, "cpu"
+Where `rows` is given, plain and law are compared on the first rows alone. Budgets: "smoke" is seconds at toy size, "cpu"
 hours of four cores, "gpu" what a graphics card allows.
 
 References:
@@ -73,8 +73,6 @@ _TUNING = {
     "plain, levels at 0.4": Arm(loss={"level_mean": 0.4}),
     "plain, even levels": Arm(loss={"levels": "log-snr"}),
 }
-
-
 _TRAINING = {
     "steps": 800,
     "batch_size": 64,
