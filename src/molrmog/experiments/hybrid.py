@@ -10,8 +10,8 @@
 | blend               | law and patches    | in and out  | what a better base adds                    |
 | plain, RATE ...     | –                  | –           | is the plain network tuned                 |
 
-Where `rows` is given, plain and law are compared on the first rows alone. Budgets: "smoke" is seconds at toy size, "cpu"
-hours of four cores, "gpu" what a graphics card allows.
+Where `rows` is given, plain and law are compared on the first rows alone. Budgets: "smoke" is seconds at toy size,
+"cpu" hours of four cores, "gpu" what a graphics card allows.
 
 References:
     arXiv 2601.01475, section 3 (the law); arXiv 2206.00364, table 1 (the preconditioning of the plain network).
