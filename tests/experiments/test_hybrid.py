@@ -61,6 +61,19 @@ def test_an_unknown_plan_says_what_there_is():
         plan("mnst", "cpu")
 
 
+def test_other_steps_compare_plain_and_law_alone():
+    made = plan("mnist", "cpu", steps=3200)
+    assert (list(made.arms), list(made.bases), made.evaluations) == (["plain", "law"], ["law"], ())
+    assert (made.training["steps"], plan("mnist", "cpu", rows=1000, steps=800).training["steps"]) == (3200, 800)
+    assert plan("mnist", "smoke", steps=16).training["steps"] == 16
+
+
+@pytest.mark.parametrize("steps", [0, 24, -16])
+def test_steps_that_marks_do_not_divide_are_refused(steps):
+    with pytest.raises(ValueError, match="multiple of 16"):
+        plan("mnist", "cpu", steps=steps)
+
+
 def table(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 

@@ -175,6 +175,8 @@ def test_a_head_tail_run_works_from_end_to_end(tmp_path):
         (["reproduce", "images", "--dataset", "mnst"], 2, "did you mean mnist?"),
         (["reproduce", "floor", "--dataset", "mnist"], 1, "--dataset is an option of images and hybrid: leave it out"),
         (["reproduce", "images", "--rows", "100"], 1, "--rows is an option of hybrid"),
+        (["reproduce", "images", "--steps", "160"], 1, "--steps is an option of hybrid"),
+        (["reproduce", "hybrid", "--out", "r", "--steps", "24"], 1, "--steps 24: networks are measured after"),
         (["sample", "digits", "--num", "0"], 1, "at least 1"),
         (["sample", "full"], 1, "no run at full"),
         (["sample", "full", "--sampler", "foo"], 2, "exact"),

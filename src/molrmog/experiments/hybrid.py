@@ -7,11 +7,12 @@
 | law, input only     | the same           | an input    | is it enough to see the law                |
 | law, added only     | the same           | added       | is it enough to start from the law         |
 | Gaussian            | one full Gaussian  | in and out  | what the mixture adds                      |
+| law without labels  | a law, K found     | in and out  | what the labels are worth                  |
 | blend               | law and patches    | in and out  | what a better base adds                    |
 | plain, RATE ...     | –                  | –           | is the plain network tuned                 |
 
-Where `rows` is given, plain and law are compared on the first rows alone. Budgets: "smoke" is seconds at toy size,
-"cpu" hours of four cores, "gpu" what a graphics card allows.
+Where `rows` or `steps` are given, plain and law alone are compared: on so many first rows, after so many steps.
+Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a graphics card allows.
 
 References:
     arXiv 2601.01475, section 3 (the law); arXiv 2206.00364, table 1 (the preconditioning of the plain network).
@@ -128,6 +129,7 @@ _MNIST = Plan(
     "mnist",
     bases={
         "law": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 8, "head": 128},
+        "clusters": {"kind": "law", "subspaces": 10, "latent_dim": 64, "modes": 8, "head": 128},
         "gaussian": _GAUSSIAN,
         "without tail": {"kind": "law", "labels": True, "latent_dim": 32, "modes": 8},
         "patches": {
@@ -142,15 +144,13 @@ _MNIST = Plan(
         },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
-    arms={**_ARMS, **_TUNING},
+    arms={**_ARMS, "law without labels": Arm("clusters"), "blend": Arm("blend"), **_TUNING},
 )
 _FASHION = replace(
     _MNIST,
     data="fashion-mnist",
-    bases={name: _MNIST.bases[name] for name in ("law", "gaussian")},
-    arms={name: _ARMS[name] for name in (PLAIN, LAW, "Gaussian")},
-    marks=(1 / 16, 1 / 8, 1 / 4, 1),
-    evaluations=(),
+    bases={name: _MNIST.bases[name] for name in ("law", "gaussian", "patches", "blend")},
+    arms={name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian", "blend")},
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
     1000: {"kind": "law", "labels": True, "latent_dim": 16, "modes": 1, "head": 64},
@@ -174,9 +174,11 @@ _CIFAR10 = replace(
         },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
-    arms={PLAIN: Arm(), LAW: Arm("law"), "Gaussian": Arm("gaussian"), "blend": Arm("blend")},
-    seeds=(0,),
-    marks=(1 / 4, 1),
+    arms={
+        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian", "blend")},
+        **{name: _TUNING[name] for name in ("plain, rate 2e-3", "plain, levels of EDM", "plain, levels at 0")},
+    },
+    marks=(1 / 8, 1 / 4, 1 / 2, 1),
     evaluations=(),
 )
 _PARACHUTE = replace(
@@ -217,24 +219,29 @@ _SMOKE = Plan(
 )
 
 
-def plan(dataset: str, budget: str, rows: int | None = None) -> Plan:
+def plan(dataset: str, budget: str, rows: int | None = None, steps: int | None = None) -> Plan:
     """The plan of a data set and budget.
 
     Args:
         dataset: one of `DATASETS`.
         budget: one of `BUDGETS`.
         rows: training rows; all where None.
+        steps: of training, a multiple of 16; the plan's own where None.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or steps that its marks do not divide.
     """
+    if steps is not None and (steps < 1 or steps % 16):
+        raise ValueError(f"--steps {steps}: networks are measured after a sixteenth of them, pass a multiple of 16")
     if dataset not in DATASETS or budget not in BUDGETS:
         raise ValueError(
             f"dataset {dataset!r}, budget {budget!r}: choose among {', '.join(DATASETS)} and {', '.join(BUDGETS)}"
         )
     if dataset == "digits" or budget == "smoke":
         data = "imagenette-parachute" if dataset == "parachute" else dataset
-        return replace(_SMOKE, data=data, image_size=16 if dataset == "parachute" else None, rows=rows or _SMOKE.rows)
+        made = replace(_SMOKE, data=data, image_size=16 if dataset == "parachute" else None)
+        training = {**made.training, "steps": steps or made.training["steps"]}
+        return replace(made, rows=rows or made.rows, training=training)
     made = {
         "mnist": _MNIST,
         "fashion-mnist": _FASHION,
@@ -243,13 +250,16 @@ def plan(dataset: str, budget: str, rows: int | None = None) -> Plan:
     }[dataset]
     if rows is not None:
         law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
-        few = {name: made.arms[name] for name in (PLAIN, LAW)}
-        made = replace(made, bases={"law": law}, arms=few, training={**made.training, "steps": 400})
-        made = replace(made, marks=(1 / 8, 1 / 4, 1), evaluations=())
+        made = replace(made, bases={"law": law}, training={**made.training, "steps": 400}, marks=(1 / 8, 1 / 4, 1))
+    if rows is not None or steps is not None:
+        alone = {name: made.arms[name] for name in (PLAIN, LAW)}
+        made = replace(made, bases={"law": made.bases["law"]}, arms=alone, evaluations=())
     if budget == "gpu":
         more = {"steps": 20_000, "batch_size": 256, "ema_decay": 0.999}
         made = replace(made, unet={"channels": (64, 128, 128), "layers": 2}, samples=5000)
         made = replace(made, training={**made.training, **more})
+    if steps is not None:
+        made = replace(made, training={**made.training, "steps": steps})
     return replace(made, rows=rows)
 
 
@@ -259,6 +269,7 @@ def run_hybrid(
     budget: str = "cpu",
     *,
     rows: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     device: str = "cpu",
@@ -271,6 +282,7 @@ def run_hybrid(
         dataset: one of `DATASETS`.
         budget: one of `BUDGETS`.
         rows: training rows, the first of the data; all where None.
+        steps: of training; those of the plan where None.
         seed: added to the seeds of the plan.
         workers: processes at a time; as many as cores where None, one on a GPU.
         device: where networks are trained.
@@ -283,7 +295,7 @@ def run_hybrid(
         ValueError: an unknown name, or data that do not fit.
         RuntimeError: a cell failed.
     """
-    made = plan(dataset, budget, rows)
+    made = plan(dataset, budget, rows, steps)
     out = Path(out)
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
     source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
@@ -306,10 +318,11 @@ def run_hybrid(
         measured |= crew.run(compute_base, late, out, title="blends")
         results = crew.run(compute_arm, cells, out, title="networks")
         sampled = crew.run(compute_sampling, _sampling_cells(made, cells), out, title="sampling")
-    settings = {"dataset": dataset, "budget": budget, "seed": seed, "plan": asdict(made)}
+    asked = {"dataset": dataset, "budget": budget, "rows": rows, "steps": steps}
+    settings = {**asked, "seed": seed, "plan": asdict(made)}
     keep_settings(out, settings)
-    rows_asked = "" if rows is None else f" --rows {rows}"
-    command = f"molrmog reproduce hybrid --dataset {dataset} --budget {budget}{rows_asked}"
+    words = " ".join(f"--{name} {value}" for name, value in asked.items() if value is not None)
+    command = f"molrmog reproduce hybrid {words}"
     return write_hybrid_page(out, {"command": command, **asdict(made)}, measured, cells, results, sampled)
 
 

@@ -319,6 +319,7 @@ def _reproduce() -> ArgumentParser:
     add("--workers", type=int | None, default=None, help="processes at a time; as many as cores where not given")
     add("--device", type=str | None, default=None, help="where networks of images and hybrid are trained: cpu, cuda")
     add("--rows", type=int | None, default=None, help="training rows of hybrid, the first of the data")
+    add("--steps", type=int | None, default=None, help="training steps of hybrid, a multiple of 16")
     add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser
 

@@ -549,7 +549,7 @@ def bench(*, name: str | None = None, command: str) -> None:
 _EXPERIMENT_NAME = "experiment.json"  # what an experiment's folder was made for
 _OWN_OPTIONS = {
     "images": ("dataset", "device", "data_dir"),
-    "hybrid": ("dataset", "device", "rows", "data_dir"),
+    "hybrid": ("dataset", "device", "rows", "steps", "data_dir"),
     "overlap": ("data_dir",),
 }
 
@@ -564,6 +564,7 @@ def reproduce(
     workers: int | None = None,
     device: str | None = None,
     rows: int | None = None,
+    steps: int | None = None,
     data_dir: str | None = None,
     command: str,
 ) -> None:
@@ -578,6 +579,7 @@ def reproduce(
         workers: processes at a time.
         device: where networks of "images" and "hybrid" are trained; the CPU where None.
         rows: training rows of "hybrid".
+        steps: training steps of "hybrid".
         data_dir: folder to look in first, of "images", "hybrid" and "overlap".
         command: the words that asked for this.
 
@@ -591,22 +593,34 @@ def reproduce(
         raise ValueError(f"--workers {workers}: pass 1 or more")
     if rows is not None and rows < 2:
         raise ValueError(f"--rows {rows}: pass 2 or more")
-    given = {"dataset": dataset, "device": device, "rows": rows, "data_dir": data_dir}
+    given = {"dataset": dataset, "device": device, "rows": rows, "steps": steps, "data_dir": data_dir}
     own = {key: value for key, value in given.items() if value is not None}
     foreign = [key for key in own if key not in _OWN_OPTIONS.get(name, ())]
     if foreign:
         several = " and ".join(other for other, keys in _OWN_OPTIONS.items() if foreign[0] in keys)
         raise ValueError(f"--{foreign[0].replace('_', '-')} is an option of {several}: leave it out for {name}")
-    folder = "-".join([name, *([dataset or "mnist"] if name in ("images", "hybrid") else []), budget])
+    less = [f"{word}{value}" for word, value in (("rows", rows), ("steps", steps)) if value is not None]
+    folder = "-".join([name, *([dataset or "mnist"] if name in ("images", "hybrid") else []), budget, *less])
     options = {"seed": seed, "workers": workers or (1 if own.get("device", "cpu") != "cpu" else os.cpu_count() or 1)}
     place = Path(out or f"runs/{folder}")
-    _claim(place, {"experiment": name, "budget": budget, "seed": seed, "dataset": dataset, "rows": rows})
+    asked = {"experiment": name, "budget": budget, "seed": seed, "dataset": dataset, "rows": rows, "steps": steps}
+    _claim(place, asked)
     run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
     try:
         page = run(place, budget=budget, **options, **own)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
+    except (ValueError, OSError):
+        _give_up(place)
+        raise
     print(f"report  {page}")
+
+
+def _give_up(out: Path) -> None:
+    """Take the mark from a folder in which nothing was computed."""
+    if [path.name for path in out.iterdir()] == [_EXPERIMENT_NAME]:
+        (out / _EXPERIMENT_NAME).unlink()
+        out.rmdir()
 
 
 def _claim(out: Path, asked: Mapping[str, Any]) -> None:
@@ -614,7 +628,7 @@ def _claim(out: Path, asked: Mapping[str, Any]) -> None:
     mark = out / _EXPERIMENT_NAME
     if mark.is_file():
         try:
-            there = json.loads(mark.read_text())
+            there = {"steps": None, **json.loads(mark.read_text())}
             different = [f"{key} {there[key]}, not {value}" for key, value in asked.items() if there[key] != value]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{mark} is damaged: name another folder") from None
