@@ -32,8 +32,10 @@ from torch import Tensor
 
 from molrmog import metrics
 from molrmog.data import Dataset, load_parts
-from molrmog.denoisers.base import ExpertDenoiser, given
-from molrmog.denoisers.experts import Experts
+from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork, given
+from molrmog.denoisers.experts import Experts, PerExpert
+from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.experiments.cells import experiment_of, report_progress
 from molrmog.experiments.latents import (
@@ -177,14 +179,24 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
         result |= {"exact sample cpu": watch.cpu, "exact Fréchet": _frechet(exact.x.cpu().numpy(), rows, held)}
     noisy = SCHEDULE(0.5)
     price = metrics.cost(model, z_held[:256], *noisy, expert=others[:256])
-    counted = {} if model.latent_laws is None else {"parameters": _numbers(model.latent_laws)}
+    counted = {"parameters": _numbers(network)}
     x, expert = drawn.x.cpu().numpy(), drawn.expert.cpu().numpy()
     return result | {"cost": asdict(price) | counted} | _quality(x, rows, held, expert, folder)
 
 
-def _numbers(laws: Sequence[MoLRMoG]) -> int:
-    """All numbers of the laws, learned or not; a subspace that is all of R^d is written with A = I and b = 0, free."""
-    return sum(law.num_parameters - (law.dim * (law.dim + 1) if law.latent_dims[0] == law.dim else 0) for law in laws)
+def _numbers(network: ScoreNetwork) -> int:
+    """All numbers of a network, learned or not, with those of a base beneath it.
+
+    A law of a subspace that is all of R^d is written with A = I and b = 0, which are free.
+    """
+    if isinstance(network, ResidualDenoiser):
+        return network.num_parameters + _numbers(cast(ScoreNetwork, network.base))
+    if isinstance(network, PerExpert):
+        return sum(_numbers(each) for each in network.networks)
+    if isinstance(network, MoGDenoiser):
+        law = network.law
+        return law.num_parameters - (law.dim * (law.dim + 1) if law.latent_dims[0] == law.dim else 0)
+    return network.num_parameters
 
 
 def _in_pixels(settings: Settings, folder: Path) -> dict[str, Any]:

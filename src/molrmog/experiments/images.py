@@ -2,7 +2,8 @@
 
 | part         | varies                                                              | stays                         |
 | ------------ | ------------------------------------------------------------------- | ----------------------------- |
-| networks     | the network: U-Net, MLP, Gaussians, MoG with n_k modes, EM's law     | one autoencoder per class     |
+| networks     | the network: U-Net, MLP, Gaussians, MoG with n_k modes, EM's law,    | one autoencoder per class     |
+|              | a network on that law (U-Net on pictures, else MLP)                  |                               |
 | start        | where the MoG network starts: random, k-means, EM; EM alone         | one autoencoder per class     |
 | experts      | K, by label and by clustering                                       | MoG with 8 modes              |
 | autoencoders | dedicated, shared, LoRA, linear                                     | MoG, Gaussian, U-Net          |
@@ -315,6 +316,8 @@ def _networks(
         for n in made.modes:
             add("networks", main, f"MoG, n = {n}", "mog", own, {**made.mog, "modes": n, "start": "em"})
             add("networks", main, f"law by EM, n = {n}", "em", own, {**made.mog, "modes": n})
+            on_law = {**made.mog, **made.mlp, **made.unet, "modes": n}
+            add("networks", main, f"network on the law, n = {n}", "residual", own, on_law)
         for n, rank in made.laws:
             label = f"law by EM, n = {n}, {'full rank' if rank is None else f'rank {rank}'}"
             add("networks", main, label, "em", own, {**made.mog, "modes": n, "rank": rank})
