@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from molrmog.head_tail import HeadTail
     from molrmog.law import Law, Posterior, Samples
     from molrmog.learning.fit import fit
-    from molrmog.learning.trainer import train
+    from molrmog.learning.train import train
     from molrmog.mixture import MoLRMoG, Subspace
     from molrmog.sampling import sample, sample_experts
     from molrmog.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, VESchedule, VPSchedule
@@ -70,7 +70,7 @@ _HOMES = {
     "load_data": "data:load",
     "sample": "sampling",
     "sample_experts": "sampling",
-    "train": "learning.trainer",
+    "train": "learning.train",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import torch
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.mlp import MLPDenoiser
 from molrmog.denoisers.mog import MoGDenoiser
-from molrmog.learning.trainer import train
+from molrmog.learning.train import train
 from molrmog.mixture import MoLRMoG
 from molrmog.schedules import FlowSchedule
 

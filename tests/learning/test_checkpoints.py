@@ -21,8 +21,9 @@ from torch import nn
 from molrmog.autoencoders.vae import MLPVAE, VAELoss
 from molrmog.learning import checkpoints
 from molrmog.learning.checkpoints import Checkpoint, append_record, forget_records, newest_checkpoint, save_checkpoint
+from molrmog.learning.options import TrainingOptions
 from molrmog.learning.score_matching import ScoreMatching
-from molrmog.learning.trainer import TrainingOptions, training
+from molrmog.learning.trainer import training
 from molrmog.saving import load_model
 from molrmog.schedules import VPSchedule
 

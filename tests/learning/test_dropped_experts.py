@@ -8,7 +8,7 @@ import torch
 
 from molrmog import ConditionalLaw, MLPDenoiser, MoLRMoG, UNetDenoiser, VPSchedule
 from molrmog.learning.score_matching import ScoreMatching, batch_mean
-from molrmog.learning.trainer import train
+from molrmog.learning.train import train
 
 
 def a_law(dim=6):

@@ -66,10 +66,12 @@ from molrmog.experiments.page import (
     write_page,
 )
 from molrmog.learning.fit import fit, mean_log_prob
+from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
+from molrmog.learning.run import METRICS_NAME
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.starts import mog_start
-from molrmog.learning.trainer import METRICS_NAME, TrainingOptions, training
+from molrmog.learning.trainer import training
 from molrmog.metrics import Stopwatch
 from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.saving import write_atomically

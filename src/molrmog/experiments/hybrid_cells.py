@@ -40,8 +40,10 @@ from molrmog.experiments.cells import experiment_of, report_progress
 from molrmog.experiments.image_cells import parts, space
 from molrmog.law import Law
 from molrmog.learning.fit import fit
+from molrmog.learning.options import TrainingOptions
+from molrmog.learning.run import CHECKPOINTS_NAME
 from molrmog.learning.score_matching import ScoreMatching
-from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, training
+from molrmog.learning.trainer import training
 from molrmog.sampling import sample
 from molrmog.saving import write_atomically
 from molrmog.schedules import VPSchedule

@@ -48,8 +48,9 @@ from molrmog.experiments.latents import (
 )
 from molrmog.experiments.networks import latent_network
 from molrmog.learning.fit import fit
+from molrmog.learning.run import METRICS_NAME
 from molrmog.learning.score_matching import ScoreMatching
-from molrmog.learning.trainer import METRICS_NAME, train
+from molrmog.learning.train import train
 from molrmog.mixture import MoLRMoG
 from molrmog.sampling import sample, sample_experts
 from molrmog.schedules import VPSchedule

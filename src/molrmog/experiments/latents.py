@@ -38,7 +38,8 @@ from molrmog import autoencoders as ae
 from molrmog.autoencoders.lora import rows_by_expert
 from molrmog.law import Law
 from molrmog.learning.fit import fit
-from molrmog.learning.trainer import TrainingOptions, training
+from molrmog.learning.options import TrainingOptions
+from molrmog.learning.trainer import training
 from molrmog.metrics import assign
 from molrmog.saving import write_atomically
 

@@ -58,8 +58,10 @@ from molrmog.interfaces.runs import (
 )
 from molrmog.interfaces.trained import Trained
 from molrmog.learning.em import EMState
+from molrmog.learning.options import TrainingOptions
+from molrmog.learning.run import CHECKPOINTS_NAME
 from molrmog.learning.score_matching import ScoreMatching
-from molrmog.learning.trainer import CHECKPOINTS_NAME, TrainingOptions, train_objective
+from molrmog.learning.trainer import train_objective
 from molrmog.metrics import Stopwatch
 from molrmog.progress import progress, status
 from molrmog.saving import MODEL_NAME, locked, write_atomically

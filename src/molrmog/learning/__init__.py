@@ -1,8 +1,11 @@
 """How laws and networks are learned from rows of data."""
 
+from molrmog.learning.options import TrainingOptions
+from molrmog.learning.run import Objective, TrainingState
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.starts import mog_start
-from molrmog.learning.trainer import Objective, TrainingOptions, TrainingState, train, train_objective, training
+from molrmog.learning.train import train
+from molrmog.learning.trainer import train_objective, training
 
 __all__ = [
     "Objective",
