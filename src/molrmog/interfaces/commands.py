@@ -2,207 +2,48 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 import molrmog
 from molrmog import pictures
-from molrmog.data import Dataset, load_parts
+from molrmog.data import load_parts
 from molrmog.denoisers.base import given
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.guidance import guide
-from molrmog.experiments.page import machine
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.network_report import describe, write_network_report
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import (
-    DATA_NAME,
-    SAMPLES_NAME,
-    SETTINGS_NAME,
-    Run,
-    append_records,
-    check_out,
-    staged,
-)
+from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, SAMPLES_NAME, Run
 from molrmog.interfaces.trained import Trained
-from molrmog.learning.em import EMState
-from molrmog.mixture import MoLRMoG
-from molrmog.progress import progress, status
+from molrmog.progress import status
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule, VPSchedule
 
-_NAME_WIDTH = 32  # characters
-_GRID = 64  # samples in the report of a fit
-_FIT_SAMPLES = 2000  # samples that a fit compares with held-out rows
 
-
-def fit(
-    *,
-    data: str,
-    out: str,
-    overwrite: bool = False,
-    labels: bool = False,
-    dequantise: bool = False,
-    image_size: int | None = None,
-    held_out: float = 0.1,
-    data_dir: str | None = None,
-    seed: int = 0,
-    evaluate: bool = True,
-    device: str = "cpu",
-    command: str,
-    **shape: Any,
-) -> None:
-    """Fit a law to data and write a run folder.
-
-    The run is in place, whole, as soon as the fit is done; measurements and the report are added to it then.
+def fit(*, command: str, **settings: Any) -> None:
+    """Fit a law to data and write a run folder; see `molrmog.interfaces.fitting`.
 
     Args:
-        data: name or path of the data.
-        out: run folder.
-        overwrite: replace a run that is there.
-        labels: one subspace per class.
-        dequantise: add uniform noise of one level to integer data.
-        image_size: crop and resize images to so many pixels a side.
-        held_out: share of rows to hold out where the data have no test part.
-        data_dir: folder to look in first.
-        seed: of everything random.
-        evaluate: measure samples and clusters, too.
-        device: where to compute.
         command: the words that asked for this, for the record.
-        **shape: the remaining arguments of `molrmog.fit`.
+        **settings: the options of `molrmog fit`.
 
     Raises:
         ValueError: the data or settings do not fit.
         OSError: the data are not there, or the run folder cannot be written.
     """
-    folder = Path(out)
-    check_out(folder, overwrite=overwrite)
-    with status(f"reading {data}"):
-        source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
-        train, held = load_parts(data, held_out=held_out, seed=seed, **source)
-    if labels and train.labels is None:
-        raise ValueError(f"{train.name} has no labels: leave out --labels")
-    if shape.get("latent_dim") is None:
-        shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
-    settings = {
-        "data": data,
-        "out": out,
-        **shape,
-        "labels": labels,
-        "seed": seed,
-        "evaluate": evaluate,
-        "device": device,
-    }
-    settings |= {"held_out": held_out, **source}
-    with staged(folder, overwrite=overwrite) as part:
-        law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
-        save_run(part, law, train, held, settings, records)
-    run = Run(folder)
-    try:
-        with status("measuring"):
-            measured = evaluation.likelihood(law, train, held)
-            samples = evaluation.draw(law, min(_FIT_SAMPLES, max(len(held), _GRID)) if evaluate else _GRID, seed)
-            if evaluate:
-                (space,) = evaluation.feature_spaces(["pca"], train, held)
-                if min(len(train), len(held), len(samples)) > 1:
-                    measured += evaluation.quality(samples, train, held, space, neighbours=False, seed=seed)
-                measured += evaluation.clusters(law, held)
-            run.record([m.to_record(law="law", command=command) for m in measured])
-            write_atomically(
-                folder / SAMPLES_NAME,
-                lambda file: file.write_bytes(
-                    pictures.samples_picture(train, samples[:_GRID], np.asarray(held.x[:500]))
-                ),
-            )
-            page = write_report(run, law, train, held, samples)
-    except KeyboardInterrupt:
-        print(f"molrmog: the fit is done and kept; measure it with: molrmog evaluate {folder}", file=sys.stderr)
-        raise
-    print_measurements(train.name, {"law": measured})
-    print(f"report  {page}")
+    from molrmog.interfaces.fitting import fit_run
 
-
-def fit_and_record(
-    train: Dataset, *, labels: bool, command: str, name: str = "EM", **options: Any
-) -> tuple[Any, list[dict[str, Any]]]:
-    """Fit, and show how far that is on stderr.
-
-    Args:
-        train: the rows.
-        labels: whether to use their labels.
-        command: for the record.
-        name: what the bar says.
-        **options: arguments of `molrmog.fit`.
-
-    Returns:
-        The law on the CPU, and records: one for the fit, one per pass of EM.
-
-    Raises:
-        ValueError: the data or options do not fit.
-    """
-    passes: list[dict[str, Any]] = []
-    start = time.perf_counter()
-    with progress() as show:
-        show(name, text="finding a start")
-
-        def on_iteration(state: EMState) -> None:
-            if state.iteration == 0:  # a fit begins; with head="auto" several do, and the last one counts
-                passes.clear()
-            passes.append(
-                {
-                    "kind": "em",
-                    "iteration": state.iteration,
-                    "log_likelihood": state.log_likelihood,
-                    "penalised": state.penalised,
-                    "seconds": round(time.perf_counter() - start, 3),
-                }
-            )
-            total = options.get("max_iter", 50)
-            text = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
-            show(name, state.iteration, total, text)
-
-        law = molrmog.fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
-        show(name, 1, total=1)
-    record = {
-        "kind": "fit",
-        "command": command,
-        "seconds": round(time.perf_counter() - start, 3),
-        "passes": passes[-1]["iteration"] if passes else 0,
-        "rows": len(train),
-        "labels": labels,
-        "machine": machine() | {"threads": torch.get_num_threads()},
-    }
-    return law.cpu(), [record, *passes]
-
-
-def save_run(
-    folder: Path,
-    law: MoLRMoG | HeadTail,
-    train: Dataset,
-    held_out: Dataset,
-    settings: Mapping[str, Any],
-    records: Sequence[Any],
-) -> None:
-    """Write what a run must hold: settings, data, law, records."""
-    law.save_pretrained(folder)
-    info = train.info() | {"held_out_rows": len(held_out)}
-    (folder / DATA_NAME).write_text(_json(info))
-    (folder / SETTINGS_NAME).write_text(yaml.safe_dump(dict(settings), sort_keys=False))
-    append_records(folder, records)
+    fit_run(**settings, command=command)
 
 
 def train(*, command: str, **settings: Any) -> None:
@@ -224,7 +65,7 @@ def train(*, command: str, **settings: Any) -> None:
         print(f"{out} is finished: draw from it with molrmog sample {out}, or train into another folder")
         return
     name, measured, page = found
-    print_measurements(name, measured)
+    evaluation.print_measurements(name, measured)
     print(f"report  {page}")
 
 
@@ -427,7 +268,7 @@ def evaluate(
             page = write_network_report(place, model, train, held, samples)
         else:
             page = write_report(place, model, train, held, samples)
-    print_measurements(train.name, {name: measured})
+    evaluation.print_measurements(train.name, {name: measured})
     print(f"report  {page}")
 
 
@@ -497,8 +338,8 @@ def info(*, target: str, data_dir: str | None = None, command: str) -> None:
                 latest[key] = r
         for r in latest.values():
             measured.setdefault(r["law"], []).append(Measurement(*(r[field.name] for field in fields(Measurement))))
-    elif (Path(target) / _EXPERIMENT_NAME).is_file():
-        asked = json.loads((Path(target) / _EXPERIMENT_NAME).read_text())
+    elif (Path(target) / EXPERIMENT_NAME).is_file():
+        asked = json.loads((Path(target) / EXPERIMENT_NAME).read_text())
         page = Path(target) / "report.html"
         lines = {key: value for key, value in asked.items() if value is not None}
         lines["report"] = page if page.is_file() else "not finished: give the same command again"
@@ -519,7 +360,7 @@ def info(*, target: str, data_dir: str | None = None, command: str) -> None:
         table.add_row(name, Text(str(value)))
     Console().print(table)
     if measured:
-        print_measurements("measurements", measured)
+        evaluation.print_measurements("measurements", measured)
 
 
 def bench(*, name: str | None = None, command: str) -> None:
@@ -546,42 +387,12 @@ def bench(*, name: str | None = None, command: str) -> None:
             raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
 
 
-_EXPERIMENT_NAME = "experiment.json"  # what an experiment's folder was made for
-_OWN_OPTIONS = {
-    "images": ("dataset", "device", "data_dir"),
-    "hybrid": ("dataset", "device", "rows", "steps", "data_dir"),
-    "overlap": ("data_dir",),
-}
-
-
-def reproduce(
-    *,
-    name: str,
-    out: str | None = None,
-    budget: str = "smoke",
-    dataset: str | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    device: str | None = None,
-    rows: int | None = None,
-    steps: int | None = None,
-    data_dir: str | None = None,
-    command: str,
-) -> None:
-    """Run an experiment, or what is missing of it.
+def reproduce(*, command: str, **settings: Any) -> None:
+    """Run an experiment, or what is missing of it; see `molrmog.interfaces.reproducing`.
 
     Args:
-        name: an experiment, see `molrmog.experiments`.
-        out: folder of the experiment.
-        budget: "smoke", "cpu" or "gpu".
-        dataset: of "images" and "hybrid"; mnist where None.
-        seed: of everything random.
-        workers: processes at a time.
-        device: where networks of "images" and "hybrid" are trained; the CPU where None.
-        rows: training rows of "hybrid".
-        steps: training steps of "hybrid".
-        data_dir: folder to look in first, of "images", "hybrid" and "overlap".
         command: the words that asked for this.
+        **settings: the options of `molrmog reproduce`.
 
     Raises:
         ValueError: an option does not fit.
@@ -589,56 +400,9 @@ def reproduce(
         RuntimeError: a part of the experiment failed; what was finished is kept.
         KeyboardInterrupt: with a line that says how to go on.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: pass 1 or more")
-    if rows is not None and rows < 2:
-        raise ValueError(f"--rows {rows}: pass 2 or more")
-    given = {"dataset": dataset, "device": device, "rows": rows, "steps": steps, "data_dir": data_dir}
-    own = {key: value for key, value in given.items() if value is not None}
-    foreign = [key for key in own if key not in _OWN_OPTIONS.get(name, ())]
-    if foreign:
-        several = " and ".join(other for other, keys in _OWN_OPTIONS.items() if foreign[0] in keys)
-        raise ValueError(f"--{foreign[0].replace('_', '-')} is an option of {several}: leave it out for {name}")
-    less = [f"{word}{value}" for word, value in (("rows", rows), ("steps", steps)) if value is not None]
-    folder = "-".join([name, *([dataset or "mnist"] if name in ("images", "hybrid") else []), budget, *less])
-    options = {"seed": seed, "workers": workers or (1 if own.get("device", "cpu") != "cpu" else os.cpu_count() or 1)}
-    place = Path(out or f"runs/{folder}")
-    asked = {"experiment": name, "budget": budget, "seed": seed, "dataset": dataset, "rows": rows, "steps": steps}
-    _claim(place, asked)
-    run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
-    try:
-        page = run(place, budget=budget, **options, **own)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
-    except (ValueError, OSError):
-        _give_up(place)
-        raise
-    print(f"report  {page}")
+    from molrmog.interfaces.reproducing import run_experiment
 
-
-def _give_up(out: Path) -> None:
-    """Take the mark from a folder in which nothing was computed."""
-    if [path.name for path in out.iterdir()] == [_EXPERIMENT_NAME]:
-        (out / _EXPERIMENT_NAME).unlink()
-        out.rmdir()
-
-
-def _claim(out: Path, asked: Mapping[str, Any]) -> None:
-    """Mark a folder as that of an experiment, or refuse it where it is something else."""
-    mark = out / _EXPERIMENT_NAME
-    if mark.is_file():
-        try:
-            there = {"steps": None, **json.loads(mark.read_text())}
-            different = [f"{key} {there[key]}, not {value}" for key, value in asked.items() if there[key] != value]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{mark} is damaged: name another folder") from None
-        if different:
-            raise FileExistsError(f"--out {out} holds {', '.join(different)}: name another folder")
-        return
-    if not (out / "cells").is_dir():  # those of an experiment that was called from Python
-        check_out(out, overwrite=False)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(mark, lambda part: part.write_text(_json(asked)))
+    run_experiment(**settings, command=command)
 
 
 def demo(*, out: str = "runs/demo", seed: int = 0, command: str) -> None:
@@ -659,40 +423,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "bench": bench,
 }
-
-
-def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]) -> None:
-    """Print measurements as a table, one column per law or network.
-
-    Args:
-        title: above the table.
-        measured: name of the law or network to its measurements.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print()
-    console.print(
-        Text(f"{title:<{_NAME_WIDTH}}" + "".join(f"{name:>12}" for name in (*measured, "training"))), style="bold"
-    )
-    by_key = {name: {(m.where, m.name): m for m in rows} for name, rows in measured.items()}
-    keys = dict.fromkeys(key for rows in by_key.values() for key in rows)
-    groups = {where: [key for key in keys if key[0] == where] for where in dict.fromkeys(where for where, _ in keys)}
-    for where, own in groups.items():
-        console.print(Text(where), style="dim")
-        for key in own:
-            found = [rows.get(key) for rows in by_key.values()]
-            reference = next((m.reference for m in found if m is not None), None)
-            shown = [evaluation.figure(None if m is None else m.value, key[1]) for m in found]
-            shown.append(evaluation.figure(reference, key[1]))
-            console.print(Text(f"  {key[1]:<{_NAME_WIDTH - 2}}" + "".join(f"{text:>12}" for text in shown)))
-    console.print("training: what training rows get in the place of samples", style="dim")
-    console.print()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"
 
 
 def _check_file(path: Path | None, *, overwrite: bool) -> None:

@@ -40,7 +40,7 @@ from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.experts import Experts
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.networks import latent_network
-from molrmog.interfaces import commands, evaluation
+from molrmog.interfaces import evaluation, fitting
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import METRICS_NAME, SAMPLES_NAME, Run, staged
 from molrmog.interfaces.trained import Trained
@@ -93,7 +93,7 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
     with staged(out, overwrite=True) as part:
         train, held = load_parts("digits", dequantise=True, seed=seed)
         fits = {
-            name: commands.fit_and_record(train, labels=False, seed=seed, command=command, name=name, **shape)
+            name: fitting.fit_and_record(train, labels=False, seed=seed, command=command, name=name, **shape)
             for name, shape in LAWS.items()
         }
         trained, held_expert, curves = _train_networks(train, held, seed)
@@ -120,13 +120,13 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
         law, records = fits[main]
         settings = {"data": "digits", "out": str(out), **LAWS[main], "dequantise": True, "seed": seed}
         records += [m.to_record(law=name, command=command) for name, rows in measured.items() for m in rows]
-        commands.save_run(part, law, train, held, settings, records)
+        fitting.save_run(part, law, train, held, settings, records)
         picture = pictures.samples_picture(train, samples[main][:_SHOWN])
         write_atomically(part / SAMPLES_NAME, lambda file: file.write_bytes(picture))
         others = {name: x[:_SHOWN] for name, x in samples.items() if name != main}
         about = _ABOUT.format(steps=STEPS, batch=_BATCH, dim=_LATENT_DIM)
         write_report(Run(part), law, train, held, samples[main], others=others, curves=curves, introduction=about)
-    commands.print_measurements("digits", measured)
+    evaluation.print_measurements("digits", measured)
     print(f"report  {Run(out).folder / 'report.html'}")
     return out / "report.html"
 

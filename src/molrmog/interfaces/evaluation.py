@@ -35,6 +35,7 @@ _NEAREST_ROWS = 60_000  # training rows among which the nearest are looked for
 _CODED_ROWS = 1000  # held-out rows that are encoded and decoded
 _LPIPS_PAIRS = 500
 _CLIP_ROWS = 500
+_NAME_WIDTH = 32  # characters, of a printed table
 
 
 @dataclass(frozen=True)
@@ -384,3 +385,33 @@ def _costs(
         Measurement("wall seconds", watch.wall, sampling, "lower"),
         Measurement("CPU seconds", watch.cpu, sampling, "lower"),
     ]
+
+
+def print_measurements(title: str, measured: Mapping[str, Sequence[Measurement]]) -> None:
+    """Print measurements as a table, one column per law or network.
+
+    Args:
+        title: above the table.
+        measured: name of the law or network to its measurements.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(
+        Text(f"{title:<{_NAME_WIDTH}}" + "".join(f"{name:>12}" for name in (*measured, "training"))), style="bold"
+    )
+    by_key = {name: {(m.where, m.name): m for m in rows} for name, rows in measured.items()}
+    keys = dict.fromkeys(key for rows in by_key.values() for key in rows)
+    groups = {where: [key for key in keys if key[0] == where] for where in dict.fromkeys(where for where, _ in keys)}
+    for where, own in groups.items():
+        console.print(Text(where), style="dim")
+        for key in own:
+            found = [rows.get(key) for rows in by_key.values()]
+            reference = next((m.reference for m in found if m is not None), None)
+            shown = [figure(None if m is None else m.value, key[1]) for m in found]
+            shown.append(figure(reference, key[1]))
+            console.print(Text(f"  {key[1]:<{_NAME_WIDTH - 2}}" + "".join(f"{text:>12}" for text in shown)))
+    console.print("training: what training rows get in the place of samples", style="dim")
+    console.print()

@@ -42,6 +42,7 @@ from molrmog.schedules import Schedule
 SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
 SAMPLES_NAME, REPORT_NAME = "samples.png", "report.html"
 EXPERTS_NAME, GRIDS_NAME = "experts.npz", "grids"
+EXPERIMENT_NAME = "experiment.json"  # what the folder of an experiment was made for
 RUN_FILES = (SETTINGS_NAME, CONFIG_NAME, MODEL_NAME, DATA_NAME, METRICS_NAME, SAMPLES_NAME, REPORT_NAME)
 
 

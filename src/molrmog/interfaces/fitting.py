@@ -1,0 +1,185 @@
+"""What `molrmog fit` does: a law from rows, in a run folder that is whole before anything is measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import molrmog
+from molrmog import pictures
+from molrmog.data import Dataset, load_parts
+from molrmog.experiments.page import machine
+from molrmog.head_tail import HeadTail
+from molrmog.interfaces import evaluation
+from molrmog.interfaces.report import write_report
+from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
+from molrmog.learning.em import EMState
+from molrmog.mixture import MoLRMoG
+from molrmog.progress import progress, status
+from molrmog.saving import write_atomically
+
+_GRID = 64  # samples in the report of a fit
+_SAMPLES = 2000  # samples that a fit compares with held-out rows
+
+
+def fit_run(
+    *,
+    data: str,
+    out: str,
+    overwrite: bool = False,
+    labels: bool = False,
+    dequantise: bool = False,
+    image_size: int | None = None,
+    held_out: float = 0.1,
+    data_dir: str | None = None,
+    seed: int = 0,
+    evaluate: bool = True,
+    device: str = "cpu",
+    command: str,
+    **shape: Any,
+) -> None:
+    """Fit a law to data and write a run folder.
+
+    The run is in place, whole, as soon as the fit is done; measurements and the report are added to it then.
+
+    Args:
+        data: name or path of the data.
+        out: run folder.
+        overwrite: replace a run that is there.
+        labels: one subspace per class.
+        dequantise: add uniform noise of one level to integer data.
+        image_size: crop and resize images to so many pixels a side.
+        held_out: share of rows to hold out where the data have no test part.
+        data_dir: folder to look in first.
+        seed: of everything random.
+        evaluate: measure samples and clusters, too.
+        device: where to compute.
+        command: the words that asked for this, for the record.
+        **shape: the remaining arguments of `molrmog.fit`.
+
+    Raises:
+        ValueError: the data or settings do not fit.
+        OSError: the data are not there, or the run folder cannot be written.
+    """
+    folder = Path(out)
+    check_out(folder, overwrite=overwrite)
+    with status(f"reading {data}"):
+        source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
+        train, held = load_parts(data, held_out=held_out, seed=seed, **source)
+    if labels and train.labels is None:
+        raise ValueError(f"{train.name} has no labels: leave out --labels")
+    if shape.get("latent_dim") is None:
+        shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
+    settings = {
+        "data": data,
+        "out": out,
+        **shape,
+        "labels": labels,
+        "seed": seed,
+        "evaluate": evaluate,
+        "device": device,
+    }
+    settings |= {"held_out": held_out, **source}
+    with staged(folder, overwrite=overwrite) as part:
+        law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
+        save_run(part, law, train, held, settings, records)
+    run = Run(folder)
+    try:
+        with status("measuring"):
+            measured = evaluation.likelihood(law, train, held)
+            samples = evaluation.draw(law, min(_SAMPLES, max(len(held), _GRID)) if evaluate else _GRID, seed)
+            if evaluate:
+                (space,) = evaluation.feature_spaces(["pca"], train, held)
+                if min(len(train), len(held), len(samples)) > 1:
+                    measured += evaluation.quality(samples, train, held, space, neighbours=False, seed=seed)
+                measured += evaluation.clusters(law, held)
+            run.record([m.to_record(law="law", command=command) for m in measured])
+            write_atomically(
+                folder / SAMPLES_NAME,
+                lambda file: file.write_bytes(
+                    pictures.samples_picture(train, samples[:_GRID], np.asarray(held.x[:500]))
+                ),
+            )
+            page = write_report(run, law, train, held, samples)
+    except KeyboardInterrupt:
+        print(f"molrmog: the fit is done and kept; measure it with: molrmog evaluate {folder}", file=sys.stderr)
+        raise
+    evaluation.print_measurements(train.name, {"law": measured})
+    print(f"report  {page}")
+
+
+def fit_and_record(
+    train: Dataset, *, labels: bool, command: str, name: str = "EM", **options: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Fit, and show how far that is on stderr.
+
+    Args:
+        train: the rows.
+        labels: whether to use their labels.
+        command: for the record.
+        name: what the bar says.
+        **options: arguments of `molrmog.fit`.
+
+    Returns:
+        The law on the CPU, and records: one for the fit, one per pass of EM.
+
+    Raises:
+        ValueError: the data or options do not fit.
+    """
+    passes: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    with progress() as show:
+        show(name, text="finding a start")
+
+        def on_iteration(state: EMState) -> None:
+            if state.iteration == 0:  # a fit begins; with head="auto" several do, and the last one counts
+                passes.clear()
+            passes.append(
+                {
+                    "kind": "em",
+                    "iteration": state.iteration,
+                    "log_likelihood": state.log_likelihood,
+                    "penalised": state.penalised,
+                    "seconds": round(time.perf_counter() - start, 3),
+                }
+            )
+            total = options.get("max_iter", 50)
+            text = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
+            show(name, state.iteration, total, text)
+
+        law = molrmog.fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
+        show(name, 1, total=1)
+    record = {
+        "kind": "fit",
+        "command": command,
+        "seconds": round(time.perf_counter() - start, 3),
+        "passes": passes[-1]["iteration"] if passes else 0,
+        "rows": len(train),
+        "labels": labels,
+        "machine": machine() | {"threads": torch.get_num_threads()},
+    }
+    return law.cpu(), [record, *passes]
+
+
+def save_run(
+    folder: Path,
+    law: MoLRMoG | HeadTail,
+    train: Dataset,
+    held_out: Dataset,
+    settings: Mapping[str, Any],
+    records: Sequence[Any],
+) -> None:
+    """Write what a run must hold: settings, data, law, records."""
+    law.save_pretrained(folder)
+    info = train.info() | {"held_out_rows": len(held_out)}
+    (folder / DATA_NAME).write_text(json.dumps(info, indent=2) + "\n")
+    (folder / SETTINGS_NAME).write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    append_records(folder, records)
