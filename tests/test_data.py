@@ -276,7 +276,7 @@ def test_npz_parts_and_string_labels(tmp_path):
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_the_first_bad_row_is_named(tmp_path, suffix, value, monkeypatch):
-    monkeypatch.setattr("molrmog.data._CHUNK_VALUES", 8)  # the bad row is not in the first chunk
+    monkeypatch.setattr("molrmog.data.dataset._CHUNK_VALUES", 8)  # the bad row is not in the first chunk
     rows = np.zeros((9, 4))
     rows[5:, 2] = value
     path = tmp_path / f"a.{suffix}"

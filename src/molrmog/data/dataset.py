@@ -1,0 +1,277 @@
+"""What every source becomes: a `Dataset` of scaled rows.
+
+**Scaling.** Raw values become rows by x = raw * scale + shift, elementwise. Images of L integer levels 0..L-1 (256 for
+8 bits, 17 for `digits`) are mapped onto [-1, 1] by scale = 2 / (L - 1), shift = -1; arrays of real numbers are left as
+they are (scale = 1, shift = 0). Images are flattened in (C, H, W) order.
+
+**Bits per dimension.** A density of rows is a density of raw values by the change of variables
+
+    log p(raw) = log p(x) + D log_scale,      log_scale := log |dx/draw| = log(scale),
+
+so that bits/dim on the raw scale are -(log p(x) / D + log_scale) / log 2.
+
+**Dequantisation.** A density can grow without bound on integers. With `dequantise` every level gets seeded noise u,
+uniform on [0, 1), before the scaling: E_u[log p(raw + u)] is then a lower bound of the log-probability of the integers
+under P(raw) = int_[0,1)^D p(raw + u) du. u takes the midpoints of 2^12 equal cells of [0, 1): level + u is exact in
+float32, and floor gives the level back.
+
+A `Layout` is what a saved run keeps of its data: shape, scaling and class names, enough to turn samples into images
+when the data themselves are gone.
+
+References:
+    Theis, van den Oord, Bethge, "A note on the evaluation of generative models", ICLR 2016, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+Array = np.ndarray[Any, Any]
+Values = TypeVar("Values", Array, "torch.Tensor")
+# Dequantisation noise lies on this many cells: 8 bits of level and 13 of noise fit the 24 bits of a float32.
+_CELLS = 2**12
+_CHUNK_VALUES = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What one row means: its event shape, its scaling and the class names.
+
+    Attributes:
+        name: Name of the data set.
+        shape: Event shape, (C, H, W) for images and (D,) for rows.
+        scale: Factor in x = raw * scale + shift.
+        shift: Offset in x = raw * scale + shift.
+        levels: Number of integer levels of the raw values (256 for 8-bit images), None for real numbers.
+        classes: Name of each label, None where there are none.
+        dequantised: Whether the rows carry uniform noise on [0, 1) of a level.
+
+    Raises:
+        ValueError: If the shape is empty or the scale is not positive.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+    levels: int | None = None
+    classes: tuple[str, ...] | None = None
+    dequantised: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"{self.name}: shape must hold positive sizes, got {self.shape}")
+        if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.shift)):
+            raise ValueError(f"{self.name}: scale must be > 0 and finite, got {self.scale} (shift {self.shift})")
+
+    @classmethod
+    def from_info(cls, info: Mapping[str, Any]) -> Layout:
+        """Build the layout back from `Dataset.info()`, e.g. from the JSON saved with a run.
+
+        Args:
+            info: The dictionary; keys that are not part of a layout are passed over.
+
+        Raises:
+            ValueError: If a key is missing.
+        """
+        try:
+            return Layout(
+                name=info["name"],
+                shape=tuple(info["shape"]),
+                scale=info["scale"],
+                shift=info["shift"],
+                levels=info["levels"],
+                classes=None if info["classes"] is None else tuple(info["classes"]),
+                dequantised=info["dequantised"],
+            )
+        except KeyError as missing:
+            raise ValueError(f"data info lacks {missing}: save Dataset.info() with the run") from None
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates D of a row."""
+        return math.prod(self.shape)
+
+    @property
+    def log_scale(self) -> float:
+        """Log |dx/draw| of one coordinate, in nats: log p(raw) = log p(x) + D log_scale."""
+        return math.log(self.scale)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether `to_images` works: shape (1 or 3, H, W) and a known number of levels."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3) and self.levels is not None
+
+    def to_raw(self, x: Values) -> Values:
+        """Undo the scaling: (x - shift) / scale, an array or a tensor of any shape."""
+        return (x - self.shift) / self.scale
+
+    def to_images(self, x: Array | torch.Tensor) -> Array:
+        """Turn rows into 8-bit pictures.
+
+        Raw values go to the nearest level (to the level below for dequantised rows, which undoes the noise exactly),
+        are clipped, and stretched from 0..levels-1 to 0..255.
+
+        Args:
+            x: Rows, with shape (N, D) or (N, C, H, W).
+
+        Returns:
+            The pictures, uint8 with shape (N, H, W) for one channel and (N, H, W, 3) for three.
+
+        Raises:
+            ValueError: If the rows are not images, or hold another number of values, or NaN.
+        """
+        if not self.is_image or self.levels is None:
+            raise ValueError(f"{self.name}: rows of shape {self.shape} with levels={self.levels} are not images")
+        array: Array = np.asarray(x if isinstance(x, np.ndarray) else x.detach().cpu().float().numpy())
+        if array.ndim < 2 or math.prod(array.shape[1:]) != self.dim:
+            raise ValueError(f"{self.name}: images need shape (N, {self.dim}) or (N, *{self.shape}), got {array.shape}")
+        top = self.levels - 1
+        images = np.empty((len(array), *self.shape), np.uint8)
+        for rows in chunks(len(array), self.dim):
+            raw = self.to_raw(array[rows])
+            if np.isnan(raw).any():
+                raise ValueError(f"{self.name}: cannot draw rows that hold NaN")
+            level = np.clip(np.floor(raw) if self.dequantised else np.rint(raw), 0, top)
+            images[rows] = np.rint(level * (255 / top)).reshape(-1, *self.shape)
+        return images[:, 0] if self.shape[0] == 1 else images.transpose(0, 2, 3, 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset(Layout):
+    """A `Layout` and its rows.
+
+    Attributes:
+        x: Scaled rows with shape (N, D): float32 in memory, or an `np.memmap` of any real type.
+        labels: Labels with shape (N,), int64, or None.
+        part: Which part of the data set the rows are from, "train" or "test".
+
+    Raises:
+        ValueError: If there are no rows, or the shapes of `x`, `labels` and `shape` do not agree.
+    """
+
+    x: Array
+    labels: Array | None = None
+    part: str = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.x.ndim != 2 or len(self.x) == 0:
+            raise ValueError(f"{self.name}: needs at least one row, shape (N, D), got shape {self.x.shape}")
+        if self.x.shape[1] != self.dim:
+            raise ValueError(f"{self.name}: rows have {self.x.shape[1]} values, shape {self.shape} needs {self.dim}")
+        if self.labels is not None and self.labels.shape != (len(self.x),):
+            raise ValueError(f"{self.name}: needs one label a row, got {self.labels.shape} for {len(self.x)} rows")
+
+    # Layout would call two data sets equal whatever their rows.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to_images(self, x: Array | torch.Tensor | None = None) -> Array:
+        """Turn rows (those of the data set where `x` is None) into 8-bit pictures: see `Layout.to_images`."""
+        return super().to_images(self.x if x is None else x)
+
+    def subset(self, index: slice | Sequence[int] | Array) -> Dataset:
+        """Keep the rows at `index`.
+
+        A slice of a memory map stays a memory map; rows picked one by one are read into memory.
+
+        Raises:
+            ValueError: If no row is left.
+        """
+        rows = index if isinstance(index, slice) else np.asarray(index, dtype=None if len(index) else np.int64)
+        return replace(self, x=self.x[rows], labels=None if self.labels is None else self.labels[rows])
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Split at random into round(fraction N) rows and the others, each in their old order.
+
+        With labels the split is stratified: every label keeps its share to within one row.
+
+        Args:
+            fraction: Share of the first part, in (0, 1).
+            seed: Seed of the shuffle.
+
+        Raises:
+            ValueError: If a part would be empty.
+        """
+        count = round(fraction * len(self))
+        if not 0 < count < len(self):
+            raise ValueError(
+                f"{self.name}: fraction {fraction} of {len(self)} rows leaves an empty part: choose another"
+            )
+        first, second = split_rows(len(self), count, self.labels, seed)
+        return self.subset(first), self.subset(second)
+
+    def info(self) -> dict[str, Any]:
+        """Describe the data set in JSON types, to be saved with a run; `Layout.from_info` reads it back."""
+        return {
+            "name": self.name,
+            "part": self.part,
+            "rows": len(self),
+            "shape": list(self.shape),
+            "scale": self.scale,
+            "shift": self.shift,
+            "levels": self.levels,
+            "classes": None if self.classes is None else list(self.classes),
+            "dequantised": self.dequantised,
+        }
+
+
+def split_rows(rows: int, count: int, labels: Array | None, seed: int) -> tuple[Array, Array]:
+    """Pick `count` of the rows at random, in equal shares of every label, and return their indices and the others'.
+
+    The rows are shuffled and sorted by label; of every stretch of that order the first part takes its share, to within
+    one row.
+    """
+    order = np.random.default_rng(seed).permutation(rows)
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    steps = np.arange(rows + 1) * count // rows
+    first = steps[1:] > steps[:-1]
+    return np.sort(order[first]), np.sort(order[~first])
+
+
+def chunks(rows: int, dim: int) -> Iterator[slice]:
+    """Slices of so many rows as fit into memory beside a large table."""
+    step = max(1, _CHUNK_VALUES // dim)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def scaled(images: Array, scale: float, shift: float, rng: np.random.Generator | None) -> Array:
+    """Turn integer levels with shape (N, C, H, W) into float32 rows, with dequantisation noise where `rng` is given."""
+    x = np.empty((len(images), math.prod(images.shape[1:])), np.float32)
+    for rows in chunks(*x.shape):
+        chunk = x[rows]
+        chunk[:] = images[rows].reshape(chunk.shape)
+        if rng is not None:
+            chunk += (rng.integers(_CELLS, size=chunk.shape, dtype=np.uint16) + np.float32(0.5)) / np.float32(_CELLS)
+        chunk *= scale
+        chunk += shift
+    return x
+
+
+def check_finite(name: str, x: Array) -> None:
+    """Refuse rows with NaN or inf.
+
+    Raises:
+        ValueError: with the number of the first such row.
+    """
+    for rows in chunks(*x.shape):
+        finite = np.isfinite(x[rows]).all(axis=1)
+        if not finite.all():
+            row = rows.start + int(np.argmin(finite))
+            raise ValueError(f"{name}: row {row} holds NaN or inf (as {x.dtype}): drop or fill such rows first")
