@@ -3,7 +3,7 @@
 import numpy as np
 
 from molrmog.data import Layout
-from molrmog.interfaces.explain_drawings import Drawn, level_drawing, png
+from molrmog.interfaces.explain.drawings import Drawn, level_drawing, png
 
 
 def drawn(D):

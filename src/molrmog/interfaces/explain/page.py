@@ -25,7 +25,7 @@ import numpy as np
 from molrmog import pictures
 from molrmog.data import Layout
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, machine, number, write_page
-from molrmog.interfaces.explain_drawings import Drawn, curves, level_drawing, png
+from molrmog.interfaces.explain.drawings import Drawn, curves, level_drawing, png
 from molrmog.metrics import Agreement
 from molrmog.metrics.agreement import agree_from
 from molrmog.progress import Show
