@@ -63,15 +63,23 @@ def test_an_unknown_plan_says_what_there_is():
 
 def test_other_steps_compare_plain_and_law_alone():
     made = plan("mnist", "cpu", steps=3200)
-    assert (list(made.arms), list(made.bases), made.evaluations) == (["plain", "law"], ["law"], ())
+    compared = ["plain", "law", "law, input only"]
+    assert (list(made.arms), list(made.bases), made.evaluations) == (compared, ["law"], ())
+    assert list(plan("mnist", "cpu", rows=1000).arms) == ["plain", "law"]
     assert (made.training["steps"], plan("mnist", "cpu", rows=1000, steps=800).training["steps"]) == (3200, 800)
     assert plan("mnist", "smoke", steps=16).training["steps"] == 16
+    assert [plan("mnist", budget, seeds=2).seeds for budget in ("smoke", "cpu")] == [(0, 1), (0, 1)]
 
 
 @pytest.mark.parametrize("steps", [0, 24, -16])
 def test_steps_that_marks_do_not_divide_are_refused(steps):
     with pytest.raises(ValueError, match="multiple of 16"):
         plan("mnist", "cpu", steps=steps)
+
+
+def test_no_seed_is_refused():
+    with pytest.raises(ValueError, match="--seeds 0: pass 1 or more"):
+        plan("mnist", "cpu", seeds=0)
 
 
 def table(path):

@@ -11,7 +11,8 @@
 | blend               | law and patches    | in and out  | what a better base adds                    |
 | plain, RATE ...     | –                  | –           | is the plain network tuned                 |
 
-Where `rows` or `steps` are given, plain and law alone are compared: on so many first rows, after so many steps.
+Where `rows` or `steps` are given, only plain and law are compared, and with `steps` law as input only: on so many first
+rows, after so many steps.
 Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a graphics card allows.
 
 References:
@@ -35,6 +36,7 @@ from molrmog.experiments.image_page import slug
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
+_INPUT = "law, input only"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Arm:
 _ARMS = {
     PLAIN: Arm(),
     LAW: Arm("law"),
-    "law, input only": Arm("law", added=False),
+    _INPUT: Arm("law", added=False),
     "law, added only": Arm("law", as_input=False),
     "Gaussian": Arm("gaussian"),
 }
@@ -222,7 +224,9 @@ _SMOKE = Plan(
 )
 
 
-def plan(dataset: str, budget: str, rows: int | None = None, steps: int | None = None) -> Plan:
+def plan(
+    dataset: str, budget: str, rows: int | None = None, steps: int | None = None, seeds: int | None = None
+) -> Plan:
     """The plan of a data set and budget.
 
     Args:
@@ -230,10 +234,13 @@ def plan(dataset: str, budget: str, rows: int | None = None, steps: int | None =
         budget: one of `BUDGETS`.
         rows: training rows; all where None.
         steps: of training, a multiple of 16; the plan's own where None.
+        seeds: how many; those of the plan where None.
 
     Raises:
-        ValueError: an unknown name, or steps that its marks do not divide.
+        ValueError: an unknown name, no seed, or steps that its marks do not divide.
     """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds {seeds}: pass 1 or more")
     if steps is not None and (steps < 1 or steps % 16):
         raise ValueError(f"--steps {steps}: networks are measured after a sixteenth of them, pass a multiple of 16")
     if dataset not in DATASETS or budget not in BUDGETS:
@@ -244,7 +251,7 @@ def plan(dataset: str, budget: str, rows: int | None = None, steps: int | None =
         data = "imagenette-parachute" if dataset == "parachute" else dataset
         made = replace(_SMOKE, data=data, image_size=16 if dataset == "parachute" else None)
         training = {**made.training, "steps": steps or made.training["steps"]}
-        return replace(made, rows=rows or made.rows, training=training)
+        return replace(made, rows=rows or made.rows, training=training, seeds=_seeds(made, seeds))
     made = {
         "mnist": _MNIST,
         "fashion-mnist": _FASHION,
@@ -255,7 +262,8 @@ def plan(dataset: str, budget: str, rows: int | None = None, steps: int | None =
         law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
         made = replace(made, bases={"law": law}, training={**made.training, "steps": 400}, marks=(1 / 8, 1 / 4, 1))
     if rows is not None or steps is not None:
-        alone = {name: made.arms[name] for name in (PLAIN, LAW)}
+        compared = (PLAIN, LAW) if steps is None else (PLAIN, LAW, _INPUT)
+        alone = {name: made.arms[name] for name in compared if name in made.arms}
         made = replace(made, bases={"law": made.bases["law"]}, arms=alone, evaluations=())
     if budget == "gpu":
         more = {"steps": 20_000, "batch_size": 256, "ema_decay": 0.999}
@@ -263,7 +271,11 @@ def plan(dataset: str, budget: str, rows: int | None = None, steps: int | None =
         made = replace(made, training={**made.training, **more})
     if steps is not None:
         made = replace(made, training={**made.training, "steps": steps})
-    return replace(made, rows=rows)
+    return replace(made, rows=rows, seeds=_seeds(made, seeds))
+
+
+def _seeds(made: Plan, seeds: int | None) -> tuple[int, ...]:
+    return made.seeds if seeds is None else tuple(range(seeds))
 
 
 def run_hybrid(
@@ -273,6 +285,7 @@ def run_hybrid(
     *,
     rows: int | None = None,
     steps: int | None = None,
+    seeds: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     device: str = "cpu",
@@ -286,6 +299,7 @@ def run_hybrid(
         budget: one of `BUDGETS`.
         rows: training rows, the first of the data; all where None.
         steps: of training; those of the plan where None.
+        seeds: how many; those of the plan where None.
         seed: added to the seeds of the plan.
         workers: processes at a time; as many as cores where None, one on a GPU.
         device: where networks are trained.
@@ -298,7 +312,7 @@ def run_hybrid(
         ValueError: an unknown name, or data that do not fit.
         RuntimeError: a cell failed.
     """
-    made = plan(dataset, budget, rows, steps)
+    made = plan(dataset, budget, rows, steps, seeds)
     out = Path(out)
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
     source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
@@ -321,7 +335,7 @@ def run_hybrid(
         measured |= crew.run(compute_base, late, out, title="blends")
         results = crew.run(compute_arm, cells, out, title="networks")
         sampled = crew.run(compute_sampling, _sampling_cells(made, cells), out, title="sampling")
-    asked = {"dataset": dataset, "budget": budget, "rows": rows, "steps": steps}
+    asked = {"dataset": dataset, "budget": budget, "rows": rows, "steps": steps, "seeds": seeds}
     settings = {**asked, "seed": seed, "plan": asdict(made)}
     keep_settings(out, settings)
     words = " ".join(f"--{name} {value}" for name, value in asked.items() if value is not None)

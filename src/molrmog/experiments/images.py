@@ -3,7 +3,7 @@
 | part         | varies                                                              | stays                         |
 | ------------ | ------------------------------------------------------------------- | ----------------------------- |
 | networks     | the network: U-Net, MLP, Gaussians, MoG with n_k modes, EM's law,    | one autoencoder per class     |
-|              | a network on that law (U-Net on pictures, else MLP)                  |                               |
+|              | a network on that law, or seeing it (U-Net on pictures, else MLP)    |                               |
 | start        | where the MoG network starts: random, k-means, EM; EM alone         | one autoencoder per class     |
 | experts      | K, by label and by clustering                                       | MoG with 8 modes              |
 | autoencoders | dedicated, shared, LoRA, linear                                     | MoG, Gaussian, U-Net          |
@@ -318,6 +318,7 @@ def _networks(
             add("networks", main, f"law by EM, n = {n}", "em", own, {**made.mog, "modes": n})
             on_law = {**made.mog, **made.mlp, **made.unet, "modes": n}
             add("networks", main, f"network on the law, n = {n}", "residual", own, on_law)
+            add("networks", main, f"network seeing the law, n = {n}", "residual", own, {**on_law, "added": False})
         for n, rank in made.laws:
             label = f"law by EM, n = {n}, {'full rank' if rank is None else f'rank {rank}'}"
             add("networks", main, label, "em", own, {**made.mog, "modes": n, "rank": rank})

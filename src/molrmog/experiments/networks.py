@@ -54,6 +54,7 @@ def latent_network(
     depth: int = 3,
     base: Denoiser | ExpertDenoiser | None = None,
     gates: bool = False,
+    added: bool = True,
     unconditional: bool = False,
     sigma_data: float = 1.0,
     seed: int = 0,
@@ -80,6 +81,7 @@ def latent_network(
         depth: residual blocks of the MLP.
         base: what "residual" stands on; a law per expert, started by EM, where None.
         gates: whether the network of "residual" sees the gates of its base, see `ResidualDenoiser`.
+        added: whether its base is added to what it says, or is only seen by it.
         unconditional: whether rows of "unet", "mlp" and "residual" may be told no expert, as guidance needs; the base
             of "residual" must allow it, too.
         sigma_data: standard deviation of the latents, for the preconditioning of "unet" and "mlp".
@@ -111,7 +113,7 @@ def latent_network(
             base = cast(ExpertDenoiser, latent_network("mog", z, expert, latent_shape, **start_at))
         seen = {"inputs": 2, "gates": gates_of(base) if gates else 0}
         network = neural("unet" if picture else "mlp", **seen)
-        return ResidualDenoiser(base, network, gates=gates).measure_(z, expert, seed)
+        return ResidualDenoiser(base, network, gates=gates, added=added).measure_(z, expert, seed)
     learn = _LEARN if learn is None else learn
     networks: list[ScoreNetwork] = []
     for k in range(experts):

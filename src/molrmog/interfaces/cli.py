@@ -65,6 +65,13 @@ def _fit() -> ArgumentParser:
         help="fit in so many leading principal coordinates and give the rest one shared Gaussian; auto chooses",
     )
     _yes_no(parser, "labels", False, "one subspace per class")
+    _yes_no(
+        parser,
+        "added",
+        True,
+        "add the base of residual to what its network says; without, the network only sees the base: slower at first, "
+        "better in the end where the base is good, as in latents",
+    )
     _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
     add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
     add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
@@ -320,6 +327,7 @@ def _reproduce() -> ArgumentParser:
     add("--device", type=str | None, default=None, help="where networks of images and hybrid are trained: cpu, cuda")
     add("--rows", type=int | None, default=None, help="training rows of hybrid, the first of the data")
     add("--steps", type=int | None, default=None, help="training steps of hybrid, a multiple of 16")
+    add("--seeds", type=int | None, default=None, help="how many seeds of hybrid")
     add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser
 

@@ -14,7 +14,7 @@ from molrmog.saving import write_atomically
 
 _OWN_OPTIONS = {
     "images": ("dataset", "device", "data_dir"),
-    "hybrid": ("dataset", "device", "rows", "steps", "data_dir"),
+    "hybrid": ("dataset", "device", "rows", "steps", "seeds", "data_dir"),
     "overlap": ("data_dir",),
 }
 
@@ -30,6 +30,7 @@ def run_experiment(
     device: str | None = None,
     rows: int | None = None,
     steps: int | None = None,
+    seeds: int | None = None,
     data_dir: str | None = None,
     command: str,
 ) -> None:
@@ -45,6 +46,7 @@ def run_experiment(
         device: where networks of "images" and "hybrid" are trained; the CPU where None.
         rows: training rows of "hybrid".
         steps: training steps of "hybrid".
+        seeds: how many seeds of "hybrid".
         data_dir: folder to look in first, of "images", "hybrid" and "overlap".
         command: the words that asked for this.
 
@@ -58,7 +60,7 @@ def run_experiment(
         raise ValueError(f"--workers {workers}: pass 1 or more")
     if rows is not None and rows < 2:
         raise ValueError(f"--rows {rows}: pass 2 or more")
-    given = {"dataset": dataset, "device": device, "rows": rows, "steps": steps, "data_dir": data_dir}
+    given = {"dataset": dataset, "device": device, "rows": rows, "steps": steps, "seeds": seeds, "data_dir": data_dir}
     own = {key: value for key, value in given.items() if value is not None}
     foreign = [key for key in own if key not in _OWN_OPTIONS.get(name, ())]
     if foreign:

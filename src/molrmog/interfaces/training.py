@@ -140,6 +140,7 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         _check_drop(settings)
     if settings["network"] != "residual":
         asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
+        asked += [] if settings["added"] else ["no-added"]
         if asked:
             raise ValueError(f"--{asked[0]} belongs to --network residual: leave it out, or pass that")
         return
@@ -275,7 +276,7 @@ def _train(
     base = None
     if settings["network"] == "residual":
         base = _base(folder, settings, train, z, expert, latent_dim)
-    same = ("modes", "start", "channels", "attention", "width", "depth", "gates", "seed")
+    same = ("modes", "start", "channels", "attention", "width", "depth", "gates", "added", "seed")
     with _stage(folder, "start"), status("finding a start"):
         network = latent_network(
             settings["network"],
