@@ -65,13 +65,6 @@ def _fit() -> ArgumentParser:
         help="fit in so many leading principal coordinates and give the rest one shared Gaussian; auto chooses",
     )
     _yes_no(parser, "labels", False, "one subspace per class")
-    _yes_no(
-        parser,
-        "added",
-        True,
-        "add the base of residual to what its network says; without, the network only sees the base: slower at first, "
-        "better in the end where the base is good, as in latents",
-    )
     _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
     add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
     add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
@@ -149,6 +142,13 @@ def _train() -> ArgumentParser:
         "gates",
         False,
         "tell the network of residual how its law weighs the subspaces; not with --learn; a --base must be a law",
+    )
+    _yes_no(
+        parser,
+        "added",
+        True,
+        "add the base of residual to what its network says; without, the network only sees the base: slower at first, "
+        "better in the end where the base is good, as in latents",
     )
     _yes_no(parser, "zero-mean", False, "keep the means of a gaussian at zero (MoLRG)")
     add("--channels", type=list[int], default=[64, 96], help="of each level of a unet, as [64,96]")
