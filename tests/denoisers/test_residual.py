@@ -60,15 +60,19 @@ def test_an_untrained_network_leaves_the_base_as_it_is(make, level):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("added", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize(("s", "gamma"), LEVELS[:4])
-def test_the_target_of_the_network_has_unit_mean_square(s, gamma):
+def test_the_target_of_the_network_has_unit_mean_square(s, gamma, added):
     law = a_law()
-    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2)).measure_(law.sample(4000).x)
+    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2), added=added).measure_(law.sample(4000).x)
     x0, xt = noised(law, 20_000, s, gamma, seed=2)
+    start = network.denoise(xt, s, gamma)
     nn.init.ones_(network.network.leave.bias)
-    scale = float((network.denoise(xt[:1], s, gamma) - law.denoise(xt[:1], s, gamma)).mean())  # F = 1 adds c_res
-    target = (x0 - law.denoise(xt, s, gamma)) / scale
+    scale = float((network.denoise(xt[:1], s, gamma) - start[:1]).mean())  # F = 1 adds c_res
+    target = (x0 - start) / scale
     assert float(target.square().mean()) == pytest.approx(1.0, abs=0.15)  # tables of 256 rows a level
+    if added < 1:
+        return
     # On samples of the law the scale is its posterior variance.
     assert scale**2 == pytest.approx(float(law.posterior(xt, s, gamma).variance.mean()), rel=0.15)
 
@@ -86,12 +90,16 @@ def test_on_one_isotropic_gaussian_it_is_edm():
     assert float(measured.log_ratio.values.abs().max()) < 0.1  # 256 x 6 numbers a level
 
 
-def test_a_base_that_is_only_an_input_does_not_add():
+@pytest.mark.parametrize("added", [0.0, 0.3])
+def test_a_base_is_added_as_much_as_asked(added):
     law = a_law()
-    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2), added=False, sigma_data=0.5)
+    network = ResidualDenoiser(law, MLPDenoiser(6, width=8, inputs=2), added=added, sigma_data=0.5)
     _, xt = noised(law, 10, 0.8, 0.6)
     skip = 0.8 * 0.25 / (0.64 * 0.25 + 0.36)
-    torch.testing.assert_close(network.denoise(xt, 0.8, 0.6), skip * xt)
+    wanted = added * law.denoise(xt, 0.8, 0.6) + (1 - added) * skip * xt
+    torch.testing.assert_close(network.denoise(xt, 0.8, 0.6), wanted)
+    again = ResidualDenoiser.from_config(network.config)
+    assert again.added == added
     moved(network.network)
     seen = network.denoise(xt, 0.8, 0.6)
     network.base = a_law(seed=3)

@@ -31,7 +31,7 @@ TINY = replace(
     arms={
         "plain": Arm(),
         "law": Arm("law"),
-        "blend": Arm("blend", added=False),
+        "blend": Arm("blend", added=0.0),
         "plain, faster": Arm(training={"warmup": 1}),
     },
     unet={"channels": (8,), "attention": False},
@@ -63,7 +63,7 @@ def test_an_unknown_plan_says_what_there_is():
 
 def test_other_steps_compare_plain_and_law_alone():
     made = plan("mnist", "cpu", steps=3200)
-    compared = ["plain", "law", "law, input only"]
+    compared = ["plain", "law", "law, half added"]
     assert (list(made.arms), list(made.bases), made.evaluations) == (compared, ["law"], ())
     assert list(plan("mnist", "cpu", rows=1000).arms) == ["plain", "law"]
     assert (made.training["steps"], plan("mnist", "cpu", rows=1000, steps=800).training["steps"]) == (3200, 800)

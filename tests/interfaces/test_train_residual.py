@@ -146,16 +146,17 @@ def test_a_saved_law_beneath(rows, tmp_path, capsys):
     assert isinstance(molrmog.load(by_label), MoLRMoG)
 
 
-def test_a_network_that_only_sees_the_law(rows, tmp_path):
+def test_a_network_on_half_the_law(rows, tmp_path):
     run = tmp_path / "run"
-    assert train(rows, run, *ROWS, "--no-added") == 0
+    assert train(rows, run, *ROWS, "--added", "0.5") == 0
     network = network_of(run)
     x, expert = torch.randn(5, 6), torch.tensor([0, 1, 0, 1, 1])
     for parameter in network.network.parameters():
         parameter.data.zero_()
     s, gamma, var = 0.8, 0.6, network.sigma_data**2
-    skip = s * var / (s**2 * var + gamma**2) * x  # all that is left where the network says nothing
-    torch.testing.assert_close(network.denoise(x, s, gamma, expert), skip)
+    skip = s * var / (s**2 * var + gamma**2) * x
+    half = 0.5 * network.base.denoise(x, s, gamma, expert) + 0.5 * skip  # all that is left where the network is silent
+    torch.testing.assert_close(network.denoise(x, s, gamma, expert), half)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,8 @@ def test_a_network_that_only_sees_the_law(rows, tmp_path):
     [
         (["--network", "unet", "--head", "8"], "--head belongs to --network residual"),
         (["--network", "mlp", "--base", "x"], "--base belongs to --network residual"),
-        (["--network", "mlp", "--no-added"], "--no-added belongs to --network residual"),
+        (["--network", "mlp", "--added", "0.5"], "--added belongs to --network residual"),
+        (["--added", "1.5"], "--added 1.5: pass a share from 0 to 1"),
         (["--gates"], "--gates goes with --autoencoder none"),
         (["--head", "auto"], "--head goes with --autoencoder none"),
         (["--base", "x", "--autoencoder", "none", "--head", "8"], "leave out --head"),

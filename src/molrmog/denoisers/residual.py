@@ -14,8 +14,13 @@ denoiser, it is the law's posterior variance, E tr Cov[x_0 | x_t] / D.
 Where the base is a law, F may see its gates, too: r_k = P(x_0 on subspace k | x_t), one for the expert of a row that a
 `ConditionalLaw` is told. A network of pictures sees each gate as a constant plane.
 
-What the base brings can be taken apart: without `added` it is only an input, D = c_skip x + c_out F(c_in x, B / sd);
-without `as_input` it is only added.
+What F stands on may be less than the base, a share `added` = a of it beside EDM's own,
+
+    D(x_t) = a B(x_t) + (1 - a) c_skip x_t + c_res F(...)
+
+a = 1 is B exactly where F = 0; a = 0 is EDM's network, c_res = c_out, to which the base is one more input. Where B is
+good already, what it leaves is nearly all noise, and a network learns it faster if a part of B is left to be learned as
+well. Without `as_input` the base is only added.
 
 References:
     Karras et al., arXiv 2206.00364, table 1 (the preconditioning).
@@ -59,6 +64,7 @@ class ResidualDenoiser(ScoreNetwork):
     Attributes:
         base: any denoiser over R^D; one that takes experts is told them.
         network: F, over 2D inputs and D outputs where the base is an input.
+        added: share a of the base that F is added to.
         gates: whether F sees the gates of the base.
         log_ratio: log(c_res / c_out) by noise level.
         sigma_data: root mean square sd of a coordinate of the data.
@@ -82,7 +88,7 @@ class ResidualDenoiser(ScoreNetwork):
         network: nn.Module,
         *,
         as_input: bool = True,
-        added: bool = True,
+        added: float = 1.0,
         gates: bool = False,
         sigma_data: float = 0.5,
     ) -> None:
@@ -94,14 +100,18 @@ class ResidualDenoiser(ScoreNetwork):
                 called with rows (B, 2D), c_noise (B,), the experts (B,) or None and, where it sees them, the gates
                 (B, K), that returns rows (B, D).
             as_input: whether F sees the base's estimate.
-            added: whether the base's estimate is added to what F says.
+            added: share of the base's estimate that is added to what F says, in [0, 1].
             gates: whether F sees how the base weighs its K subspaces; a network of this library has `gates=K` then.
             sigma_data: of the data, in data units; :meth:`measure_` replaces it.
 
         Raises:
-            ValueError: the network does not fit the base.
+            ValueError: the network does not fit the base, or the base is neither seen nor added.
         """
         super().__init__()
+        if not 0 <= added <= 1 or not (added or as_input):
+            raise ValueError(
+                f"added = {added}, as_input = {as_input}: pass a share from 0 to 1, above 0 or as an input"
+            )
         dim = cast(Any, base).dim
         wanted = 2 if as_input else 1
         if getattr(network, "inputs", wanted) != wanted:
@@ -116,7 +126,7 @@ class ResidualDenoiser(ScoreNetwork):
         self.base = cast(nn.Module, base)
         self.network = network
         self.dim = int(dim)
-        self.as_input, self.added, self.gates = as_input, added, gates
+        self.as_input, self.added, self.gates = as_input, float(added), gates
         self.log_ratio = LevelTable()
         self.register_buffer("_sigma_data", torch.tensor(float(sigma_data)))
 
@@ -197,7 +207,8 @@ class ResidualDenoiser(ScoreNetwork):
             mine = torch.randint(len(x), (min(_ROWS, 4 * len(x)),), generator=draw)
             x0 = x[mine].to(self._sigma_data)
             xt = s * x0 + gamma * torch.randn(x0.shape, generator=draw).to(x0)
-            left = (x0 - self._base(xt, s, gamma, None if expert is None else expert[mine])).double().square().mean()
+            base = self._base(xt, s, gamma, None if expert is None else expert[mine])
+            left = (x0 - self._start(xt, base, s, gamma)).double().square().mean()
             c_out = gamma * self.sigma_data / math.hypot(s * self.sigma_data, gamma)
             self.log_ratio.values[i] = (left.sqrt() / c_out).clamp(min=_LEAST).log()
         return self
@@ -231,10 +242,17 @@ class ResidualDenoiser(ScoreNetwork):
         width = next((parameter.dtype for parameter in self.network.parameters()), x.dtype)
         told = (index, *(r.to(width) for r in gates))
         F = self.network(seen.to(width), noise_condition(s, gamma).to(width), *told).to(x.dtype)
-        if not self.added:
-            return (s * sd.square() * c_in.square())[:, None] * x + c_out[:, None] * F
-        c_res = self.log_ratio(s, gamma).exp() * c_out
-        return base + c_res[:, None] * F
+        c_res = self.log_ratio(s, gamma).exp() * c_out if self.added else c_out
+        return self._start(x, base, s, gamma) + c_res[:, None] * F
+
+    def _start(self, x: Tensor, base: Tensor, s: Noise, gamma: Noise) -> Tensor:
+        """What F is added to, with shape (B, D): a B(x) + (1 - a) c_skip x."""
+        if self.added == 1:
+            return base
+        s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
+        var = self._sigma_data.to(x.dtype).square()
+        c_skip = s * var / (s.square() * var + gamma.square())
+        return self.added * base + ((1 - self.added) * c_skip)[:, None] * x
 
     def _base(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
         told = {"expert": expert} if _experts(self.base) else {}

@@ -6,13 +6,14 @@
 | law                 | a law, K by label  | in and out  | the residual network, see `ResidualDenoiser` |
 | law, input only     | the same           | an input    | is it enough to see the law                |
 | law, added only     | the same           | added       | is it enough to start from the law         |
+| law, half added     | the same           | in, half out | is it better to leave a part to be learned |
 | Gaussian            | one full Gaussian  | in and out  | what the mixture adds                      |
 | law without labels  | a law, K found     | in and out  | what the labels are worth                  |
 | blend               | law and patches    | in and out  | what a better base adds                    |
 | plain, RATE ...     | –                  | –           | is the plain network tuned                 |
 
-Where `rows` or `steps` are given, only plain and law are compared, and with `steps` law as input only: on so many first
-rows, after so many steps.
+Where `rows` or `steps` are given, only plain and law are compared, and with `steps` the law half added: on so many
+first rows, after so many steps.
 Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a graphics card allows.
 
 References:
@@ -36,7 +37,7 @@ from molrmog.experiments.image_page import slug
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
-_INPUT = "law, input only"
+_INPUT, _HALF = "law, input only", "law, half added"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Arm:
     Attributes:
         base: name of a base; None for the network alone.
         as_input: whether the network sees what the base says.
-        added: whether it is added to what the network says.
+        added: share of it that is added to what the network says.
         centred: whether a network alone is told the mean of the data.
         training: options of the trainer that differ from the plan's.
         loss: options of the loss that differ from the plan's.
@@ -54,7 +55,7 @@ class Arm:
 
     base: str | None = None
     as_input: bool = True
-    added: bool = True
+    added: float = 1.0
     centred: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
@@ -63,8 +64,9 @@ class Arm:
 _ARMS = {
     PLAIN: Arm(),
     LAW: Arm("law"),
-    _INPUT: Arm("law", added=False),
+    _INPUT: Arm("law", added=0.0),
     "law, added only": Arm("law", as_input=False),
+    _HALF: Arm("law", added=0.5),
     "Gaussian": Arm("gaussian"),
 }
 _TUNING = {
@@ -104,7 +106,7 @@ class Plan:
         training: options of `TrainingOptions` that all arms share.
         loss: options of `ScoreMatching` that all arms share.
         seeds: of network, batches, noise and samples.
-        marks: shares of the steps at which samples of the first two arms are measured.
+        marks: shares of the steps at which samples of plain, law, and law half added are measured.
         marks_aside: the same of the others; those that tune are measured at the end.
         samples: drawn at a mark.
         sampler_steps: of Heun's method at a mark.
@@ -154,8 +156,8 @@ _MNIST = Plan(
 _FASHION = replace(
     _MNIST,
     data="fashion-mnist",
-    bases={name: _MNIST.bases[name] for name in ("law", "gaussian", "patches", "blend")},
-    arms={name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian", "blend")},
+    bases={name: _MNIST.bases[name] for name in ("law", "gaussian")},
+    arms={name: _MNIST.arms[name] for name in (PLAIN, LAW, _HALF, "Gaussian")},
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
     1000: {"kind": "law", "labels": True, "latent_dim": 16, "modes": 1, "head": 64},
@@ -180,7 +182,7 @@ _CIFAR10 = replace(
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
     arms={
-        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian", "blend")},
+        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, _HALF, "blend", "Gaussian")},
         **{name: _TUNING[name] for name in ("plain, rate 2e-3", "plain, levels of EDM", "plain, levels at 0")},
     },
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
@@ -262,7 +264,7 @@ def plan(
         law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
         made = replace(made, bases={"law": law}, training={**made.training, "steps": 400}, marks=(1 / 8, 1 / 4, 1))
     if rows is not None or steps is not None:
-        compared = (PLAIN, LAW) if steps is None else (PLAIN, LAW, _INPUT)
+        compared = (PLAIN, LAW) if steps is None else (PLAIN, LAW, _HALF)
         alone = {name: made.arms[name] for name in compared if name in made.arms}
         made = replace(made, bases={"law": made.bases["law"]}, arms=alone, evaluations=())
     if budget == "gpu":
@@ -350,7 +352,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
         centred = {"centred": True} if arm.centred else {}
         training = {**made.training, **arm.training}
         steps = training["steps"]
-        shares = made.marks if name in (PLAIN, LAW) else made.marks_aside
+        shares = made.marks if name in (PLAIN, LAW, _HALF) else made.marks_aside
         marks = [round(steps * share) for share in shares]
         for own in made.seeds[:1] if tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {

@@ -318,7 +318,7 @@ def _networks(
             add("networks", main, f"law by EM, n = {n}", "em", own, {**made.mog, "modes": n})
             on_law = {**made.mog, **made.mlp, **made.unet, "modes": n}
             add("networks", main, f"network on the law, n = {n}", "residual", own, on_law)
-            add("networks", main, f"network seeing the law, n = {n}", "residual", own, {**on_law, "added": False})
+            add("networks", main, f"network seeing the law, n = {n}", "residual", own, {**on_law, "added": 0.0})
         for n, rank in made.laws:
             label = f"law by EM, n = {n}, {'full rank' if rank is None else f'rank {rank}'}"
             add("networks", main, label, "em", own, {**made.mog, "modes": n, "rank": rank})

@@ -54,7 +54,7 @@ def latent_network(
     depth: int = 3,
     base: Denoiser | ExpertDenoiser | None = None,
     gates: bool = False,
-    added: bool = True,
+    added: float = 1.0,
     unconditional: bool = False,
     sigma_data: float = 1.0,
     seed: int = 0,
@@ -81,7 +81,7 @@ def latent_network(
         depth: residual blocks of the MLP.
         base: what "residual" stands on; a law per expert, started by EM, where None.
         gates: whether the network of "residual" sees the gates of its base, see `ResidualDenoiser`.
-        added: whether its base is added to what it says, or is only seen by it.
+        added: share of its base that is added to what it says, in [0, 1].
         unconditional: whether rows of "unet", "mlp" and "residual" may be told no expert, as guidance needs; the base
             of "residual" must allow it, too.
         sigma_data: standard deviation of the latents, for the preconditioning of "unet" and "mlp".

@@ -143,12 +143,13 @@ def _train() -> ArgumentParser:
         False,
         "tell the network of residual how its law weighs the subspaces; not with --learn; a --base must be a law",
     )
-    _yes_no(
-        parser,
-        "added",
-        True,
-        "add the base of residual to what its network says; without, the network only sees the base: slower at first, "
-        "better in the end where the base is good, as in latents",
+    add(
+        "--added",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the base that is added to what the network of residual says, 0 to 1; with less than 1 it starts "
+        "behind the base, and learns more where that is good already, as in latents",
     )
     _yes_no(parser, "zero-mean", False, "keep the means of a gaussian at zero (MoLRG)")
     add("--channels", type=list[int], default=[64, 96], help="of each level of a unet, as [64,96]")

@@ -140,10 +140,12 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         _check_drop(settings)
     if settings["network"] != "residual":
         asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
-        asked += [] if settings["added"] else ["no-added"]
+        asked += [] if settings["added"] == 1 else ["added"]
         if asked:
             raise ValueError(f"--{asked[0]} belongs to --network residual: leave it out, or pass that")
         return
+    if not 0 <= settings["added"] <= 1:
+        raise ValueError(f"--added {settings['added']}: pass a share from 0 to 1")
     if settings["zero_mean"]:
         raise ValueError(
             "--zero-mean belongs to --network gaussian: fit such a law by molrmog fit, and pass it as --base"
