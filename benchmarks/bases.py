@@ -18,8 +18,8 @@ from torch import Tensor
 
 import molrmog
 from _stopwatch import time_each
-from molrmog.experiments.hybrid import Plan, plan
 from molrmog.experiments.hybrid_cells import make_base
+from molrmog.experiments.hybrid_plans import Plan, plan
 from molrmog.learning.score_matching import ScoreMatching
 
 BATCH = 64

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from molrmog.experiments import hybrid
-from molrmog.experiments.hybrid import BUDGETS, DATASETS, Arm, plan, run_hybrid
+from molrmog.experiments import hybrid_plans
+from molrmog.experiments.hybrid import run_hybrid
 from molrmog.experiments.hybrid_page import evaluations_saved, reached
+from molrmog.experiments.hybrid_plans import BUDGETS, DATASETS, Arm, plan
 
 TINY = replace(
-    hybrid._SMOKE,
+    hybrid_plans._SMOKE,
     rows=120,
     bases={
         "law": {"kind": "law", "labels": True, "latent_dim": 4, "modes": 1, "max_iter": 2},
@@ -35,7 +36,7 @@ TINY = replace(
         "plain, faster": Arm(training={"warmup": 1}),
     },
     unet={"channels": (8,), "attention": False},
-    training={**hybrid._TRAINING, "steps": 4, "batch_size": 16, "ema_decay": 0.5, "warmup": 2},
+    training={**hybrid_plans._TRAINING, "steps": 4, "batch_size": 16, "ema_decay": 0.5, "warmup": 2},
     marks_aside=(0.5, 1),
     samples=20,
     sampler_steps=2,
@@ -113,7 +114,7 @@ def test_what_a_jump_saves_at_equal_quality():
 
 
 def test_a_run_can_be_repeated_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(hybrid, "_SMOKE", TINY)
+    monkeypatch.setattr(hybrid_plans, "_SMOKE", TINY)
     page = run_hybrid(tmp_path / "a", "digits", "smoke", workers=2)
     rows = table(tmp_path / "a" / "results.csv")
     assert [row["arm"] for row in rows] == ["plain"] * 2 + ["law"] * 2 + ["blend"] * 2 + ["plain, faster"] * 2

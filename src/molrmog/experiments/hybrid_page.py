@@ -16,10 +16,9 @@ import numpy as np
 
 from molrmog import pictures
 from molrmog.experiments import image_cells
+from molrmog.experiments.hybrid_plans import LAW, PLAIN
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, mean_spread, number, write_csv, write_page
 from molrmog.saving import write_atomically
-
-PLAIN, LAW = "plain", "law"
 
 Run = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Run]]
