@@ -1,7 +1,8 @@
 """What `molrmog reproduce hybrid` computes, by data set and budget; see `experiments.hybrid` for the arms.
 
 Where `rows` or `steps` are given, only plain and law are compared, and with `steps` the law half added: on so many
-first rows, after so many steps. Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a graphics card allows.
+first rows, after so many steps. Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a
+graphics card allows.
 """
 
 from __future__ import annotations
