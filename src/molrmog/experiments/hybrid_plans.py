@@ -1,8 +1,7 @@
 """What `molrmog reproduce hybrid` computes, by data set and budget; see `experiments.hybrid` for the arms.
 
-Where `rows` or `steps` are given, only plain and law are compared, and with `steps` the law half added: on so many
-first rows, after so many steps. Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a
-graphics card allows.
+Where `rows` or `steps` are given, plain and law alone are compared: on so many first rows, after so many steps.
+Budgets: "smoke" is seconds at toy size, "cpu" hours of four cores, "gpu" what a graphics card allows.
 """
 
 from __future__ import annotations
@@ -133,7 +132,8 @@ _FASHION = replace(
     _MNIST,
     data="fashion-mnist",
     bases={name: _MNIST.bases[name] for name in ("law", "gaussian")},
-    arms={name: _MNIST.arms[name] for name in (PLAIN, LAW, HALF, "Gaussian")},
+    arms={name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")},
+    evaluations=(),
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
     1000: {"kind": "law", "labels": True, "latent_dim": 16, "modes": 1, "head": 64},
@@ -159,7 +159,7 @@ _CIFAR10 = replace(
     },
     arms={
         **{name: _MNIST.arms[name] for name in (PLAIN, LAW, HALF, "blend", "Gaussian")},
-        **{name: _TUNING[name] for name in ("plain, rate 2e-3", "plain, levels of EDM", "plain, levels at 0")},
+        **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
     },
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
     evaluations=(),
@@ -240,8 +240,7 @@ def plan(
         law = next((law for most, law in _FEW_LAWS.items() if rows <= most), made.bases["law"])
         made = replace(made, bases={"law": law}, training={**made.training, "steps": 400}, marks=(1 / 8, 1 / 4, 1))
     if rows is not None or steps is not None:
-        compared = (PLAIN, LAW) if steps is None else (PLAIN, LAW, HALF)
-        alone = {name: made.arms[name] for name in compared if name in made.arms}
+        alone = {name: made.arms[name] for name in (PLAIN, LAW)}
         made = replace(made, bases={"law": made.bases["law"]}, arms=alone, evaluations=())
     if budget == "gpu":
         more = {"steps": 20_000, "batch_size": 256, "ema_decay": 0.999}
