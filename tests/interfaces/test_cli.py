@@ -17,6 +17,7 @@ from molrmog.data import load_parts
 from molrmog.denoisers.base import given
 from molrmog.interfaces import demo
 from molrmog.interfaces.cli import main
+from molrmog.interfaces.commands import COMMANDS
 
 SMALL = ["--subspaces", "2", "--latent-dim", "3", "--modes", "2", "--max-iter", "5"]
 
@@ -218,10 +219,23 @@ def test_a_corrupt_model_is_named(run, tmp_path, capsys):
         assert "corrupt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["fit", "train", "sample", "evaluate", "info", "demo", "bench"])
-def test_every_command_has_help(command, capsys):
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_help_for_people(command, capsys):
     assert main([command, "--help"]) == 0
-    assert "usage: molrmog" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "usage: molrmog" in text
+    for word in ("type:", "Literal", "Optional", "Union", "null", "bool"):
+        assert word not in text
+    assert "default: False" not in text
+
+
+def test_help_says_what_an_option_starts_from(capsys):
+    assert main(["sample", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "steps of the walk (default: 32)" in text
+    assert "--sampler {exact,euler,heun,dpm++,ancestral,sde}" in text
+    assert "run folder (required)" in text
+    assert "of the samples (default: 0)" in text
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

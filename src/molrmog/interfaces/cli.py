@@ -13,11 +13,12 @@ import shlex
 import signal
 import sys
 import warnings
+from argparse import Action
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from molrmog.interfaces import package_version
 
@@ -28,6 +29,25 @@ _NETWORKS = Literal["mog", "gaussian", "unet", "mlp", "residual"]
 _EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces", "hybrid"]
 _IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
 _DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
+
+
+class _Help(DefaultHelpFormatter):
+    """Help without the types of Python: what an option takes is said in words, or in its choices."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text, found, details = super()._get_help_string(action).rpartition(" (")
+        if not found or "%(" not in details:
+            return text + found + details
+        unsaid = ["type: %(type)s"]
+        if action.default is None or action.default is False:
+            unsaid.append("default: %(default)s")
+        kept = [each for each in details.removesuffix(")").split(", ") if each not in unsaid]
+        return f"{text} ({', '.join(kept)})" if kept else text
+
+
+def _choices(names: Any) -> str:
+    """The values of a Literal, as usage shows them."""
+    return "{" + ",".join(get_args(names)) + "}"
 
 
 def _yes_no(parser: ArgumentParser, name: str, default: bool, help: str) -> None:
@@ -212,11 +232,18 @@ def _sample() -> ArgumentParser:
     add(
         "--sampler",
         type=_SAMPLERS | None,
+        metavar=_choices(_SAMPLERS),
         default=None,
         help="exact draws from the law itself, the others walk down noise; exact for a fitted law, else heun",
     )
     add("--steps", type=int, default=32, help="steps of the walk")
-    add("--schedule", type=_SCHEDULES | None, default=None, help="noise schedule of the walk; that of the run, else vp")
+    add(
+        "--schedule",
+        type=_SCHEDULES | None,
+        default=None,
+        metavar=_choices(_SCHEDULES),
+        help="noise schedule of the walk; that of the run, else vp",
+    )
     add("--subspace", type=int | None, default=None, help="draw from this subspace of a law only")
     add("--expert", type=int | None, default=None, help="draw from this expert of a network only")
     add(
@@ -244,6 +271,7 @@ def _evaluate() -> ArgumentParser:
     add(
         "--features",
         type=_FEATURES | list[_FEATURES] | None,
+        metavar=_choices(_FEATURES),
         default=None,
         help="feature space, or several as [pca,classifier]; these two where there are labels, else pca",
     )
@@ -281,7 +309,13 @@ def _explain_network() -> ArgumentParser:
     add("--latent-dim", type=int | None, default=None, help="of each; as in molrmog fit, all of a latent space")
     add("--modes", type=int | None, default=None, help="Gaussians in each; 8 where not given")
     add("--head", type=int | Literal["auto"] | None, default=None, help="as in molrmog fit; auto for long rows")
-    add("--schedule", type=_SCHEDULES | None, default=None, help="of a saved denoiser; vp where not given")
+    add(
+        "--schedule",
+        type=_SCHEDULES | None,
+        default=None,
+        metavar=_choices(_SCHEDULES),
+        help="of a saved denoiser; vp where not given",
+    )
     add("--seed", type=int, default=0, help="of the rows picked, the noise and the fit")
     add("--device", type=str | None, default=None, help="where to compute; the CPU where not given")
     add("--image-size", type=int | None, default=None, help="of --data: crop and resize to so many pixels a side")
@@ -320,8 +354,9 @@ def _reproduce() -> ArgumentParser:
     add(
         "--dataset",
         type=_IMAGES | None,
+        metavar=_choices(_IMAGES),
         default=None,
-        help="of images and hybrid: mnist (where not given), fashion-mnist, cifar10, parachute or digits",
+        help="of images and hybrid; mnist where not given",
     )
     add("--seed", type=int, default=0, help="of everything random")
     add("--workers", type=int | None, default=None, help="processes at a time; as many as cores where not given")
@@ -359,6 +394,7 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         description="Diffusion models whose score is known in closed form: fit, train, sample, measure.",
         version=package_version(),
+        formatter_class=_Help,
     )
     commands = parser.add_subcommands(required=True, title="commands", metavar="COMMAND", dest="command")
     for name, (make, help) in _COMMANDS.items():
