@@ -158,7 +158,7 @@ _CIFAR10 = replace(
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
     arms={
-        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian")},
+        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian", HALF)},
         **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
     },
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
