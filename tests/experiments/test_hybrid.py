@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from molrmog.experiments import hybrid_plans
+from molrmog.experiments import hybrid_page, hybrid_plans
 from molrmog.experiments.hybrid import run_hybrid
 from molrmog.experiments.hybrid_page import evaluations_saved, reached
 from molrmog.experiments.hybrid_plans import BUDGETS, DATASETS, Arm, plan
@@ -104,6 +104,13 @@ def marks(*pairs):
 def test_when_four_is_reached(measured, seconds):
     found = reached(measured, 4.0)
     assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_every_arm_is_drawn():
+    marks = [{"spent": 1.0, "Fréchet": 8.0, "validation_loss": 2.0}, {"spent": 4.0, "Fréchet": 2.0}]
+    arms = {f"arm {i}.": [{"marks": marks}] for i in range(12)}
+    drawn = hybrid_page._curves(arms)[0].data.decode()
+    assert all(f"<!-- {name} -->" in drawn for name in arms)
 
 
 def test_what_a_jump_saves_at_equal_quality():

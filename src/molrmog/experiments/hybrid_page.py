@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from molrmog.saving import write_atomically
 Run = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Run]]
 
-_COLOURS = ("#808080", "#e08a2e", "#d8b04a", "#b0603b", "#3b7dd8", "#4f9d69")
+_COLOURS = ("#808080", "#e08a2e", "#d8b04a", "#b0603b", "#3b7dd8", "#4f9d69", "#8b6bb8", "#c4608f", "#4bb0b8")
 _MARKS = ("arm", "seed", "step", "cpu", "fit_cpu", "wall", "validation_loss", "Fréchet", "precision", "recall")
 _MARKS += ("memorisation", "copies")
 _LEAST = 1e-9  # distances of equal samples are rounding, on either side of zero
@@ -305,7 +305,7 @@ def _figure(
     compared: Runs, lines: Callable[[Run], list[list[tuple[float, float]]]], across: str, up: str, more: str = ""
 ) -> Figure:
     fig, (axis,) = pictures.figure(5.2, 3.4)
-    for (name, runs), colour in zip(compared.items(), _COLOURS, strict=False):
+    for (name, runs), colour in zip(compared.items(), cycle(_COLOURS), strict=False):
         for i, run in enumerate(runs):
             for points, style in zip(lines(run), ("-", "--"), strict=False):
                 label = name if i == 0 and style == "-" else None
