@@ -179,11 +179,17 @@ def test_plans_compare_the_same_networks_in_the_same_latents(dataset, budget):
     arms, cells = images._networks(made, images._sets(made, 0), {"data": made.data}, 10, 0, "cpu")
     assert {arm.cell for arm in arms} == cells.keys()
     main = [arm for arm in arms if arm.part == "networks"]
-    assert {cells[arm.cell]["network"] for arm in main} == {"unet", "mlp", "gaussian", "mog", "em"}
+    assert {cells[arm.cell]["network"] for arm in main} == {"unet", "mlp", "gaussian", "mog", "em", "residual"}
     assert len({arm.autoencoders for arm in main}) == 1
     trained = [cells[arm.cell]["training"] for arm in main if "steps" not in arm.label]
     for training in filter(None, trained):  # EM has none
         assert {**training, "learning_rate": made.training["learning_rate"]} == made.training
+    alone = {
+        cells[arm.cell]["options"]["modes"]: cells[arm.cell]["options"] for arm in main if arm.label.startswith("law")
+    }
+    for cell in (cells[arm.cell] for arm in main):
+        if cell["network"] == "residual":  # its law is the one that stands beside it in the table
+            assert alone[cell["options"]["modes"]].items() <= cell["options"].items()
     assert {cell["sampler_steps"] for cell in cells.values()} == {made.sampler_steps}
     # A name stands for one computation, and no computation has two.
     assert len({json.dumps(cell) for cell in cells.values()}) == len(cells)
