@@ -184,12 +184,11 @@ def test_plans_compare_the_same_networks_in_the_same_latents(dataset, budget):
     trained = [cells[arm.cell]["training"] for arm in main if "steps" not in arm.label]
     for training in filter(None, trained):  # EM has none
         assert {**training, "learning_rate": made.training["learning_rate"]} == made.training
-    alone = {
-        cells[arm.cell]["options"]["modes"]: cells[arm.cell]["options"] for arm in main if arm.label.startswith("law")
-    }
-    for cell in (cells[arm.cell] for arm in main):
-        if cell["network"] == "residual":  # its law is the one that stands beside it in the table
-            assert alone[cell["options"]["modes"]].items() <= cell["options"].items()
+    by_label = {arm.label: cells[arm.cell] for arm in main}
+    for cell in by_label.values():
+        if cell["network"] == "residual":  # its law is one that stands beside it in the table
+            law = by_label[f"law by EM, n = {cell['options']['modes']}"]
+            assert law["options"].items() <= cell["options"].items()
     assert {cell["sampler_steps"] for cell in cells.values()} == {made.sampler_steps}
     # A name stands for one computation, and no computation has two.
     assert len({json.dumps(cell) for cell in cells.values()}) == len(cells)
