@@ -128,6 +128,18 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[
     return fig, axes
 
 
+def logarithmic(axis: Axes) -> None:
+    """Make both axes logarithmic, labelled with plain numbers: matplotlib's own crowd where there is no full decade."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        each.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        each.set_minor_locator(NullLocator())
+
+
 def _legend(axis: Axes) -> None:
     axis.legend(frameon=False, fontsize=8, labelcolor=_INK)
 

@@ -310,8 +310,7 @@ def _figure(
             for points, style in zip(lines(run), ("-", "--"), strict=False):
                 label = name if i == 0 and style == "-" else None
                 axis.plot(*zip(*points, strict=True), style, color=colour, lw=1.2, marker=".", label=label)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    pictures.logarithmic(axis)
     axis.set_xlabel(across)
     axis.set_ylabel(up)
     fig.legend(loc="outside upper center", frameon=False, fontsize=8, labelcolor="#808080", ncols=3)
