@@ -7,6 +7,7 @@
 | law, input only     | the same           | an input    | is it enough to see the law                |
 | law, added only     | the same           | added       | is it enough to start from the law         |
 | law, half added     | the same           | in, half out | is it better to leave a part to be learned |
+| law, 20 modes       | 20 modes, not 8    | in and out  | what a closer law adds                     |
 | Gaussian            | one full Gaussian  | in and out  | what the mixture adds                      |
 | law without labels  | a law, K found     | in and out  | what the labels are worth                  |
 | blend               | law and patches    | in and out  | what a better base adds                    |
@@ -29,7 +30,7 @@ from molrmog.experiments import image_cells
 from molrmog.experiments.cells import Crew, keep_settings
 from molrmog.experiments.hybrid_cells import compute_arm, compute_base, compute_sampling
 from molrmog.experiments.hybrid_page import write_hybrid_page
-from molrmog.experiments.hybrid_plans import HALF, LAW, PLAIN, Plan, plan
+from molrmog.experiments.hybrid_plans import HALF, LAW, MODES, PLAIN, Plan, plan
 from molrmog.experiments.image_page import slug
 
 
@@ -105,7 +106,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
         centred = {"centred": True} if arm.centred else {}
         training = {**made.training, **arm.training}
         steps = training["steps"]
-        shares = made.marks if name in (PLAIN, LAW, HALF) else made.marks_aside
+        shares = made.marks if name in (PLAIN, LAW, HALF, MODES) else made.marks_aside
         marks = [round(steps * share) for share in shares]
         for own in made.seeds[:1] if tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {

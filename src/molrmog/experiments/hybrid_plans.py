@@ -12,7 +12,7 @@ from typing import Any
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
-PLAIN, LAW, HALF = "plain", "law", "law, half added"
+PLAIN, LAW, HALF, MODES = "plain", "law", "law, half added", "law, 20 modes"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Plan:
         training: options of `TrainingOptions` that all arms share.
         loss: options of `ScoreMatching` that all arms share.
         seeds: of network, batches, noise and samples.
-        marks: shares of the steps at which samples of plain, law, and law half added are measured.
+        marks: shares of the steps at which samples are measured, of plain, law, law half added and of 20 modes.
         marks_aside: the same of the others; those that tune are measured at the end.
         samples: drawn at a mark.
         sampler_steps: of Heun's method at a mark.
@@ -131,8 +131,11 @@ _MNIST = Plan(
 _FASHION = replace(
     _MNIST,
     data="fashion-mnist",
-    bases={name: _MNIST.bases[name] for name in ("law", "gaussian")},
-    arms={name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")},
+    bases={
+        **{name: _MNIST.bases[name] for name in ("law", "gaussian")},
+        "modes": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 20, "head": 128},
+    },
+    arms={**{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")}, MODES: Arm("modes")},
     evaluations=(),
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
