@@ -76,7 +76,7 @@ class Plan:
         image_size: crop and resize images to so many pixels a side.
         rows: training rows; all where None.
         bases: name to kind and options, see `hybrid_cells`; a blend comes after its parts.
-        arms: name to arm; those whose name begins with "plain," only tune.
+        arms: name to arm; those whose name begins with "plain," only tune, one with a base asks what that does to it.
         unet: options of `UNetDenoiser`.
         training: options of `TrainingOptions` that all arms share.
         loss: options of `ScoreMatching` that all arms share.
@@ -163,6 +163,7 @@ _CIFAR10 = replace(
     arms={
         **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian", HALF)},
         **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
+        "plain, levels of EDM, on the law": Arm("law", loss={"level_mean": -1.2}),
     },
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
     evaluations=(),
