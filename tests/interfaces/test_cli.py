@@ -254,6 +254,7 @@ def test_an_interrupted_fit_leaves_nothing(number, code, tmp_path):
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == code
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]

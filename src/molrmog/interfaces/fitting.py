@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 import yaml
 
-import molrmog
 from molrmog import pictures
 from molrmog.data import Dataset, load_parts
 from molrmog.experiments.page import machine
@@ -22,6 +22,7 @@ from molrmog.interfaces import evaluation
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
 from molrmog.learning.em import EMState
+from molrmog.learning.fit import fit
 from molrmog.mixture import MoLRMoG
 from molrmog.progress import progress, status
 from molrmog.saving import write_atomically
@@ -88,6 +89,7 @@ def fit_run(
         "device": device,
     }
     settings |= {"held_out": held_out, **source}
+    importlib.import_module("sklearn.cluster")  # before the folder: an interrupt gets lost in imports of compiled code
     with staged(folder, overwrite=overwrite) as part:
         law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
         save_run(part, law, train, held, settings, records)
@@ -155,7 +157,7 @@ def fit_and_record(
             text = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
             show(name, state.iteration, total, text)
 
-        law = molrmog.fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
+        law = fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
         show(name, 1, total=1)
     record = {
         "kind": "fit",
