@@ -135,7 +135,11 @@ _FASHION = replace(
         **{name: _MNIST.bases[name] for name in ("law", "gaussian")},
         "modes": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 20, "head": 128},
     },
-    arms={**{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")}, MODES: Arm("modes")},
+    arms={
+        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")},
+        MODES: Arm("modes"),
+        **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
+    },
     evaluations=(),
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
