@@ -105,9 +105,13 @@ class Preconditioned(ScoreNetwork):
         index = expert_of_rows(expert, x, self.experts, self.unconditional) if self.experts else None
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         c_noise = noise_condition(s, gamma)
-        s, gamma = s[:, None], gamma[:, None]
-        sd2 = self.sigma_data**2
-        c_in = (s.square() * sd2 + gamma.square()).rsqrt()  # (B, 1)
+        c_skip, c_out, c_in = edm_scales(s[:, None], gamma[:, None], self.sigma_data)  # (B, 1)
         width = next(self.parameters()).dtype
         F = self((c_in * x).to(width), c_noise.to(width), index)
-        return (s * sd2 * c_in.square()) * x + (gamma * self.sigma_data * c_in) * F.to(x.dtype)
+        return c_skip * x + c_out * F.to(x.dtype)
+
+
+def edm_scales(s: Tensor, gamma: Tensor, sd: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip, c_out and c_in, each with the shape of s, for data of standard deviation sd."""
+    c_in = (s.square() * sd**2 + gamma.square()).rsqrt()
+    return s * sd**2 * c_in.square(), gamma * sd * c_in, c_in

@@ -46,7 +46,7 @@ from molrmog.denoisers.base import (
 )
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
-from molrmog.denoisers.preconditioning import Preconditioned, noise_condition
+from molrmog.denoisers.preconditioning import Preconditioned, edm_scales, noise_condition
 from molrmog.denoisers.saved import build_base, build_denoiser, config_of
 from molrmog.head_tail import HeadTail
 from molrmog.law import Noise
@@ -234,8 +234,7 @@ class ResidualDenoiser(ScoreNetwork):
             gates = (_weigh(self.base, x, s, gamma, expert),)
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         sd = self._sigma_data.to(x.dtype)
-        c_in = (s.square() * sd.square() + gamma.square()).rsqrt()  # (B,)
-        c_out = gamma * sd * c_in
+        _, c_out, c_in = edm_scales(s, gamma, sd)  # (B,)
         seen = torch.cat([c_in[:, None] * x, base / sd], 1) if self.as_input else c_in[:, None] * x
         K = _experts(self.network)
         index = expert_of_rows(expert, x, K, self.unconditional) if K else None
@@ -249,9 +248,7 @@ class ResidualDenoiser(ScoreNetwork):
         """What F is added to, with shape (B, D): a B(x) + (1 - a) c_skip x."""
         if self.added == 1:
             return base
-        s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
-        var = self._sigma_data.to(x.dtype).square()
-        c_skip = s * var / (s.square() * var + gamma.square())
+        c_skip, _, _ = edm_scales(level_of_rows(s, x), level_of_rows(gamma, x), self._sigma_data.to(x.dtype))
         return self.added * base + ((1 - self.added) * c_skip)[:, None] * x
 
     def _base(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
