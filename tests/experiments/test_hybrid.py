@@ -33,7 +33,7 @@ TINY = replace(
         "plain": Arm(),
         "law": Arm("law"),
         "blend": Arm("blend", added=0.0),
-        "plain, faster": Arm(training={"warmup": 1}),
+        "plain, faster": Arm(tunes=True, training={"warmup": 1}),
     },
     unet={"channels": (8,), "attention": False},
     training={**hybrid_plans._TRAINING, "steps": 4, "batch_size": 16, "ema_decay": 0.5, "warmup": 2},

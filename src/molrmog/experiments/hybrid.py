@@ -11,7 +11,7 @@
 | Gaussian            | one full Gaussian  | in and out  | what the mixture adds                      |
 | law without labels  | a law, K found     | in and out  | what the labels are worth                  |
 | blend               | law and patches    | in and out  | what a better base adds                    |
-| plain, RATE ...     | –                  | –           | is the plain network tuned                 |
+| plain, RATE ...     | –                  | –           | are the options of all well chosen         |
 
 References:
     arXiv 2601.01475, section 3 (the law); arXiv 2206.00364, table 1 (the preconditioning of the plain network).
@@ -30,7 +30,7 @@ from molrmog.experiments import image_cells
 from molrmog.experiments.cells import Crew, keep_settings
 from molrmog.experiments.hybrid_cells import compute_arm, compute_base, compute_sampling
 from molrmog.experiments.hybrid_page import write_hybrid_page
-from molrmog.experiments.hybrid_plans import HALF, LAW, MODES, PLAIN, Plan, plan
+from molrmog.experiments.hybrid_plans import LAW, Plan, plan
 from molrmog.experiments.image_page import slug
 
 
@@ -102,13 +102,12 @@ def run_hybrid(
 def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
     for name, arm in made.arms.items():
-        tunes = name.startswith("plain,")
         centred = {"centred": True} if arm.centred else {}
         training = {**made.training, **arm.training}
         steps = training["steps"]
-        shares = made.marks if name in (PLAIN, LAW, HALF, MODES) else made.marks_aside
+        shares = made.marks if arm.along else made.marks_aside
         marks = [round(steps * share) for share in shares]
-        for own in made.seeds[:1] if tunes else made.seeds:
+        for own in made.seeds[:1] if arm.tunes else made.seeds:
             cells[f"arms/{slug(name)}/{own}"] = {
                 "source": source,
                 "arm": {"name": name, "base": arm.base, "as_input": arm.as_input, "added": arm.added, **centred},
@@ -118,7 +117,7 @@ def _arm_cells(made: Plan, source: Mapping[str, Any], drawn: Mapping[str, Any]) 
                 **drawn,
                 "seed": drawn["seed"] + own,
                 "every": math.gcd(*marks),
-                "marks": [steps] if tunes else marks,
+                "marks": [steps] if arm.tunes else marks,
             }
     return cells
 

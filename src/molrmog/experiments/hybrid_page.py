@@ -51,8 +51,8 @@ _BASE_TEXT = """\
 What the bases draw by themselves, without any network, by the sampler of the comparison; what they cost to fit and \
 for the rows of one training step."""
 _TUNING_TEXT = """\
-One seed each, all else as in the comparison: whether another learning rate or choice of noise levels would have made \
-the plain network better."""
+One seed each, all else as in the comparison: whether another learning rate or choice of noise levels would have been \
+better."""
 _SAMPLE_TEXT = "Of the first seed, after the last step; not picked."
 
 
@@ -84,7 +84,7 @@ def write_hybrid_page(
         marks = [{**mark, "fit_cpu": fit, "spent": fit + mark[clock]} for mark in results[name]["marks"]]
         own = {"marks": marks, "seed": cell["seed"], **sampled.get(name.replace("arms/", "sampling/"), {})}
         by_arm.setdefault(cell["arm"]["name"], []).append({**results[name], **own})
-    compared = {name: runs for name, runs in by_arm.items() if not name.startswith("plain,")}
+    compared = {name: runs for name, runs in by_arm.items() if not settings["arms"][name]["tunes"]}
     several = [(name, run) for name, runs in by_arm.items() for run in runs]
     records = [{"arm": name, "seed": run["seed"], **mark} for name, run in several for mark in run["marks"]]
     write_csv(out / "results.csv", _MARKS, [[record.get(column) for column in _MARKS] for record in records])
@@ -99,8 +99,8 @@ def write_hybrid_page(
         *([Section("Fewer evaluations", _FEW_TEXT, [_few_table(compared)], few_curves)] if few else []),
         Section("Loss by noise level", _LEVEL_TEXT, [_level_table(bases, compared)]),
         Section("Bases alone", _BASE_TEXT, [_base_table(settings, bases)]),
-        *([Section("The plain network, tuned", _TUNING_TEXT, [_tuning_table(by_arm)])] if by_arm != compared else []),
-        Section("Samples", _SAMPLE_TEXT, (), _grids(out, cells)),
+        *([Section("Options", _TUNING_TEXT, [_tuning_table(by_arm, settings["arms"])])] if by_arm != compared else []),
+        Section("Samples", _SAMPLE_TEXT, (), _grids(out, cells, compared)),
     ]
     title = f"A network on a closed form: {settings['data']}"
     return write_page(out / "report.html", title, _TEXT, sections, settings, cards=_cards(compared))
@@ -265,12 +265,12 @@ def _base_table(settings: Mapping[str, Any], bases: Mapping[str, Run]) -> Table:
     return Table(("base", "Fréchet", "precision", "recall", "memorisation", "fit, CPU s", "a step, CPU s"), rows)
 
 
-def _tuning_table(by_arm: Runs) -> Table:
+def _tuning_table(by_arm: Runs, arms: Mapping[str, Mapping[str, Any]]) -> Table:
     rows: list[list[Cell]] = [
         [name, run["loss"], run["marks"][-1]["Fréchet"]]
         for name, runs in by_arm.items()
         for run in runs[:1]
-        if name.startswith(PLAIN)
+        if name in (PLAIN, LAW) or arms[name]["tunes"]
     ]
     return Table(
         ("network", "loss", "Fréchet"), rows, "Loss: EDM's, at EDM's noise levels, whatever it was trained at."
@@ -317,11 +317,11 @@ def _figure(
     return Figure(pictures.svg_uri(fig), f"{up} by {across}, every seed{more}")
 
 
-def _grids(out: Path, cells: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
+def _grids(out: Path, cells: Mapping[str, Mapping[str, Any]], compared: Runs) -> list[Figure]:
     rows, _ = image_cells.parts(next(iter(cells.values()))["source"])
     shown = {"bases/law": "the law alone"}
     for name, cell in cells.items():
-        if name.endswith("/0") and not cell["arm"]["name"].startswith("plain,"):
+        if name.endswith("/0") and cell["arm"]["name"] in compared:
             shown[name] = cell["arm"]["name"]
     figures: list[Figure] = []
     for name, caption in shown.items():

@@ -24,6 +24,8 @@ class Arm:
         as_input: whether the network sees what the base says.
         added: share of it that is added to what the network says.
         centred: whether a network alone is told the mean of the data.
+        along: whether it is measured at all marks of the plan, not only at those of `marks_aside`.
+        tunes: whether it only asks if options are well chosen: one seed, measured at the end.
         training: options of the trainer that differ from the plan's.
         loss: options of the loss that differ from the plan's.
     """
@@ -32,29 +34,35 @@ class Arm:
     as_input: bool = True
     added: float = 1.0
     centred: bool = False
+    along: bool = False
+    tunes: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _tunes(base: str | None = None, *, centred: bool = False, loss: Any = None, **training: Any) -> Arm:
+    return Arm(base, centred=centred, tunes=True, training=training, loss=loss or {})
+
+
 _ARMS = {
-    PLAIN: Arm(),
-    LAW: Arm("law"),
+    PLAIN: Arm(along=True),
+    LAW: Arm("law", along=True),
     "law, input only": Arm("law", added=0.0),
     "law, added only": Arm("law", as_input=False),
-    HALF: Arm("law", added=0.5),
+    HALF: Arm("law", added=0.5, along=True),
     "Gaussian": Arm("gaussian"),
 }
 _TUNING = {
-    "plain, centred": Arm(centred=True),
-    "plain, rate 5e-4": Arm(training={"learning_rate": 5e-4}),
-    "plain, rate 2e-3": Arm(training={"learning_rate": 2e-3}),
-    "plain, cosine": Arm(training={"annealing": "cosine"}),
-    "plain, EMA 0.98": Arm(training={"ema_decay": 0.98}),
-    "plain, weighted as eps": Arm(loss={"weighting": "eps"}),
-    "plain, levels of EDM": Arm(loss={"level_mean": -1.2}),
-    "plain, levels at 0": Arm(loss={"level_mean": 0.0}),
-    "plain, levels at 0.4": Arm(loss={"level_mean": 0.4}),
-    "plain, even levels": Arm(loss={"levels": "log-snr"}),
+    "plain, centred": _tunes(centred=True),
+    "plain, rate 5e-4": _tunes(learning_rate=5e-4),
+    "plain, rate 2e-3": _tunes(learning_rate=2e-3),
+    "plain, cosine": _tunes(annealing="cosine"),
+    "plain, EMA 0.98": _tunes(ema_decay=0.98),
+    "plain, weighted as eps": _tunes(loss={"weighting": "eps"}),
+    "plain, levels of EDM": _tunes(loss={"level_mean": -1.2}),
+    "plain, levels at 0": _tunes(loss={"level_mean": 0.0}),
+    "plain, levels at 0.4": _tunes(loss={"level_mean": 0.4}),
+    "plain, even levels": _tunes(loss={"levels": "log-snr"}),
 }
 _TRAINING = {
     "steps": 800,
@@ -76,12 +84,12 @@ class Plan:
         image_size: crop and resize images to so many pixels a side.
         rows: training rows; all where None.
         bases: name to kind and options, see `hybrid_cells`; a blend comes after its parts.
-        arms: name to arm; those whose name begins with "plain," only tune, one with a base asks what that does to it.
+        arms: name to arm.
         unet: options of `UNetDenoiser`.
         training: options of `TrainingOptions` that all arms share.
         loss: options of `ScoreMatching` that all arms share.
         seeds: of network, batches, noise and samples.
-        marks: shares of the steps at which samples are measured, of plain, law, law half added and of 20 modes.
+        marks: shares of the steps at which samples are measured, of arms that are measured along.
         marks_aside: the same of the others; those that tune are measured at the end.
         samples: drawn at a mark.
         sampler_steps: of Heun's method at a mark.
@@ -137,7 +145,7 @@ _FASHION = replace(
     },
     arms={
         **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")},
-        MODES: Arm("modes"),
+        MODES: Arm("modes", along=True),
         **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
     },
     evaluations=(),
@@ -166,9 +174,12 @@ _CIFAR10 = replace(
     },
     arms={
         **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian", HALF)},
-        **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
-        "plain, levels of EDM, on the law": Arm("law", loss={"level_mean": -1.2}),
+        **{name: _TUNING[name] for name in ("plain, rate 5e-4", "plain, rate 2e-3", "plain, levels at 0")},
+        "plain, levels at 0.8": _tunes(loss={"level_mean": 0.8}),
+        "plain, levels at -2": _tunes(loss={"level_mean": -2.0}),
+        "law, levels at 0.8": _tunes("law", loss={"level_mean": 0.8}),
     },
+    loss={"weighting": "edm", "level_mean": -1.2},
     marks=(1 / 8, 1 / 4, 1 / 2, 1),
     evaluations=(),
 )
