@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -136,6 +137,15 @@ def test_a_network_of_the_rows_themselves(network, rows, tmp_path, capsys):
     check_page(out / "report.html")
 
 
+def test_noise_levels_are_those_of_edm_unless_others_are_asked_for(rows, tmp_path):
+    words = ["train", str(rows), *TINY, "--no-evaluate"]  # in standardised latents, so EDM's mean is -1.2 + log 2
+    edm = ["--level-mean", str(math.log(2) - 1.2), "--level-std", "1.2"]
+    for name, flags in (("edm", []), ("same", edm), ("mean", ["--level-mean", "1"]), ("std", ["--level-std", "0.1"])):
+        assert main([*words, "--out", str(tmp_path / name), *flags]) == 0
+    assert same_weights(tmp_path / "edm", tmp_path / "same")
+    assert not any(same_weights(tmp_path / "edm", tmp_path / name) for name in ("mean", "std"))
+
+
 def test_exact_and_walked_samples_of_a_network_of_rows_agree(rows, tmp_path):
     out = tmp_path / "run"
     words = ["--network", "gaussian", "--autoencoder", "none", "--latent-dim", "6", "--no-evaluate", *TINY[:4]]
@@ -247,6 +257,8 @@ def test_a_killed_training_goes_on(rows, tmp_path):
         (["--autoencoder", "nosuch"], 1, "neither a folder nor one of"),
         (["--autoencoder", "taef2"], 1, "TAEF2 takes colour images"),
         (["--beta", "-1", "--autoencoder", "vae"], 1, "beta = -1"),
+        (["--level-std", "0"], 1, "--level-std 0.0: pass a deviation above 0"),
+        (["--level-mean", "0", "--levels", "log-snr"], 1, "belong to --levels log-normal"),
         (["--out", "full"], 1, "exists and is not empty"),
         (["--out", "fitted"], 1, "holds a run of molrmog fit"),
     ],

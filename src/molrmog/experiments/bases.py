@@ -4,7 +4,8 @@
 | ---------------- | --------------------------------------------------------------------- | ------------------------ |
 | rows             | one law of all, fitted by EM, its subspaces the experts; or head/tail | yes                      |
 | rows             | a law or a denoiser that was saved                                    | if its experts are these |
-| latents          | a law for each expert's, fitted by EM                                 | yes                      |
+| latents of all   | one law, fitted by EM, its subspaces the experts                      | yes                      |
+| latents of each  | a law for each expert's, fitted by EM                                 | yes                      |
 
 Told an expert k the base says E[x_0 | x_t, k]. It is frozen, or trained along in the parts that `learn` names.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
-PLAIN, LAW, HALF, MODES = "plain", "law", "law, half added", "law, 20 modes"
+PLAIN, LAW, HALF = "plain", "law", "law, half added"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ _TUNING = {
     "plain, levels at 0.4": _tunes(loss={"level_mean": 0.4}),
     "plain, even levels": _tunes(loss={"levels": "log-snr"}),
 }
+_AT_08 = _tunes(loss={"level_mean": 0.8})
 _TRAINING = {
     "steps": 800,
     "batch_size": 64,
@@ -134,7 +135,13 @@ _MNIST = Plan(
         },
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
-    arms={**_ARMS, "law without labels": Arm("clusters"), "blend": Arm("blend"), **_TUNING},
+    arms={
+        **_ARMS,
+        "law, levels at 0": Arm("law", along=True, loss={"level_mean": 0.0}),
+        "law without labels": Arm("clusters"),
+        "blend": Arm("blend"),
+        **_TUNING,
+    },
 )
 _FASHION = replace(
     _MNIST,
@@ -145,9 +152,12 @@ _FASHION = replace(
     },
     arms={
         **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "Gaussian")},
-        MODES: Arm("modes", along=True),
-        **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0")},
+        "law, 20 modes": Arm("modes"),
+        **{name: _TUNING[name] for name in ("plain, rate 5e-4", "plain, rate 2e-3")},
+        **{name: _TUNING[name] for name in ("plain, levels of EDM", "plain, levels at 0.4")},
+        "plain, levels at 0.8": _AT_08,
     },
+    loss={"weighting": "edm", "level_mean": 0.0},
     evaluations=(),
 )
 _FEW_LAWS = {  # fewer modes where there are fewer rows to find them in
@@ -175,7 +185,7 @@ _CIFAR10 = replace(
     arms={
         **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian", HALF)},
         **{name: _TUNING[name] for name in ("plain, rate 5e-4", "plain, rate 2e-3", "plain, levels at 0")},
-        "plain, levels at 0.8": _tunes(loss={"level_mean": 0.8}),
+        "plain, levels at 0.8": _AT_08,
         "plain, levels at -2": _tunes(loss={"level_mean": -2.0}),
         "law, levels at 0.8": _tunes("law", loss={"level_mean": 0.8}),
     },

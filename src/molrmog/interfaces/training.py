@@ -68,6 +68,7 @@ from molrmog.saving import MODEL_NAME, locked, write_atomically
 from molrmog.schedules import Schedule
 
 AUTOENCODERS_NAME, BASE_NAME = "autoencoders", "base"
+_APART = ("linear", "vae")  # autoencoders whose experts have no latents in common
 
 # Settings that do not change what a run becomes.
 _FREE = (
@@ -136,6 +137,7 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     learn, head, latent_dim = (settings[name] for name in ("learn", "head", "latent_dim"))
     if learn not in (None, "all") and not set(learn.split(",")) <= set(LEARNABLE):
         raise ValueError(f"--learn {learn}: choose among {', '.join(LEARNABLE)}, with commas between, or all")
+    _check_levels(settings)
     if settings["drop_expert"]:
         _check_drop(settings)
     if settings["network"] != "residual":
@@ -157,7 +159,7 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     if settings["autoencoder"] != "none":
         asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
         if asked:
-            raise ValueError(f"--{asked[0]} goes with --autoencoder none: in latents every expert has a law of its own")
+            raise ValueError(f"--{asked[0]} goes with --autoencoder none: latents get a law of their own")
     elif settings["base"] is not None:
         made = [name for name in ("head", "latent_dim", "rank") if settings[name] is not None]
         if made:
@@ -174,6 +176,19 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"--head {head} is less than --latent-dim {latent_dim}: raise the one, or lower the other")
 
 
+def _check_levels(settings: Mapping[str, Any]) -> None:
+    """Refuse a distribution of noise levels that cannot be.
+
+    Raises:
+        ValueError: the levels have no mean, or their deviation is not above zero.
+    """
+    mean, std = settings["level_mean"], settings["level_std"]
+    if settings["levels"] != "log-normal" and (mean is not None or std is not None):
+        raise ValueError("--level-mean and --level-std belong to --levels log-normal: leave them out, or pass that")
+    if std is not None and not std > 0:
+        raise ValueError(f"--level-std {std}: pass a deviation above 0")
+
+
 def _check_drop(settings: Mapping[str, Any]) -> None:
     """Refuse --drop-expert where nothing answers without an expert.
 
@@ -187,12 +202,9 @@ def _check_drop(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"--drop-expert {drop}: a {network} has a part for each expert, pass --network unet, mlp or residual"
         )
-    if network == "residual" and (autoencoder != "none" or settings["learn"]):
-        raise ValueError(
-            f"--drop-expert {drop}: residual then stands on a law of rows that stays as it is, pass --autoencoder none "
-            "and leave out --learn"
-        )
-    if autoencoder in ("linear", "vae"):
+    if network == "residual" and settings["learn"]:
+        raise ValueError(f"--drop-expert {drop}: residual then stands on a law that stays as it is, leave out --learn")
+    if autoencoder in _APART:
         raise ValueError(
             f"--drop-expert {drop}: without an expert latents of --autoencoder {autoencoder} mean nothing, for every "
             "expert has its own; pass --autoencoder none or shared"
@@ -313,6 +325,7 @@ def _train(
         schedule,
         sigma_data=sigma_data,
         **{name: settings[name] for name in ("weighting", "levels", "targets", "drop_expert")},
+        **{name: settings[name] for name in ("level_mean", "level_std") if settings[name] is not None},
     )
     some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
     validation = (held_z[some], held_expert[some])
@@ -348,9 +361,9 @@ def _base(
 def _fitted(
     folder: Path, settings: Mapping[str, Any], z: Tensor, expert: Tensor, latent_dim: int, learn: Sequence[str] | str
 ) -> Base:
-    """A law of rows, or one for the latents of each expert."""
+    """A law of rows or of latents that the experts share, or one for the latents of each expert."""
     same: dict[str, Any] = {name: settings[name] for name in ("modes", "rank", "seed")}
-    if settings["autoencoder"] != "none":
+    if settings["autoencoder"] in _APART:
         with status("fitting the base"):
             return latent_network("mog", z, expert, z.shape[1:], start="em", learn=learn, **same)
     passes: list[dict[str, Any]] = []
@@ -363,6 +376,7 @@ def _fitted(
             show("base", state.iteration, text=f"{state.log_likelihood:.2f} nats/row")
 
         head = settings["head"]
+        latent_dim = latent_dim if settings["autoencoder"] == "none" else z.shape[1]
         base = fitted_base(z, expert, latent_dim=latent_dim, head=head, learn=learn, on_iteration=on_iteration, **same)
     append_records(folder, passes)
     return base
