@@ -10,7 +10,8 @@ import torch
 
 from molrmog import MoLRMoG
 from molrmog.experiments import estimation
-from molrmog.experiments.estimation import BUDGETS, flat_law, run_estimation
+from molrmog.experiments.estimation import BUDGETS, run_estimation
+from molrmog.experiments.estimation_cells import flat_law
 from molrmog.experiments.estimation_page import _few, _growth, _needed, _slope
 
 TINY = replace(
