@@ -151,6 +151,7 @@ def test_a_head_tail_run_works_from_end_to_end(tmp_path):
         (["fit", "digits", "--out", "r", "--head", "x"], 2, "--head x: pass a whole number or auto"),
         (["fit", "digits", "--out", "r", "--seed"], 2, "--seed needs a value"),
         (["fit", "digits", "--out", "r", "--labels=3"], 2, "--labels takes no value"),
+        (["evaluate", "r", "--num", "60"], 2, "unknown argument --num: did you mean --num-samples?"),
         (["reproduce", "imagess"], 2, "NAME imagess: did you mean images?"),
         (["fit", "mnst", "--out", "r"], 1, "did you mean mnist?"),
         (["fit", "digits", "--out", "r", "--subspaces", "0"], 1, "subspaces = 0: pass 1 or more"),

@@ -184,6 +184,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypa
     assert main(words) == 0
     assert same_weights(out, run)
     assert [r["step"] for r in records(out, "train")] == [5, 10, 15, 20]
+    assert [r["name"] for r in records(out, "stage")].count("start") == 1  # found once
     assert not list(out.rglob("*.part"))
 
 
@@ -258,6 +259,9 @@ def test_a_killed_training_goes_on(rows, tmp_path):
         (["--autoencoder", "taef2"], 1, "TAEF2 takes colour images"),
         (["--beta", "-1", "--autoencoder", "vae"], 1, "beta = -1"),
         (["--level-std", "0"], 1, "--level-std 0.0: pass a deviation above 0"),
+        (["--level-mean", "50"], 1, "--level-mean 50.0: pass a mean of log sigma from"),
+        (["--experts", "0"], 1, "--experts 0: pass 1 or more, or labels"),
+        (["--network", "mlp", "--learn", "mean"], 1, "--learn mean: a mlp is learned whole"),
         (["--level-mean", "0", "--levels", "log-snr"], 1, "belong to --levels log-normal"),
         (["--out", "full"], 1, "exists and is not empty"),
         (["--out", "fitted"], 1, "holds a run of molrmog fit"),

@@ -137,6 +137,9 @@ def test_a_saved_law_beneath(rows, tmp_path, capsys):
     assert main(["sample", str(run), "--num", "4", "--steps", "3"]) == 0
     assert train(rows, tmp_path / "told", *none, "--base", str(by_label)) == 0
     assert network_of(tmp_path / "told").base.experts == 2
+    assert train(rows, tmp_path / "idle", *none, "--base", str(by_label), "--gates") == 1
+    assert "pass --drop-expert 0.1, or a --base fitted without --labels" in capsys.readouterr().err
+    assert not (tmp_path / "idle").exists()
     assert train(rows, tmp_path / "along", *none, "--base", str(by_label), "--learn", "mean") == 0
     assert isinstance(network_of(tmp_path / "along").base, PerExpert)
     capsys.readouterr()
@@ -159,6 +162,17 @@ def test_a_network_on_half_the_law(rows, tmp_path):
     torch.testing.assert_close(network.denoise(x, s, gamma, expert), half)
 
 
+def test_the_loss_of_the_base_stands_beside_the_networks(rows, tmp_path):
+    for name, words in (("whole", []), ("half", ["--added", "0.5"])):
+        run = tmp_path / name
+        assert train(rows, run, *ROWS, *words) == 0
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found = {r["law"]: r["value"] for r in records if r["kind"] == "measurement" and r["name"] == "denoising loss"}
+        losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation"}
+        expected = {"residual": losses[6], "base": losses[0]}
+        assert found == (expected if name == "whole" else {"residual": losses[6]})  # half a base is no base
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -173,6 +187,7 @@ def test_a_network_on_half_the_law(rows, tmp_path):
         (["--zero-mean"], "--zero-mean belongs to --network gaussian"),
         (["--start", "random"], "--start random belongs to --network mog"),
         (["--autoencoder", "none", "--gates", "--learn", "mean"], "leave out --gates, or --learn"),
+        (["--autoencoder", "none", "--gates"], "--gates: this law is told the expert of a row, and so is the network"),
         (["--autoencoder", "none", "--head", "2"], "--head 2 is less than --latent-dim 3"),
         (["--autoencoder", "none", "--head", "5", "--learn", "mean"], "leave out --learn, or --head"),
         (["--autoencoder", "none", "--learn", "means"], "--learn means: choose among"),

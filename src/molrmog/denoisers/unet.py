@@ -71,8 +71,6 @@ class UNetDenoiser(Preconditioned):
                 f"channels = {tuple(channels)}: attention takes a multiple of 8 in the last, or turn it off"
             )
         super().__init__(math.prod(shape), experts, sigma_data, inputs, unconditional, gates)
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
         self.shape = tuple(int(size) for size in shape)
         self.channels = tuple(int(width) for width in channels)
         self.layers, self.attention, self.dropout = layers, attention, dropout
@@ -80,7 +78,7 @@ class UNetDenoiser(Preconditioned):
         multiple = 2 ** (len(channels) - 1)
         self._padding = [-size % multiple for size in self.shape[1:]]
         plain = len(channels) - 1
-        self.unet = UNet2DModel(
+        self.unet = diffusers_unet()(
             sample_size=tuple(size + more for size, more in zip(self.shape[1:], self._padding, strict=True)),
             in_channels=inputs * self.shape[0] + gates,
             out_channels=self.shape[0],
@@ -119,6 +117,13 @@ class UNetDenoiser(Preconditioned):
         told = None if expert is None else expert % self.classes  # -1, no expert, is the last
         out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=told, return_dict=False)[0]
         return out[..., :height, :width].flatten(1)
+
+
+def diffusers_unet() -> type[nn.Module]:
+    """UNet2DModel; the first call in a process imports diffusers, which takes seconds."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    return UNet2DModel
 
 
 def _groups(channels: Sequence[int]) -> int:

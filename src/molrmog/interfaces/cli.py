@@ -402,6 +402,7 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         description="Diffusion models whose score is known in closed form: fit, train, sample, measure.",
         version=package_version(),
+        allow_abbrev=False,
         formatter_class=_Help,
     )
     commands = parser.add_subcommands(required=True, title="commands", metavar="COMMAND", dest="command")
@@ -522,7 +523,9 @@ def _explain(text: str, words: Sequence[str]) -> str:
         known = [flag for action in _COMMANDS[name][0]()._actions for flag in action.option_strings]
     if match := re.match(r"unrecognized arguments: (.*)", text, re.DOTALL):
         unknown = match[1].split()[0]
-        close = difflib.get_close_matches(unknown.split("=")[0], known, n=1) if unknown.startswith("-") else []
+        flag = unknown.split("=")[0]
+        longer = [each for each in known if each.startswith(flag)]
+        close = (longer or difflib.get_close_matches(flag, known, n=1)) if flag.startswith("--") else []
         return f"unknown argument {unknown}" + (f": did you mean {close[0]}?" if close else "")
     if match := re.search(r"invalid choice: '?([^' ]+)'?", text):
         close = difflib.get_close_matches(match[1], _COMMANDS, n=1)

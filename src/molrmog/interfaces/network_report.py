@@ -133,8 +133,6 @@ def _cards(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
         found = next((r for (own, _, law), r in newest.items() if own == name and law != "base"), None)
         if found is not None:
             base = newest.get((name, found["where"], "base"), {}).get("value")
-            if settings["network"] == "residual" and name == "denoising loss":  # an untrained network is its base
-                base = next((r["loss"] for r in records if r["kind"] == "validation" and r["step"] == 0), None)
             about = in_short(found["where"]) + ("" if base is None else f"; the base alone {number(base)}")
             cards.append((number(found["value"]), name, about))
     size = newest.get(("parameters", NETWORK_COST, settings["network"]))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,9 +34,11 @@ from torch import Tensor
 from molrmog import pictures
 from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.base import ScoreNetwork
+from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.experts import Autoencoders, Experts
 from molrmog.denoisers.mog import LEARNABLE
 from molrmog.denoisers.saved import load
+from molrmog.denoisers.unet import diffusers_unet
 from molrmog.experiments.bases import Base, fitted_base, saved_base
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.networks import latent_network
@@ -60,7 +62,7 @@ from molrmog.interfaces.trained import Trained
 from molrmog.learning.em import EMState
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.run import CHECKPOINTS_NAME
-from molrmog.learning.score_matching import ScoreMatching
+from molrmog.learning.score_matching import ScoreMatching, check_level_mean
 from molrmog.learning.trainer import train_objective
 from molrmog.metrics import Stopwatch
 from molrmog.progress import progress, status
@@ -78,6 +80,10 @@ _FREE = (
 _LEARN = {"mog": "mean,factor,mode_weights", "gaussian": "mean,factor,mode_weights"}  # where nothing is asked for
 Measured = list[evaluation.Measurement]
 
+_IDLE_GATES = (
+    "--gates: this law is told the expert of a row, and so is the network; leave it out, or pass --drop-expert 0.1, or "
+    "a --base fitted without --labels"
+)
 _GRID = 64  # samples of a picture
 _SAMPLES = 2000  # samples that are measured, and held-out rows
 _GRID_STEPS = 18  # of the sampler, in pictures drawn while training
@@ -135,6 +141,11 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         FileNotFoundError: there is no such base.
     """
     learn, head, latent_dim = (settings[name] for name in ("learn", "head", "latent_dim"))
+    experts = settings["experts"]
+    if experts not in (None, "labels") and experts < 1:
+        raise ValueError(f"--experts {experts}: pass 1 or more, or labels")
+    if learn is not None and settings["network"] in ("unet", "mlp"):
+        raise ValueError(f"--learn {learn}: a {settings['network']} is learned whole, leave it out")
     if learn not in (None, "all") and not set(learn.split(",")) <= set(LEARNABLE):
         raise ValueError(f"--learn {learn}: choose among {', '.join(LEARNABLE)}, with commas between, or all")
     _check_levels(settings)
@@ -170,6 +181,8 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
             raise FileNotFoundError(
                 f"--base {settings['base']}: no model in such a folder here, make one with molrmog fit DATA --out RUN"
             )
+    if settings["gates"] and settings["base"] is None and not settings["drop_expert"]:
+        raise ValueError(_IDLE_GATES)
     if head is not None and learn:
         raise ValueError("a head/tail law is not trained along: leave out --learn, or --head")
     if isinstance(head, int) and latent_dim is not None and head < latent_dim:
@@ -180,11 +193,13 @@ def _check_levels(settings: Mapping[str, Any]) -> None:
     """Refuse a distribution of noise levels that cannot be.
 
     Raises:
-        ValueError: the levels have no mean, or their deviation is not above zero.
+        ValueError: the levels have no mean, the schedule does not reach it, or their deviation is not above zero.
     """
     mean, std = settings["level_mean"], settings["level_std"]
     if settings["levels"] != "log-normal" and (mean is not None or std is not None):
         raise ValueError("--level-mean and --level-std belong to --levels log-normal: leave them out, or pass that")
+    if mean is not None:
+        check_level_mean(mean, Schedule.from_config({"name": settings["schedule"]}), "--level-mean")
     if std is not None and not std > 0:
         raise ValueError(f"--level-std {std}: pass a deviation above 0")
 
@@ -290,8 +305,11 @@ def _train(
     base = None
     if settings["network"] == "residual":
         base = _base(folder, settings, train, z, expert, latent_dim)
+    if settings["network"] == "unet" or (settings["network"] == "residual" and len(latent_shape) == 3):
+        diffusers_unet()  # seconds that are not the start's
     same = ("modes", "start", "channels", "attention", "width", "depth", "gates", "added", "seed")
-    with _stage(folder, "start"), status("finding a start"):
+    again = (folder / CHECKPOINTS_NAME).exists()
+    with nullcontext() if again else _stage(folder, "start"), status("finding a start"):
         network = latent_network(
             settings["network"],
             z,
@@ -351,6 +369,8 @@ def _base(
             if settings["base"] is not None:
                 by_label = _by_label(settings, train) and bool(settings_in(Path(settings["base"])).get("labels"))
                 base = saved_base(settings["base"], train.dim, int(expert.max()) + 1, learn=learn, by_expert=by_label)
+                if settings["gates"] and isinstance(base, ConditionalLaw) and not settings["drop_expert"]:
+                    raise ValueError(_IDLE_GATES)
             else:
                 base = _fitted(folder, settings, z, expert, latent_dim, learn)
         base.save_pretrained(place)
@@ -434,8 +454,11 @@ def _finish(
         found, x = evaluation.network(trained, run.records(), train, held, held_expert, **options)
     measured, others = {settings["network"]: found}, {}
     if trained.base is not None:
+        # Before its first step a network to which all of its base is added is that base.
+        whole = settings["added"] == 1 and not settings["learn"]
+        before = [r for r in run.records() if whole and r["kind"] == "validation" and r["step"] == 0][:1]
         with status(f"{work} of the base alone"):
-            measured["base"], drawn = evaluation.network(trained.base, [], train, held, None, **options)
+            measured["base"], drawn = evaluation.network(trained.base, before, train, held, None, **options)
         others["the base alone"] = drawn
     with status("writing the report"):
         run.record(

@@ -119,13 +119,12 @@ class ScoreMatching(nn.Module):
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
         if isinstance(targets, str) and targets not in ("sample", "batch"):
             raise ValueError(f"unknown targets {targets!r}: choose sample or batch, or pass a law")
-        if level_mean is None and sigma_data > 0:
+        if not (0 < sigma_data < math.inf and 0 < level_std < math.inf):
+            raise ValueError(f"sigma_data = {sigma_data}, level_std = {level_std}: pass deviations > 0")
+        if level_mean is None:
             level_mean = _EDM_LEVEL_MEAN + math.log(sigma_data / _EDM_DEVIATION)
-        if level_mean is None or not (sigma_data > 0 and level_std > 0 and math.isfinite(level_mean)):
-            raise ValueError(
-                f"sigma_data = {sigma_data}, level_mean = {level_mean}, level_std = {level_std}: pass "
-                "deviations > 0 and a finite mean"
-            )
+        else:
+            check_level_mean(level_mean, schedule)
         if not 0 <= drop_expert < 1:
             raise ValueError(f"drop_expert = {drop_expert}: pass a probability in [0, 1)")
         if drop_expert and not getattr(denoiser, "unconditional", False):
@@ -159,10 +158,7 @@ class ScoreMatching(nn.Module):
     @property
     def log_sigma_range(self) -> tuple[float, float]:
         """Least and greatest log(gamma / s) that is drawn."""
-        low, high = (-0.5 * self.schedule.log_snr(t) for t in (self.schedule.t_min, self.schedule.t_max))
-        return (low if math.isfinite(low) else math.log(_SIGMA_FLOOR)), (
-            high if math.isfinite(high) else math.log(_SIGMA_CAP)
-        )
+        return log_sigma_range(self.schedule)
 
     def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Noise levels s and gamma, with shape (rows,), and noise eps, with shape (rows, D), on the CPU.
@@ -255,3 +251,24 @@ def batch_mean(
         apart = apart if dropped is None else apart & ~dropped[:, None]
         log_weight = log_weight.masked_fill(apart, -torch.inf)
     return log_weight.softmax(1) @ x0
+
+
+def log_sigma_range(schedule: Schedule) -> tuple[float, float]:
+    """Least and greatest log(gamma / s) at which a network is trained for a schedule."""
+    low, high = (-0.5 * schedule.log_snr(t) for t in (schedule.t_min, schedule.t_max))
+    return (low if math.isfinite(low) else math.log(_SIGMA_FLOOR)), (
+        high if math.isfinite(high) else math.log(_SIGMA_CAP)
+    )
+
+
+def check_level_mean(level_mean: float, schedule: Schedule, name: str = "level_mean =") -> None:
+    """Refuse a mean of log sigma that the schedule does not reach.
+
+    Raises:
+        ValueError: it is outside; the message begins with `name`.
+    """
+    low, high = log_sigma_range(schedule)
+    if not low <= level_mean <= high:
+        raise ValueError(
+            f"{name} {level_mean}: pass a mean of log sigma from {low:.3g} to {high:.3g}, as the schedule has it"
+        )
