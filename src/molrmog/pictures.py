@@ -128,14 +128,18 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[
     return fig, axes
 
 
-def logarithmic(axis: Axes) -> None:
-    """Make both axes logarithmic, labelled with plain numbers: matplotlib's own crowd where there is no full decade."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+def logarithmic(axis: Axes, across: bool = True, up: bool = True) -> None:
+    """Make axes logarithmic, called when all is drawn: plain numbers, some also where there is no full decade."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    for each in (axis.xaxis, axis.yaxis):
-        each.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if across:
+        axis.set_xscale("log")
+    if up:
+        axis.set_yscale("log")
+    for each in [axis.xaxis] * across + [axis.yaxis] * up:
+        low, high = each.get_view_interval()
+        subs = (1, 2, 5) if high < 3000 * low else (1,)
+        each.set_major_locator(LogLocator(subs=subs) if high > 8 * low else MaxNLocator(5))
         each.set_major_formatter(StrMethodFormatter("{x:,g}"))
         each.set_minor_locator(NullLocator())
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 _INK, _BLUE, _ORANGE, _GREEN = "#808080", "#3b7dd8", "#e08a2e", "#4f9e58"
+_WORTH = -1.5, 5.0  # shares that are drawn; those outside are an arrow at the edge
 _STILL = 0.01  # of the mean variance: a coordinate that varies less is a constant to the network
 
 
@@ -57,15 +58,16 @@ def curves(levels: Sequence[Agreement]) -> Drawing:
         ("law", _BLUE, [level.share for level in levels]),
     ):
         left.plot(sigma, [max(1 - value, 1e-12) for value in explained], color=color, marker="o", ms=3, label=name)
-    left.set_yscale("log")
     left.set_ylabel("share of the output left")
-    lowest, highest = -0.3, 1.2
     for name, color in (("beyond", _BLUE), ("worth", _GREEN)):
         value = np.array([getattr(level, name) for level in levels])
         error = np.array([getattr(level, f"{name}_error") for level in levels])
         middle.errorbar(sigma, value, error, color=color, marker="o", ms=3, lw=1.4, capsize=2, label=name)
-        lowest, highest = min([lowest, *value[np.isfinite(value)]]), max([highest, *value[np.isfinite(value)]])
-    middle.set_ylim(max(lowest - 0.1, -1.5), min(highest + 0.1, 5))
+        for outside, edge, mark in ((value > _WORTH[1], _WORTH[1], "^"), (value < _WORTH[0], _WORTH[0], "v")):
+            for at in np.array(sigma)[outside]:
+                middle.plot(at, edge, mark, color=color, ms=7, clip_on=False)
+    low, high = middle.get_ylim()
+    middle.set_ylim(max(min(low, -0.4), _WORTH[0]), min(max(high, 1.3), _WORTH[1]))
     middle.axhline(0, color=_INK, lw=0.8)
     middle.set_ylabel("share, ± one standard error")
     for name, color, losses in (
@@ -77,7 +79,7 @@ def curves(levels: Sequence[Agreement]) -> Drawing:
     right.axhline(1, color=_ORANGE, lw=1.2, label="one Gaussian")
     right.set_ylabel("squared error over the Gaussian's")
     for axis in (left, middle, right):
-        axis.set_xscale("log")
+        pictures.logarithmic(axis, up=axis is left)
         axis.set_xlabel("noise level sigma = gamma / s")
         axis.legend(frameon=False, fontsize=8, labelcolor=_INK)
     return fig
