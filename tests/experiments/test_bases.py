@@ -67,7 +67,7 @@ def test_a_base_that_does_not_fit_says_so(tmp_path):
     for options, message in (
         ({"dim": 7, "experts": 4}, r"over R\^8, and the rows have 7 columns"),
         ({"dim": 8, "experts": 3}, "knows 4 experts, and the rows have 3: pass --experts 4"),
-        ({"dim": 8, "experts": 4, "learn": "mean"}, "a MLPDenoiser, which is not trained along"),
+        ({"dim": 8, "experts": 4, "learn": "mean"}, "a MLPDenoiser, which stays as it is"),
     ):
         with pytest.raises(ValueError, match=message):
             saved_base(tmp_path, **options)

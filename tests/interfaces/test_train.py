@@ -179,7 +179,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypa
     assert last.startswith("molrmog: ")
     assert f"molrmog train digits --out {out}" in last
     assert main(["sample", str(out)]) == 1
-    assert "not finished: molrmog train --config" in capsys.readouterr().err
+    assert "not finished, go on with: molrmog train --config" in capsys.readouterr().err
     (out / ".model.safetensors.xyz.part").write_text("half of it")
     assert main(words) == 0
     assert same_weights(out, run)

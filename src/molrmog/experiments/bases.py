@@ -105,7 +105,9 @@ def saved_base(
             "that was made for such rows"
         )
     if learn and not isinstance(base, MoLRMoG):
-        raise ValueError(f"--base {path} is a {type(base).__name__}, which is not trained along: leave out --learn")
+        raise ValueError(
+            f"--base {path} is a {type(base).__name__}, which stays as it is: leave out --learn, or pass a law"
+        )
     base.requires_grad_(False)
     if isinstance(base, ScoreNetwork):
         known = int(getattr(base, "experts", 0))

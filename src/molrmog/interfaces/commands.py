@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -112,14 +113,18 @@ def sample(
         raise ValueError(f"--num {num}: ask for at least 1")
     if guidance != 1 and sampler == "exact":
         raise ValueError(f"--guidance {guidance} needs a sampler that walks: leave out --sampler exact")
-    if guidance_interval is not None and (guidance == 1 or len(guidance_interval) != 2):
-        raise ValueError(f"--guidance-interval {guidance_interval}: pass [low,high], of gamma / s, and --guidance W")
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"--guidance {guidance}: pass 0 or more; 1 for none")
+    if guidance_interval is not None and (
+        guidance == 1 or len(guidance_interval) != 2 or not 0 <= guidance_interval[0] < guidance_interval[1]
+    ):
+        raise ValueError(f"--guidance-interval {guidance_interval}: pass [low,high] of gamma / s, and --guidance W")
     place = Run(Path(run))
     picture = Path(out) if out else place.folder / SAMPLES_NAME
     rows = None if npz is None else Path(npz)
     for path in (Path(out) if out else None, rows):
         _check_file(path, overwrite=overwrite)
-    interval = None if guidance_interval is None else (guidance_interval[0], guidance_interval[-1])
+    interval = None if guidance_interval is None else (guidance_interval[0], guidance_interval[1])
     model, layout = place.model(), place.layout()
     noise = None if schedule is None else Schedule.from_config({"name": schedule})
     arrays: dict[str, np.ndarray] = {}

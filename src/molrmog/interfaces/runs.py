@@ -63,7 +63,9 @@ class Run:
         missing = [name for name in (MODEL_NAME, DATA_NAME) if not (self.folder / name).is_file()]
         if MODEL_NAME in missing and "network" in self.settings():
             config = self.folder / SETTINGS_NAME
-            raise FileNotFoundError(f"the run at {self.folder} is not finished: molrmog train --config {config}")
+            raise FileNotFoundError(
+                f"the run at {self.folder} is not finished, go on with: molrmog train --config {config}"
+            )
         if not self.folder.is_dir() or missing:
             why = f"{' and '.join(missing)} missing" if self.folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"no run at {self.folder} ({why}): make one with molrmog fit DATA --out RUN")
