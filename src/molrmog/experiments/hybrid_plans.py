@@ -183,7 +183,7 @@ _CIFAR10 = replace(
         "blend": {"kind": "blend", "parts": ("law", "patches")},
     },
     arms={
-        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian", HALF)},
+        **{name: _MNIST.arms[name] for name in (PLAIN, LAW, "blend", "Gaussian")},
         **{name: _TUNING[name] for name in ("plain, rate 5e-4", "plain, rate 2e-3", "plain, levels at 0")},
         "plain, levels at 0.8": _AT_08,
         "plain, levels at -2": _tunes(loss={"level_mean": -2.0}),
