@@ -12,7 +12,7 @@ from typing import Any
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
-PLAIN, LAW, HALF = "plain", "law", "law, half added"
+PLAIN, LAW = "plain", "law"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ _ARMS = {
     LAW: Arm("law", along=True),
     "law, input only": Arm("law", added=0.0),
     "law, added only": Arm("law", as_input=False),
-    HALF: Arm("law", added=0.5, along=True),
+    "law, half added": Arm("law", added=0.5, along=True),
     "Gaussian": Arm("gaussian"),
 }
 _TUNING = {
