@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.preconditioning import Preconditioned
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
 _NOISE_SCALE = 100.0  # c_noise within +-2.3 becomes what the time embedding of diffusers is spaced for
 
@@ -119,7 +122,7 @@ class UNetDenoiser(Preconditioned):
         return out[..., :height, :width].flatten(1)
 
 
-def diffusers_unet() -> type[nn.Module]:
+def diffusers_unet() -> type[UNet2DModel]:
     """UNet2DModel; the first call in a process imports diffusers, which takes seconds."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
