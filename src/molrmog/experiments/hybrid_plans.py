@@ -187,6 +187,7 @@ _CIFAR10 = replace(
         **{name: _TUNING[name] for name in ("plain, rate 5e-4", "plain, rate 2e-3", "plain, levels at 0")},
         "plain, levels at 0.8": _AT_08,
         "plain, levels at -2": _tunes(loss={"level_mean": -2.0}),
+        "law, rate 2e-3": _tunes("law", learning_rate=2e-3),
         "law, levels at 0.8": _tunes("law", loss={"level_mean": 0.8}),
     },
     loss={"weighting": "edm", "level_mean": -1.2},
