@@ -105,8 +105,8 @@ def test_a_subspace_is_walked_to_and_guided(run, tmp_path, capsys):
         (["--guidance", "2"], "pass --subspace, too"),
         (["--guidance", "2", *one, "--sampler", "exact"], "leave out --sampler exact"),
         (["--guidance-interval", "[0.1,1]", *one], "and --guidance W"),
-        (["--guidance", "2", "--guidance-interval", "[1,0.1]", *one], "pass [low,high] of gamma / s"),
-        (["--guidance", "-1", *one], "--guidance -1.0: pass 0 or more"),
+        (["--guidance", "2", "--guidance-interval", "[1,0.1]", *one], "0 <= low < high"),
+        (["--guidance", "-1", *one], "--guidance -1.0: pass a number >= 0"),
     ):
         assert main([*words, "--overwrite", *wrong]) == 1
         assert message in capsys.readouterr().err

@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -74,10 +75,7 @@ class GuidedDenoiser(ScoreNetwork):
                 f"this {type(network).__name__} does not answer without an expert, as guidance needs: build it with "
                 "unconditional=True and train it with drop_expert=0.1, or wrap a law in ConditionalLaw"
             )
-        if not (math.isfinite(scale) and scale >= 0):
-            raise ValueError(f"a guidance scale of {scale}: pass a number >= 0; 1 for no guidance")
-        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
-            raise ValueError(f"a guidance interval of {interval}: pass (low, high) of gamma / s, 0 <= low < high")
+        check_guidance(scale, interval)
         self.network = network
         self.dim = int(cast(Any, network).dim)
         self.scale = float(scale)
@@ -161,3 +159,26 @@ def guide(network: ExpertDenoiser, scale: float = 1.0, interval: tuple[float, fl
         ValueError: the network cannot be guided, see :class:`GuidedDenoiser`.
     """
     return network if scale == 1 else cast(ExpertDenoiser, GuidedDenoiser(network, scale, interval))
+
+
+def check_guidance(
+    scale: float,
+    interval: Sequence[float] | None = None,
+    scale_name: str = "a guidance scale of",
+    interval_name: str = "a guidance interval of",
+) -> None:
+    """Refuse a scale or an interval of guidance that is out of its range.
+
+    Args:
+        scale: w.
+        interval: (low, high) of gamma / s; all noise levels where None.
+        scale_name: what the message begins with.
+        interval_name: the same of the interval.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"{scale_name} {scale}: pass a number >= 0; 1 for no guidance")
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        raise ValueError(f"{interval_name} {interval}: pass (low, high) of gamma / s, 0 <= low < high")

@@ -29,7 +29,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self, cast
 
 import torch
@@ -209,7 +208,8 @@ class ResidualDenoiser(ScoreNetwork):
             xt = s * x0 + gamma * torch.randn(x0.shape, generator=draw).to(x0)
             base = self._base(xt, s, gamma, None if expert is None else expert[mine])
             left = (x0 - self._start(xt, base, s, gamma)).double().square().mean()
-            c_out = gamma * self.sigma_data / math.hypot(s * self.sigma_data, gamma)
+            level = torch.tensor([s, gamma], dtype=torch.float64)
+            _, c_out, _ = edm_scales(level[0], level[1], self.sigma_data)
             self.log_ratio.values[i] = (left.sqrt() / c_out).clamp(min=_LEAST).log()
         return self
 

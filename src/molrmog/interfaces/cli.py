@@ -525,7 +525,7 @@ def _explain(text: str, words: Sequence[str]) -> str:
         unknown = match[1].split()[0]
         flag = unknown.split("=")[0]
         longer = [each for each in known if each.startswith(flag)]
-        close = (longer or difflib.get_close_matches(flag, known, n=1)) if flag.startswith("--") else []
+        close = (longer or difflib.get_close_matches(flag, known, n=1)) if flag.startswith("-") else []
         return f"unknown argument {unknown}" + (f": did you mean {close[0]}?" if close else "")
     if match := re.search(r"invalid choice: '?([^' ]+)'?", text):
         close = difflib.get_close_matches(match[1], _COMMANDS, n=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from molrmog import pictures
 from molrmog.data import load_parts
 from molrmog.denoisers.base import given
 from molrmog.denoisers.conditional import ConditionalLaw
-from molrmog.denoisers.guidance import guide
+from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.network_report import describe, write_network_report
@@ -113,11 +112,8 @@ def sample(
         raise ValueError(f"--num {num}: ask for at least 1")
     if guidance != 1 and sampler == "exact":
         raise ValueError(f"--guidance {guidance} needs a sampler that walks: leave out --sampler exact")
-    if not 0 <= guidance < math.inf:
-        raise ValueError(f"--guidance {guidance}: pass 0 or more; 1 for none")
-    if guidance_interval is not None and (
-        guidance == 1 or len(guidance_interval) != 2 or not 0 <= guidance_interval[0] < guidance_interval[1]
-    ):
+    check_guidance(guidance, guidance_interval, "--guidance", "--guidance-interval")
+    if guidance_interval is not None and guidance == 1:
         raise ValueError(f"--guidance-interval {guidance_interval}: pass [low,high] of gamma / s, and --guidance W")
     place = Run(Path(run))
     picture = Path(out) if out else place.folder / SAMPLES_NAME
