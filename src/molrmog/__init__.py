@@ -13,6 +13,8 @@ Names are imported when they are first used, so that the command line answers be
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from molrmog import _moved
+
 if TYPE_CHECKING:
     from molrmog.data import Dataset
     from molrmog.data import load as load_data
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
     from molrmog.denoisers.residual import ResidualDenoiser
     from molrmog.denoisers.saved import load
     from molrmog.denoisers.unet import UNetDenoiser
-    from molrmog.head_tail import HeadTail
-    from molrmog.law import Law, Posterior, Samples
+    from molrmog.laws.base import Law, Posterior, Samples
+    from molrmog.laws.head_tail import HeadTail
+    from molrmog.laws.molrmog import MoLRMoG, Subspace
     from molrmog.learning.fit import fit
     from molrmog.learning.train import train
-    from molrmog.mixture import MoLRMoG, Subspace
     from molrmog.sampling import sample, sample_experts
     from molrmog.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, VESchedule, VPSchedule
 
@@ -51,17 +53,17 @@ _HOMES = {
     "FlowSchedule": "schedules",
     "GaussianDenoiser": "denoisers.gaussian",
     "GuidedDenoiser": "denoisers.guidance",
-    "HeadTail": "head_tail",
-    "Law": "law",
+    "HeadTail": "laws.head_tail",
+    "Law": "laws.base",
     "MLPDenoiser": "denoisers.mlp",
     "MoGDenoiser": "denoisers.mog",
-    "MoLRMoG": "mixture",
+    "MoLRMoG": "laws.molrmog",
     "PatchDenoiser": "denoisers.patches",
     "PerExpert": "denoisers.experts",
-    "Posterior": "law",
+    "Posterior": "laws.base",
     "ResidualDenoiser": "denoisers.residual",
-    "Samples": "law",
-    "Subspace": "mixture",
+    "Samples": "laws.base",
+    "Subspace": "laws.molrmog",
     "UNetDenoiser": "denoisers.unet",
     "VESchedule": "schedules",
     "VPSchedule": "schedules",
@@ -107,6 +109,8 @@ __all__ = [
     "sample_experts",
     "train",
 ]
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import molrmog
 from molrmog import ConditionalLaw, MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert, UNetDenoiser
 from molrmog.denoisers.levels import LevelTable, log_sigma_grid
 from molrmog.denoisers.residual import ResidualDenoiser
-from molrmog.mixture import Subspace
+from molrmog.laws.molrmog import Subspace
 from oracles.dense import DenseLaw
 from oracles.laws import head_tail_law
 

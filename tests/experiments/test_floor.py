@@ -20,8 +20,8 @@ from molrmog.experiments.floor import (
     run_floor,
     start_law,
 )
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.score_matching import ScoreMatching
-from molrmog.mixture import MoLRMoG
 from molrmog.schedules import VPSchedule
 
 

@@ -8,8 +8,8 @@ import torch
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.mlp import MLPDenoiser
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.train import train
-from molrmog.mixture import MoLRMoG
 from molrmog.schedules import FlowSchedule
 
 KINDS = ("network", "law", "experts", "dropout")

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-import molrmog.law
+import molrmog.laws.base
 from molrmog import MoLRMoG
 from molrmog.learning.em import em_steps, gather
 from molrmog.learning.rows import Rows
@@ -137,7 +137,7 @@ def test_chunks_change_nothing(monkeypatch):
     x = rows_near(law, 150)
     weights = torch.rand(150, dtype=torch.float64)
     whole = states(law, x, 4, weights=weights)[-1]
-    monkeypatch.setattr(molrmog.law, "_CHUNK_NUMBERS", {"cpu": 1})
+    monkeypatch.setattr(molrmog.laws.base, "_CHUNK_NUMBERS", {"cpu": 1})
     monkeypatch.setattr("molrmog.learning.rows._CHUNK_NUMBERS", {"cpu": 1})
     chunked = states(law, x, 4, weights=weights)[-1]
     same_law(chunked.law, whole.law)

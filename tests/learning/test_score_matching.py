@@ -8,8 +8,8 @@ from scipy import stats
 
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.score_matching import LEVELS, WEIGHTINGS, ScoreMatching, batch_mean
-from molrmog.mixture import MoLRMoG
 from molrmog.schedules import CosineSchedule, FlowSchedule, VESchedule, VPSchedule
 
 SCHEDULES = [VPSchedule(), VESchedule(), CosineSchedule(), FlowSchedule(), FlowSchedule(t_min=0.0)]

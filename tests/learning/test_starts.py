@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.learning.rows import Rows
 from molrmog.learning.starts import STARTS, mog_start
 from molrmog.learning.subspaces import initial_law
-from molrmog.mixture import MoLRMoG
 
 
 def rows(n=3000, dim=5, dtype=torch.float64):

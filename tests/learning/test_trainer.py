@@ -14,11 +14,11 @@ import molrmog
 from molrmog.autoencoders.vae import MLPVAE, VAELoss
 from molrmog.denoisers.mlp import MLPDenoiser
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.train import train
 from molrmog.learning.trainer import train_objective, training
-from molrmog.mixture import MoLRMoG
 from molrmog.schedules import FlowSchedule, VPSchedule
 
 ROWS = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))

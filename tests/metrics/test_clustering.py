@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics import assign, clustering
-from molrmog.mixture import MoLRMoG
 
 
 def test_rows_go_to_the_subspace_and_mode_that_made_them():

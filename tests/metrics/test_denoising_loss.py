@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.distributions import Uniform
 
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics import denoising_loss, edm_weight
-from molrmog.mixture import MoLRMoG
 
 
 class Gaussian:

@@ -6,8 +6,8 @@ import torch
 from torch.distributions import Normal
 
 from molrmog.data import Dataset
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics import log_likelihood
-from molrmog.mixture import MoLRMoG
 
 SCALE = 2 / 255
 

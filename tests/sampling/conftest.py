@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 
 
 @dataclass

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.sampling import gaussian_flow, sample
 from molrmog.schedules import SCHEDULES, VPSchedule
 

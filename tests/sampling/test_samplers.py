@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import molrmog.sampling.front_door as front_door
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.sampling import SAMPLERS, Ancestral, DPMSolver, Euler, Trajectory, sample
 from molrmog.schedules import SCHEDULES, SPACINGS, FlowSchedule, VESchedule, VPSchedule
 

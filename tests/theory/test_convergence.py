@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.convergence import (
     Trajectory,
     descend_together,

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.distances import law_distance
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.overlap import (
     Overlap,
     gate_overlap,

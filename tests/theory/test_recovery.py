@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics import principal_angles, subspace_error
-from molrmog.mixture import MoLRMoG
 from molrmog.theory.recovery import bases_denoiser, k_subspaces, random_bases, score_bases, turned
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.autoencoders.base import Autoencoder
-from molrmog.law import Noise
-from molrmog.mixture import Subspace
+from molrmog.laws.base import Noise
+from molrmog.laws.molrmog import Subspace
 
 
 class LinearAutoencoder(Autoencoder):

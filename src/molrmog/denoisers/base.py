@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from molrmog.law import Noise
+from molrmog.laws.base import Noise
 from molrmog.saving import load_model, save_model
 
 Expert = int | Tensor

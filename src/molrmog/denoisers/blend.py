@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from molrmog.denoisers.base import Denoiser, ScoreNetwork, level_of_rows
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.saved import build_base, config_of
-from molrmog.law import Noise
+from molrmog.laws.base import Noise
 
 _ROWS = 256  # rows at each noise level
 _RIDGE = 1e-4

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from molrmog.denoisers.base import Denoiser, ScoreNetwork, check_columns, level_of_rows
 from molrmog.denoisers.saved import build_base, config_of
-from molrmog.law import Noise
+from molrmog.laws.base import Noise
 
 
 class CentredDenoiser(ScoreNetwork):

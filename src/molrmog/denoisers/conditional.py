@@ -20,9 +20,9 @@ from torch import Tensor
 from molrmog.denoisers.base import NO_EXPERT, Expert, ScoreNetwork
 from molrmog.denoisers.experts import by_expert
 from molrmog.denoisers.saved import build_law, config_of
-from molrmog.head_tail import HeadTail
-from molrmog.law import Noise
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.base import Noise
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 
 
 class ConditionalLaw(ScoreNetwork):

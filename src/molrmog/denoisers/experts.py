@@ -39,9 +39,9 @@ from molrmog.denoisers.base import (
 )
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.saved import build_autoencoders, build_denoiser, build_law
-from molrmog.head_tail import HeadTail
-from molrmog.law import Noise, routes
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.base import Noise, routes
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 
 
 class Autoencoder(Protocol):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.mog import LEARNABLE, MoGDenoiser
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 
 
 class GaussianDenoiser(MoGDenoiser):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from molrmog.denoisers.base import NO_EXPERT, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
 from molrmog.denoisers.saved import build_denoiser, config_of
-from molrmog.law import Noise
+from molrmog.laws.base import Noise
 
 
 class GuidedDenoiser(ScoreNetwork):

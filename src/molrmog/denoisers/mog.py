@@ -11,7 +11,8 @@ span(U_kl), so that with tau = 0 and v = gamma^2
 
     score_c(x) = -(1 / v) ( I - s^2 / (s^2 + v) A U U^T A^T ) (x - s m_c)
 
-Only with such U is this the score; without the restriction the law takes its variances from U (see `molrmog.mixture`).
+Only with such U is this the score; without the restriction the law takes its variances from U (see
+`molrmog.laws.molrmog`).
 
 References:
     arXiv 2601.01475, section 3 and equation for the score of the mode; its U is the orthonormal one.
@@ -28,8 +29,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from molrmog.denoisers.base import ScoreNetwork
-from molrmog.law import Noise
-from molrmog.mixture import MoLRMoG, Subspace
+from molrmog.laws.base import Noise
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 
 LEARNABLE = {  # what may be learned, and the parameter of the law that holds it
     "basis": "basis",

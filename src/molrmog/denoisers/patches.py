@@ -8,7 +8,7 @@ depends on its neighbours, and loses at high noise, where the whole picture spea
 
 Patches stand `stride` pixels apart, and the last of each line at its end, so that every pixel is covered. The cost is
 that of the law on L rows per picture, L about (H / stride) (W / stride). Where it is to serve inside a training step,
-only the `top` modes of each patch speak, see `molrmog.top_modes`: a sixth of the cost for two of 200 modes.
+only the `top` modes of each patch speak, see `molrmog.laws.top_modes`: a sixth of the cost for two of 200 modes.
 
 References:
     Zoran and Weiss, From learning models of natural image patches to whole image restoration, ICCV 2011, section 2.
@@ -26,9 +26,9 @@ from torch import Tensor
 
 from molrmog.denoisers.base import ScoreNetwork, check_columns, level_of_rows
 from molrmog.denoisers.saved import build_law, config_of
-from molrmog.head_tail import HeadTail
-from molrmog.law import Noise
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.base import Noise
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 
 
 class PatchDenoiser(ScoreNetwork):

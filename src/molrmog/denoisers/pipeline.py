@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.base import check_columns, level_of_rows
-from molrmog.law import Noise
+from molrmog.laws.base import Noise
 from molrmog.schedules import DiscreteSchedule
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.base import Expert, ScoreNetwork, check_columns, expert_of_rows, level_of_rows
-from molrmog.law import Noise
+from molrmog.laws.base import Noise
 
 _RATIO = 1e-4  # smallest gamma / s or s / gamma that c_noise tells from zero
 

@@ -47,9 +47,9 @@ from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.preconditioning import Preconditioned, edm_scales, noise_condition
 from molrmog.denoisers.saved import build_base, build_denoiser, config_of
-from molrmog.head_tail import HeadTail
-from molrmog.law import Noise
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.base import Noise
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 
 _ROWS = 256  # rows measured at each noise level
 _LEAST = 1e-3  # a base that leaves less than this share of c_out is scaled as if it left so much

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from molrmog.denoisers.base import ScoreNetwork
-from molrmog.head_tail import HeadTail
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.saving import load_model
 
 _HOMES = {

@@ -27,10 +27,10 @@ from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.saved import load
-from molrmog.head_tail import HeadTail
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState
 from molrmog.learning.fit import fit
-from molrmog.mixture import MoLRMoG
 
 Base = ScoreNetwork | MoLRMoG | HeadTail
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from molrmog.experiments.cells import report_progress
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.starts import mog_start
-from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.theory.convergence import (
     Trajectory,
     descend_together,

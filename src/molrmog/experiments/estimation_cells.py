@@ -37,10 +37,10 @@ from torch import Tensor
 
 from molrmog.denoisers.mlp import MLPDenoiser
 from molrmog.experiments.cells import report_progress
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.fit import fit
 from molrmog.learning.starts import mog_start
 from molrmog.metrics import Stopwatch
-from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.theory.empirical import EmpiricalDenoiser
 from molrmog.theory.estimation import (
     GapBound,

@@ -53,6 +53,7 @@ from molrmog.denoisers.base import Denoiser
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
 from molrmog.experiments.floor_page import write_report, write_tables
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
@@ -61,7 +62,6 @@ from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.starts import mog_start
 from molrmog.learning.trainer import training
 from molrmog.metrics import Stopwatch
-from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule, VPSchedule
 

@@ -38,7 +38,7 @@ from molrmog.denoisers.saved import load
 from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.experiments.cells import experiment_of, report_progress
 from molrmog.experiments.image_cells import parts, space
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.learning.fit import fit
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.run import CHECKPOINTS_NAME

@@ -47,11 +47,11 @@ from molrmog.experiments.latents import (
     encode_all,
 )
 from molrmog.experiments.networks import latent_network
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.learning.run import METRICS_NAME
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.train import train
-from molrmog.mixture import MoLRMoG
 from molrmog.sampling import sample, sample_experts
 from molrmog.schedules import VPSchedule
 

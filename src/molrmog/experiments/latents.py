@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from molrmog import autoencoders as ae
 from molrmog.autoencoders.lora import rows_by_expert
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.learning.fit import fit
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.trainer import training

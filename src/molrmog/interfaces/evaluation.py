@@ -21,7 +21,7 @@ from molrmog import metrics
 from molrmog.data import Dataset, Layout
 from molrmog.experiments.page import number
 from molrmog.interfaces.trained import Trained
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.metrics import LPIPS, FeatureSpace
 
 NETWORK_COST, AUTOENCODERS_COST = "cost of the score network", "cost of the autoencoders"

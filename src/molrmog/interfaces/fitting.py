@@ -17,13 +17,13 @@ import yaml
 from molrmog import pictures
 from molrmog.data import Dataset, load_parts
 from molrmog.experiments.page import machine
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState
 from molrmog.learning.fit import fit
-from molrmog.mixture import MoLRMoG
 from molrmog.progress import progress, status
 from molrmog.saving import write_atomically
 

@@ -17,12 +17,12 @@ from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.experiments.page import number
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces import report
 from molrmog.interfaces.evaluation import NETWORK_COST, in_short
 from molrmog.interfaces.runs import Run
 from molrmog.interfaces.trained import Trained
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 
 NAMES = {
     "mog": "MoG network",

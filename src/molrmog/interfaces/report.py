@@ -12,10 +12,10 @@ import torch
 from molrmog import metrics, pictures
 from molrmog.data import Dataset
 from molrmog.experiments.page import machine, number
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.runs import REPORT_NAME, Run
-from molrmog.mixture import MoLRMoG, Subspace
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.saving import write_atomically
 
 _DRAWN = 12  # subspaces drawn, the heaviest ones

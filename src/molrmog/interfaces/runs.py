@@ -33,9 +33,9 @@ from torch import Tensor
 from molrmog.data import Layout
 from molrmog.denoisers.base import ScoreNetwork
 from molrmog.denoisers.saved import load
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces.trained import Trained
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked, write_atomically
 from molrmog.schedules import Schedule
 

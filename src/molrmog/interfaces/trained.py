@@ -13,9 +13,9 @@ from molrmog.denoisers.experts import Experts, PerExpert
 from molrmog.denoisers.guidance import guide
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser
-from molrmog.law import draw
+from molrmog.laws.base import draw
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics import Cost, cost
-from molrmog.mixture import MoLRMoG
 from molrmog.sampling import sample, sample_experts
 from molrmog.sampling.experts import ExpertSamples
 from molrmog.schedules import Schedule

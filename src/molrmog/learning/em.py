@@ -42,9 +42,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from molrmog.law import routes, rows_per_chunk
+from molrmog.laws.base import routes, rows_per_chunk
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.rows import Rows
-from molrmog.mixture import MoLRMoG, Subspace
 
 _SMALLEST_TAU = 1e-9
 _NATS = 1e-1  # rounding may move a gate by so much at worst: over many rows it averages out

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.head_tail import HeadTail
-from molrmog.law import Law
+from molrmog.laws.base import Law
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_coordinates
-from molrmog.mixture import MoLRMoG
 from molrmog.progress import progress as stages
 
 _SMALLEST_SPREAD = 1e-9

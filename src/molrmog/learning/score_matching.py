@@ -73,7 +73,7 @@ class ScoreMatching(nn.Module):
         schedule: from which (s, gamma) are drawn.
 
     Example:
-        >>> from molrmog.mixture import MoLRMoG
+        >>> from molrmog.laws.molrmog import MoLRMoG
         >>> from molrmog.schedules import VPSchedule
         >>> law = MoLRMoG.random(dim=8, latent_dims=(3,), modes=(2,), noise=0.1, seed=0)
         >>> loss = ScoreMatching(law, VPSchedule())

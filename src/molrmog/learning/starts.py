@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.fit import fit
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_flat
-from molrmog.mixture import MoLRMoG, Subspace
 
 STARTS = ("random", "k-means", "em")
 

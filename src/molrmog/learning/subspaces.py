@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.rows import Rows
-from molrmog.mixture import MoLRMoG, Subspace
 
 _ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them
 _WIDEST = 4_096  # principal coordinates that a head/tail law holds at most

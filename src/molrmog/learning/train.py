@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from molrmog.denoisers.base import Denoiser, ExpertDenoiser
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
 from molrmog.learning.run import Table, is_main_process
 from molrmog.learning.score_matching import Levels, ScoreMatching, Targets, Weighting
 from molrmog.learning.trainer import train_objective
-from molrmog.mixture import MoLRMoG
 from molrmog.schedules import Schedule
 
 Network = TypeVar("Network", bound=Denoiser | ExpertDenoiser)

@@ -38,8 +38,8 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.base import Denoiser, ExpertDenoiser
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
-from molrmog.mixture import MoLRMoG, Subspace
 from molrmog.schedules import Schedule
 
 _BLOCK = 256  # rows that a denoiser sees at once

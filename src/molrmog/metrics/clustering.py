@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 
 

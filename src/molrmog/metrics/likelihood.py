@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics._rows import Rows, as_array
-from molrmog.mixture import MoLRMoG
 
 
 @dataclass(frozen=True)

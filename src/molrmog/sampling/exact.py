@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.base import Denoiser
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.sampling.base import Sampler
 from molrmog.schedules import Schedule
 

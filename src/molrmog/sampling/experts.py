@@ -19,7 +19,7 @@ from torch import Tensor
 from molrmog.denoisers.base import expert_of_rows, given
 from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.guidance import guide
-from molrmog.law import draw
+from molrmog.laws.base import draw
 from molrmog.sampling.front_door import sample
 from molrmog.schedules import Schedule
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.base import Denoiser
-from molrmog.law import Law
+from molrmog.laws.base import Law
 from molrmog.progress import progress as stages
 from molrmog.sampling.base import Sampler, Trajectory
 from molrmog.sampling.exact import Exact
@@ -126,7 +126,7 @@ def sample(
             jump outside (t_min, t_max); a denoiser that is not a law where one is needed.
 
     Examples:
-        >>> from molrmog.mixture import MoLRMoG
+        >>> from molrmog.laws.molrmog import MoLRMoG
         >>> from molrmog.schedules import VPSchedule
         >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), rank=1, noise=0.1, seed=0)
         >>> sample(law, VPSchedule(), (5, 8), steps=8, generator=torch.Generator().manual_seed(0)).shape

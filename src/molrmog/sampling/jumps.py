@@ -23,7 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 
 
 def gaussian_flow(gaussian: MoLRMoG, x: Tensor, s: float, gamma: float, s_next: float, gamma_next: float) -> Tensor:

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from molrmog.law import normal
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.base import normal
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.descent import Loss, off_gauge
 from molrmog.theory.distances import law_distance
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.mog import nearest_orthonormal
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics.subspaces import principal_angles
-from molrmog.mixture import MoLRMoG
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from molrmog.law import Noise, by_rows, rows_per_chunk
+from molrmog.laws.base import Noise, by_rows, rows_per_chunk
 
 
 class EmpiricalDenoiser(nn.Module):

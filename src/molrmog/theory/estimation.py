@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from molrmog.denoisers.base import Denoiser
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 
 _NORMAL_95 = 1.959964
 _MEASURED = 2**22  # numbers of rows held at once

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.em import _noise
-from molrmog.mixture import MoLRMoG, Subspace
 
 MODES = ("mean", "factor", "subspace_weights", "mode_weights")
 """What is learned with the subspaces given, as `MoGDenoiser` names it."""

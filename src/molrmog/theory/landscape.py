@@ -53,7 +53,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.score_loss import ScoreLoss
 
 Matrix = Literal["hessian", "gauss-newton"]

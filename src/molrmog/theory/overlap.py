@@ -35,7 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from molrmog.law import Law, normal
+from molrmog.laws.base import Law, normal
 from molrmog.theory.landscape import curvature, horizontal, separated_blocks
 from molrmog.theory.score_loss import ScoreLoss
 
@@ -169,7 +169,7 @@ def measure_overlap(
         ValueError: `of` is neither, or x does not fit the law.
 
     Example:
-        >>> from molrmog.mixture import MoLRMoG
+        >>> from molrmog.laws.molrmog import MoLRMoG
         >>> law = MoLRMoG.random(dim=16, latent_dims=(3, 3), modes=(2, 2), rank=1, noise=0.05, seed=0)
         >>> x = law.sample(2000, torch.Generator().manual_seed(0), s=0.6, gamma=0.8).x
         >>> found = measure_overlap(law, x, 0.6, 0.8)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.mog import nearest_orthonormal
-from molrmog.law import normal
+from molrmog.laws.base import normal
 
 
 def random_bases(

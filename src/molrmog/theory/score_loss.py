@@ -9,7 +9,7 @@ At one noise level, on rows x_i of the noised truth with weights q_i that sum to
 
 The rows stay fixed, so that two values of theta see the same noise; on any rows at all the truth has loss and gradient
 zero, and its Hessian is the Gauss-Newton matrix. theta holds the real entries of the learned parameters, padding left
-out. The formulas of the score stay in `molrmog.mixture`, and every derivative is that of autograd.
+out. The formulas of the score stay in `molrmog.laws.molrmog`, and every derivative is that of autograd.
 
 Gauge. Some directions of theta change nothing about the law, about an orthonormal A and to first order: those that
 leave the mean b + A mu and covariance A U U^T A^T + tau^2 I of every mode, and the weights. `gauge` solves for them,
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.molrmog import MoLRMoG
 
 LEARNABLE = ("basis", "offset", "mean", "factor", "tau", "subspace_logits", "mode_logits")
 _ROWS = 4096  # rows whose graph is held at once

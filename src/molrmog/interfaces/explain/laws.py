@@ -15,11 +15,11 @@ from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.saved import load
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces.explain.subject import Subject
 from molrmog.interfaces.training import default_latent_dim
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics import assign, gaussian_of
-from molrmog.mixture import MoLRMoG
 from molrmog.progress import Show
 
 _FIT_OPTIONS = ("subspaces", "latent_dim", "modes", "head")

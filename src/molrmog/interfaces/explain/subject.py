@@ -14,11 +14,11 @@ from torch import Tensor
 from molrmog.data import Dataset, load_parts
 from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork
 from molrmog.denoisers.saved import load
-from molrmog.head_tail import HeadTail
 from molrmog.interfaces.network_report import NAMES
 from molrmog.interfaces.runs import Run, settings_in
 from molrmog.interfaces.trained import Trained
-from molrmog.mixture import MoLRMoG
+from molrmog.laws.head_tail import HeadTail
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.progress import status
 from molrmog.schedules import Schedule
 

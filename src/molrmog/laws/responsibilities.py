@@ -1,6 +1,7 @@
 """The gates: how every mode of a law explains every row, and the way back up to R^D.
 
-This is the engine under `molrmog.mixture`, whose formulas and symbols it keeps. With derivatives, every row is weighed
+This is the engine under `molrmog.laws.molrmog`, whose formulas and symbols it keeps. With derivatives, every row is
+weighed
 by all modes in one batched product. Without, rows are routed: no mode of subspace k can reach more than the
 
     ceiling_k = max_l [ log w_k pi_kl - 1/2 sum_j log Lam_klj ] - 1/2 [ rho2_k / v_k + (D - d_k) log v_k + D log 2 pi ]
@@ -20,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.law import values_hidden
+from molrmog.laws.base import values_hidden
 
 # What float32 does to the log of a gate, in nats per |x|^2 / v, at worst: between subspaces, and between modes of one.
 BETWEEN_SUBSPACES, BETWEEN_MODES = 5e-7, 1e-7

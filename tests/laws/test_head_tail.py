@@ -1,4 +1,4 @@
-"""What is particular to a head/tail law; what every law must do is in test_law.py."""
+"""What is particular to a head/tail law; what every law must do is in test_base.py."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 import molrmog
-import molrmog.law
+import molrmog.laws.base
 from oracles.autograd import divergence_of, score_of
 from oracles.dense import DenseLaw
 from oracles.laws import head_tail_law, noised_rows, ragged_law, ragged_laws
@@ -250,8 +250,8 @@ def test_chunks_change_nothing(law, generator, monkeypatch, per_row):
         return [*out, *gradients]
 
     whole = everything()
-    monkeypatch.setattr(molrmog.law, "_CHUNK_NUMBERS", {"cpu": 1, "cuda": 1})
-    assert molrmog.law.rows_per_chunk(x.device, law.dim) < 50
+    monkeypatch.setattr(molrmog.laws.base, "_CHUNK_NUMBERS", {"cpu": 1, "cuda": 1})
+    assert molrmog.laws.base.rows_per_chunk(x.device, law.dim) < 50
     for ours, theirs in zip(everything(), whole, strict=True):
         close(ours, theirs, rtol=1e-9, atol=1e-9)
     assert law.posterior(x, s, gamma).sample(3, generator).shape == (3, 50, law.dim)

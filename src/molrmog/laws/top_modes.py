@@ -6,7 +6,7 @@ It is the law's denoiser where M modes hold the whole row, as nearly always at l
 in groups of one noise level, as the patches of a picture do, so that spectra Lam = s^2 lam + v are those of groups, not
 of rows. For its gates a row pays one product and one norm per mode, and what lies behind a gate for M modes only.
 
-Symbols are those of `molrmog.mixture`. The gates are those of the dtype of the rows, without the second look that
+Symbols are those of `molrmog.laws.molrmog`. The gates are those of the dtype of the rows, without the second look that
 `MoLRMoG.denoise` has for rows which float32 leaves undecided.
 
 References:
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from molrmog.gates import Frame, go_down, squared_norm
+from molrmog.laws.responsibilities import Frame, go_down, squared_norm
 
 _CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
 

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molrmog.gates import BETWEEN_MODES, NATS
-from molrmog.law import Noise, Posterior, Samples, by_rows, normal, rows_per_chunk, values_hidden
-from molrmog.mixture import MoLRMoG, Subspace
+from molrmog.laws.base import Noise, Posterior, Samples, by_rows, normal, rows_per_chunk, values_hidden
+from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.responsibilities import BETWEEN_MODES, NATS
 from molrmog.saving import load_model, save_model
 
 

@@ -50,8 +50,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from molrmog.gates import DECIDED, NATS, Evidence, Frame, lift_means, weigh
-from molrmog.law import (
+from molrmog.laws.base import (
     Noise,
     Posterior,
     Samples,
@@ -63,8 +62,9 @@ from molrmog.law import (
     rows_per_chunk,
     values_hidden,
 )
+from molrmog.laws.responsibilities import DECIDED, NATS, Evidence, Frame, lift_means, weigh
+from molrmog.laws.top_modes import denoise_by_top_modes
 from molrmog.saving import load_model, save_model
-from molrmog.top_modes import denoise_by_top_modes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from molrmog.mixture import MoLRMoG
+    from molrmog.laws.molrmog import MoLRMoG
 
 Noise = float | Tensor
 """A signal scale s or a noise level gamma: a float, or one per row with shape (B,)."""

@@ -1,0 +1,132 @@
+"""What all models share: how they are described, counted, saved and read; and what a denoiser is.
+
+    x_t = s x_0 + gamma eps,    denoise(x_t, s, gamma) = E[x_0 | x_t]
+
+By Tweedie's formula a denoiser is a score, (s E[x_0 | x_t] - x_t) / gamma^2, and it is well scaled at every noise
+level, so it is what networks learn and what samplers call. A law is the denoiser that needs no training.
+
+Where data come from K experts, a denoiser may be conditional on the expert of each row. One with a null expert also
+answers where none is named, for all rows (None) or some (-1), which is what guidance needs.
+
+A model's folder holds its description, {kind: class, **config}, and its tensors. Which class a description names is
+looked up in `molrmog.registry`; nothing else is imported on a file's word.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from molrmog.saving import load_model, save_model
+
+Noise = float | Tensor
+"""A signal scale s or a noise level gamma: a float, or one per row with shape (B,)."""
+
+Expert = int | Tensor
+"""Which expert: an index for all rows, or one per row with shape (B,)."""
+
+NULL_EXPERT = -1
+"""The index of a row of which no expert is named."""
+
+
+class Model(nn.Module, ABC):
+    """A module that says what builds it and lives in a folder.
+
+    Attributes:
+        kind: of model, "law", "denoiser" or "autoencoder"; the key of its class in a description.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What builds the model: the constructor's arguments, in JSON types; shapes where tensors built it."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What is saved beside the tensors: the class under its kind, and `config`."""
+        return {self.kind: type(self).__name__, **self.config}
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that describe the model."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the model that `config` describes, before its tensors are read."""
+        return cls(**{key: value for key, value in config.items() if key != cls.kind})
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
+
+        Raises:
+            OSError: the folder cannot be written; a model that was there is left whole.
+        """
+        return save_model(path, self.description, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read a model of this class from a folder, or from the Hugging Face hub; `molrmog.load` reads any class.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: the model is corrupt or of another kind.
+        """
+        return cls.from_saved(*load_model(path), where=str(path))
+
+    @classmethod
+    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> Self:
+        """Build a model from its description and tensors; see :meth:`from_pretrained`."""
+        found = config.get(cls.kind, f"no {cls.kind}")
+        if found != cls.__name__:
+            raise ValueError(f"{where} holds {found}, not {cls.__name__}: read it with molrmog.load")
+        try:
+            model = cls.from_config(config)
+            model.load_state_dict(tensors, assign=True)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
+        return model.eval()
+
+
+class SupportsDenoise(Protocol):
+    """Anything that estimates the clean point behind a noised one: what a sampler asks for."""
+
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, /) -> Tensor:
+        """E[x_0 | x_t] with shape (B, D) from x_t with shape (B, D)."""
+        ...
+
+
+class Denoiser(Model):
+    """A model that estimates the clean point behind a noised one.
+
+    Attributes:
+        dim: dimension D of the rows.
+        num_experts: how many experts rows may be conditional on; 0 where the denoiser knows none.
+        null_expert: whether a row may be of no named expert, where there are experts.
+    """
+
+    kind = "denoiser"
+    dim: int
+    num_experts: int = 0
+    null_expert: bool = False
+
+    @abstractmethod
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """Estimate E[x_0 | x_t], or E[x_0 | x_t, k], with shape (B, D).
+
+        Args:
+            x: the noised rows x_t, with shape (B, D).
+            s: the signal scale, a float or one per row with shape (B,).
+            gamma: the noise standard deviation, a float or one per row with shape (B,).
+            expert: index k, one for all rows or one per row with shape (B,); with a null expert also None for none, or
+                -1 in a row of which none is named.
+
+        Raises:
+            ValueError: wrong shapes, or an expert that the denoiser does not know.
+        """
