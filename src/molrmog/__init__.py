@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from molrmog.denoisers.residual import ResidualDenoiser
     from molrmog.denoisers.saved import load
     from molrmog.denoisers.unet import UNetDenoiser
-    from molrmog.laws.base import Law, Posterior, Samples
+    from molrmog.laws.base import Law, Posterior, Samples, Subspace
     from molrmog.laws.head_tail import HeadTail
-    from molrmog.laws.molrmog import MoLRMoG, Subspace
+    from molrmog.laws.molrmog import MoLRMoG
     from molrmog.learning.fit import fit
     from molrmog.learning.train import train
     from molrmog.sampling import sample, sample_experts
@@ -63,7 +63,7 @@ _HOMES = {
     "Posterior": "laws.base",
     "ResidualDenoiser": "denoisers.residual",
     "Samples": "laws.base",
-    "Subspace": "laws.molrmog",
+    "Subspace": "laws.base",
     "UNetDenoiser": "denoisers.unet",
     "VESchedule": "schedules",
     "VPSchedule": "schedules",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from molrmog.data import Layout
-from molrmog.laws.molrmog import Subspace
+from molrmog.laws.base import Subspace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.autoencoders.base import Autoencoder
-from molrmog.laws.base import Noise
-from molrmog.laws.molrmog import Subspace
+from molrmog.laws.base import Noise, Subspace
 
 
 class LinearAutoencoder(Autoencoder):

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from molrmog.denoisers.base import ScoreNetwork
-from molrmog.laws.base import Noise
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Noise, Subspace
+from molrmog.laws.molrmog import MoLRMoG
 
 LEARNABLE = {  # what may be learned, and the parameter of the law that holds it
     "basis": "basis",

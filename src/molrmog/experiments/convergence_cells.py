@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from molrmog.experiments.cells import report_progress
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.starts import mog_start
 from molrmog.theory.convergence import (
     Trajectory,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from molrmog.experiments.cells import report_progress
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.border import block_errors, border_rows
 from molrmog.theory.landscape import (
     basis_block,

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from molrmog.denoisers.mlp import MLPDenoiser
 from molrmog.experiments.cells import report_progress
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.learning.starts import mog_start
 from molrmog.metrics import Stopwatch

@@ -53,7 +53,8 @@ from molrmog.denoisers.base import Denoiser
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
 from molrmog.experiments.floor_page import write_report, write_tables
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows

@@ -41,7 +41,8 @@ from molrmog.data import Dataset, load_parts
 from molrmog.experiments.cells import Crew, check_choice, keep_settings, report_progress
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.overlap_page import write_overlap_page
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.theory.overlap import Overlap, levels, measure_overlap, noised, smallest_near, split_curvature
 from molrmog.theory.score_loss import ScoreLoss, stratified_rows

@@ -38,7 +38,8 @@ from torch import Tensor
 from molrmog import pictures
 from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
 from molrmog.experiments.page import Card, Cell, Figure, Section, Table, number, select, write_csv, write_page
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import principal_flat

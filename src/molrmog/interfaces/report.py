@@ -14,8 +14,9 @@ from molrmog.data import Dataset
 from molrmog.experiments.page import machine, number
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.runs import REPORT_NAME, Run
+from molrmog.laws.base import Subspace
 from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.saving import write_atomically
 
 _DRAWN = 12  # subspaces drawn, the heaviest ones

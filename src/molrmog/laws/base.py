@@ -1,27 +1,64 @@
 """What every law offers, whatever it is made of.
 
 A law is a distribution of x_0 that stays in its family when it is noised, x_t = s x_0 + gamma eps, so that its density,
-score, denoiser, posterior and samples are exact at every noise level. :class:`Law` is that face as a protocol;
-:class:`Posterior` and :class:`Samples` are what its methods return.
+score, denoiser, posterior and samples are exact at every noise level. :class:`Law` is that face. It checks rows and
+noise levels, takes tensors and NumPy arrays and answers in kind, works chunk by chunk so that temporaries stay small,
+keeps what depends on the parameters alone for as long as they hold the same numbers, and lives in a folder.
+
+A law of its own writes what only it knows, for rows (b, D) and noise levels (b or 1,) that are checked already:
+
+    _log_prob  _denoise  _responsibilities  _draw          a law must; and subspace, scaled, moment_matched
+    _score  _divergence  _posterior  _posterior_variance   follow by autograd where a law has nothing better
+    _posterior_draw  _alone                                for posterior samples and the laws of single subspaces
+
+Precision.  Rows of float32 are computed in float32 where its digits suffice, and in float64 where they do not: each
+row by itself where few need it. What that takes is for each law to say; noise levels reach it in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Self, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _DisableFuncTorch  # pyright: ignore
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from molrmog.laws.molrmog import MoLRMoG
+from molrmog.models import Denoiser, Expert, Noise
 
-Noise = float | Tensor
-"""A signal scale s or a noise level gamma: a float, or one per row with shape (B,)."""
+NumPy = np.ndarray[Any, Any]
+Rows = TypeVar("Rows", Tensor, NumPy)
+Result = TypeVar("Result")
+Compute = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """One subspace of a law, without padding.
+
+    Attributes:
+        weight: probability w_k of the subspace.
+        basis: A_k with orthonormal columns, with shape (D, d_k).
+        offset: b_k, with shape (D,).
+        tau: standard deviation of the off-subspace noise, in data units; its square is the `noise_variance_` of
+            probabilistic PCA.
+        mode_weights: pi_k, with shape (n_k,).
+        means: mu_kl, with shape (n_k, d_k).
+        factors: U_kl, each with shape (d_k, r_kl).
+    """
+
+    weight: float
+    basis: Tensor
+    offset: Tensor
+    tau: float
+    mode_weights: Tensor
+    means: Tensor
+    factors: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -39,39 +76,30 @@ class Samples:
     mode: Tensor
 
 
-class PosteriorSource(Protocol):
-    """What a posterior asks of its law when somebody asks for more than the mean."""
-
-    def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor: ...
-
-    def _posterior_sample(
-        self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Posterior:
     """The distribution of the clean point x_0 given the noised point x_t, exact.
 
-    It is a mixture whose weights are the gates, so its mean is the denoiser, its samples cost one categorical and one
-    Gaussian draw, and its evidence is the density of x_t. The variance and samples are computed when asked for.
+    It is a mixture whose weights are the responsibilities, so its mean is the denoiser, its samples cost one
+    categorical and one Gaussian draw, and its evidence is the density of x_t. The variance and samples are computed
+    when asked for. All are NumPy arrays where the rows were one.
 
     Attributes:
         mean: E[x_0 | x_t], with shape (B, D).
-        responsibilities: the gates over the modes of all subspaces, rows summing to one, with shape (B, sum n_k).
+        responsibilities: of the modes of all subspaces, rows summing to one, with shape (B, sum n_k).
         log_prob: log p_t(x_t), the evidence in nats, with shape (B,).
     """
 
     mean: Tensor
     responsibilities: Tensor
     log_prob: Tensor
-    _source: PosteriorSource
-    _given: tuple[Tensor, Noise, Noise]
+    _law: Law
+    _given: tuple[Any, Noise, Noise]
 
     @property
     def variance(self) -> Tensor:
         """Var[x_0 | x_t] of each coordinate (within modes + between modes), with shape (B, D)."""
-        return self._source._posterior_variance(*self._given)
+        return self._law.posterior_variance(*self._given)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Draw exact samples of x_0 given x_t, with shape (n, B, D).
@@ -79,70 +107,194 @@ class Posterior:
         Args:
             n: samples per row.
             generator: source of randomness, for reproducibility.
+
+        Raises:
+            ValueError: n < 1.
         """
-        if n < 1:
-            raise ValueError(f"n = {n} samples asked of a posterior: ask for at least 1")
-        return self._source._posterior_sample(*self._given, n, generator)
+        return self._law.posterior_sample(*self._given, n, generator)
 
 
-class Law(Protocol):
-    """The face of a law: `MoLRMoG`, `HeadTail`, and whatever composes them."""
+class Law(Denoiser):
+    """A distribution with an exact score at every noise level: `MoLRMoG`, `HeadTail`, and laws of your own.
 
-    @property
-    def dim(self) -> int:
-        """Dimension D of the data."""
-        ...
+    A law that comes out of a fit or a file does not ask for gradients; call `law.requires_grad_()` to train it.
+
+    Attributes:
+        dim: dimension D of the data.
+        latent_dims: dimension d_k of each subspace.
+        modes: number n_k of modes in each subspace.
+        head_dim: how many leading coordinates the mixture lives in, where these are not all; None otherwise.
+        has_top_modes: whether `denoise_by_top_modes` is offered.
+        parameter_names: of the tensors that the law owns itself.
+    """
+
+    kind = "law"
+    latent_dims: tuple[int, ...]
+    modes: tuple[int, ...]
+    head_dim: int | None = None
+    has_top_modes: bool = False
+    parameter_names: tuple[str, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[object, tuple[list[Tensor], Any]] = {}
+
+    # --- what it is
 
     @property
     def subspaces(self) -> int:
         """Number K of subspaces."""
-        ...
+        return len(self.modes)
 
     @property
-    def latent_dims(self) -> tuple[int, ...]:
-        """Dimension d_k of each subspace."""
-        ...
-
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """Number n_k of modes in each subspace."""
-        ...
+    def subspace_of(self) -> Tensor:
+        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
+        return torch.arange(self.subspaces).repeat_interleave(torch.tensor(self.modes)).to(self._device)
 
     @property
     def component_of(self) -> Tensor:
-        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
-        ...
+        """The older name of `subspace_of`."""
+        return self.subspace_of
 
     @property
-    def num_parameters(self) -> int:
-        """Numbers that describe the law."""
-        ...
+    def mode_of(self) -> Tensor:
+        """Mode inside its subspace of each column of the responsibilities, with shape (sum n_k,)."""
+        return torch.cat([torch.arange(n) for n in self.modes]).to(self._device)
 
     @property
+    @abstractmethod
     def noise_floor(self) -> float:
-        """Smallest standard deviation of any direction of the law, in data units."""
-        ...
+        """Smallest standard deviation of any direction off the subspaces, in data units."""
 
-    def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Log p_t(x) in nats, with shape (B,)."""
-        ...
+    @property
+    @abstractmethod
+    def subspace_weights(self) -> Tensor:
+        """Probabilities w_k, with shape (K,)."""
 
-    def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Gradient of log p_t at x, with shape (B, D)."""
-        ...
+    @property
+    @abstractmethod
+    def mode_weights(self) -> Tensor:
+        """Probabilities pi_kl, zero where padded, with shape (K, n)."""
 
-    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """E[x_0 | x_t = x], with shape (B, D)."""
-        ...
+    @abstractmethod
+    def subspace(self, k: int) -> Subspace:
+        """Subspace k without padding, in R^D, detached from the law."""
 
-    def divergence(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Divergence of the score at x, with shape (B,)."""
-        ...
+    def alone(self, k: int) -> Self:
+        """The law p(x_0 | k) of subspace k alone, frozen; made anew when the parameters have changed."""
+        laws = self._remembered("alone", lambda: [self._alone(k) for k in range(self.subspaces)], [*self.parameters()])
+        return laws[k]
 
-    def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
-        """Distribution of x_0 given x_t = x."""
-        ...
+    @abstractmethod
+    def scaled(self, c: float) -> Self:
+        """The law of c x_0, frozen; exact where c is a power of two."""
 
+    @abstractmethod
+    def moment_matched(self) -> Law:
+        """The single Gaussian with the mean and covariance of x_0, as a law with one subspace and one mode."""
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What the law is made of, as (label, text) pairs for people."""
+
+        def either(values: Sequence[int]) -> str:
+            least, most = min(values), max(values)
+            return f"{least}" if least == most else f"{least} to {most}"
+
+        return [
+            ("subspaces", f"{self.subspaces}"),
+            ("dimension of each", either(self.latent_dims)),
+            ("modes in each", either(self.modes)),
+            ("parameters", f"{self.num_parameters:,}"),
+            ("smallest noise", f"{self.noise_floor:.3g}"),
+        ]
+
+    # --- what it says of rows
+
+    def log_prob(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
+        """Log p_t(x) in nats, with shape (B,).
+
+        Args:
+            x: rows of x_t, with shape (B, D); a tensor, or a NumPy array, which is answered by one.
+            s: signal scale, a float or one per row with shape (B,).
+            gamma: noise standard deviation, a float or one per row with shape (B,).
+
+        Raises:
+            ValueError: wrong shapes, a negative gamma, or gamma = 0 where tau = 0 (x_0 then has no density).
+        """
+        return self._by_rows(lambda *rows: (self._log_prob(*rows),), x, s, gamma)[0]
+
+    def score(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
+        """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
+        return self._by_rows(lambda *rows: (self._score(*rows),), x, s, gamma)[0]
+
+    def denoise(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0, expert: Expert | None = None) -> Rows:
+        """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`log_prob`.
+
+        A law is not conditional on an expert: `alone` is the law of one subspace, and a `ConditionalLaw` takes experts.
+        """
+        if expert is not None:
+            raise ValueError("a law is not conditional on an expert: ask law.alone(k), or wrap it in a ConditionalLaw")
+        return self._by_rows(lambda *rows: (self._denoise(*rows),), x, s, gamma)[0]
+
+    def divergence(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
+        """Divergence of the score (trace of the Hessian of log p_t) at x, with shape (B,), in closed form.
+
+        It is computed in float64. Arguments and errors as in :meth:`log_prob`.
+        """
+        return self._by_rows(lambda *rows: (self._divergence(*rows),), x, s, gamma, precise=True)[0]
+
+    def posterior(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
+        """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""
+        mean, responsibilities, log_prob = self._by_rows(self._posterior, x, s, gamma)
+        return Posterior(*cast("tuple[Tensor, ...]", (mean, responsibilities, log_prob)), self, (x, s, gamma))
+
+    def posterior_variance(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
+        """Var[x_0 | x_t = x] of each coordinate, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
+        width = self._row_numbers(variance=True)
+        return self._by_rows(lambda *rows: (self._posterior_variance(*rows),), x, s, gamma, width=width, precise=True)[
+            0
+        ]
+
+    @torch.no_grad()
+    def posterior_sample(
+        self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0, n: int = 1, generator: torch.Generator | None = None
+    ) -> Rows:
+        """Exact samples of x_0 given x_t = x, with shape (n, B, D); other arguments and errors as in :meth:`log_prob`.
+
+        Args:
+            x: rows of x_t, with shape (B, D).
+            s: signal scale, a float or one per row with shape (B,).
+            gamma: noise standard deviation, a float or one per row with shape (B,).
+            n: samples per row.
+            generator: source of randomness, for reproducibility.
+
+        Raises:
+            ValueError: n < 1.
+        """
+        if n < 1:
+            raise ValueError(f"n = {n} samples asked of a posterior: ask for at least 1")
+        most = rows_per_chunk(self._device, self._sample_numbers)
+        pieces = [min(most, n - start) for start in range(0, n, most)]
+
+        def drawn(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            return (torch.cat([self._posterior_draw(x, s, gamma, piece, generator) for piece in pieces], 1),)
+
+        return self._by_rows(drawn, x, s, gamma, size=max(1, most // n))[0].swapaxes(0, 1)
+
+    def subspace_responsibilities(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
+        """P(x_0 on subspace k | x_t = x), with shape (B, K); arguments and errors as in :meth:`log_prob`."""
+
+        def shares(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            modes = self._responsibilities(x, s, gamma)
+            return (modes.new_zeros(len(x), self.subspaces).index_add(1, self.subspace_of, modes),)
+
+        return self._by_rows(shares, x, s, gamma)[0]
+
+    def denoise_by_top_modes(self, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
+        """E[x_0 | x_t] from the modes that explain a row best, where the law offers it; see `MoLRMoG`."""
+        raise ValueError(f"a {type(self).__name__} does not offer its best modes alone: leave out top")
+
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -152,20 +304,165 @@ class Law(Protocol):
         gamma: float = 0.0,
         subspace: int | Tensor | None = None,
     ) -> Samples:
-        """Exact samples of x_t (of x_0 by default)."""
-        ...
+        """Draw exact samples of x_t; by default of x_0.
 
-    def moment_matched(self) -> MoLRMoG:
-        """The single Gaussian with the mean and covariance of x_0, as a law with one subspace and one mode."""
-        ...
+        Args:
+            n: number of samples.
+            generator: source of randomness, for reproducibility.
+            s: signal scale.
+            gamma: noise standard deviation.
+            subspace: draw from this subspace only, or from one per sample with shape (n,).
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into a folder."""
-        ...
+        Raises:
+            ValueError: n is negative, or there is no such subspace.
+        """
+        if n < 0:
+            raise ValueError(f"n = {n} samples: ask for 0 or more")
+        within = self.mode_weights.to(compute_dtype(self._dtype))  # (K, modes)
+        modes = within.shape[1]
+        if subspace is None:
+            weights = self.subspace_weights.to(within)[:, None] * within
+            component = categorical(weights.flatten().expand(1, -1), n, generator)[0]
+        else:
+            wanted = torch.as_tensor(subspace, device=within.device).expand(n)
+            if n and not bool(((wanted >= 0) & (wanted < self.subspaces)).all()):
+                raise ValueError(f"subspace = {subspace}: this law has subspaces 0 to {self.subspaces - 1}")
+            component = wanted * modes + categorical(within[wanted], 1, generator)[:, 0]
+        k, mode = component // modes, component % modes
+        most = rows_per_chunk(self._device, self._sample_numbers)
+        parts = zip(k.split(most), mode.split(most), strict=True)
+        drawn = [self._draw(*part, float(s), float(gamma), generator) for part in parts]
+        x = torch.cat(drawn) if n else within.new_empty(0, self.dim)
+        return Samples(x.to(self._dtype), k, mode)
 
-    def parameters(self) -> Any:
-        """The tensors of the law, as of every torch module."""
-        ...
+    # --- what a law writes: rows are float32 or float64, noise levels float64 with shape (b or 1,)
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Log p_t(x), with shape (b,)."""
+
+    @abstractmethod
+    def _denoise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], with shape (b, D)."""
+
+    @abstractmethod
+    def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Of all modes, with shape (b, sum n_k)."""
+
+    @abstractmethod
+    def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
+        """A sample of x_t from each mode of subspace k, with shape (rows, D); k and mode with shape (rows,)."""
+
+    def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Gradient of log p_t, with shape (b, D)."""
+        return _derivative(lambda x: self._log_prob(x, s, gamma), x)
+
+    def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Trace of the Hessian of log p_t, with shape (b,)."""
+        return _diagonal(lambda x: self._score(x, s, gamma), x).sum(1)
+
+    def _posterior(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, responsibilities and log p_t(x)."""
+        rows = x, s, gamma
+        return self._denoise(*rows), self._responsibilities(*rows), self._log_prob(*rows)
+
+    def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Var[x_0 | x_t] with shape (b, D): gamma^2 / s times the derivative of the denoiser."""
+        slope = _diagonal(lambda x: self._denoise(x, s, gamma), x)
+        return gamma[:, None].square() / s[:, None] * slope
+
+    def _posterior_draw(self, x: Tensor, s: Tensor, gamma: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        """N samples of x_0 given each row, with shape (b, n, D)."""
+        raise NotImplementedError(f"a {type(self).__name__} offers no posterior samples")
+
+    def _alone(self, k: int) -> Self:
+        """The law of subspace k alone, frozen."""
+        raise NotImplementedError(f"a {type(self).__name__} does not offer its subspaces alone")
+
+    @property
+    def _noise(self) -> Tensor:
+        """Every standard deviation that must not be zero at gamma = 0, with shape (any,)."""
+        return torch.full((1,), self.noise_floor, device=self._device)
+
+    @property
+    def _sample_numbers(self) -> int:
+        """Numbers that a sample takes while it is drawn."""
+        return 4 * self.dim
+
+    def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
+        """Numbers that a row takes while it is computed, with noise levels of its own, or for the variance."""
+        return self.dim * (1 + (3 * sum(self.modes) if variance else 0))
+
+    # --- how rows get there and back
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _by_rows(
+        self,
+        compute: Compute,
+        x: Rows,
+        s: Noise,
+        gamma: Noise,
+        *,
+        width: int | None = None,
+        size: int | None = None,
+        precise: bool = False,
+    ) -> tuple[Rows, ...]:
+        """Check the arguments and apply `compute` to chunks of rows.
+
+        Args:
+            compute: as in :func:`by_rows`.
+            x: rows, with shape (B, D).
+            s: signal scale, a float or one per row.
+            gamma: noise standard deviation, a float or one per row.
+            width: numbers it holds per row.
+            size: rows per chunk, where `width` does not say it.
+            precise: compute in float64.
+        """
+        rows = x if isinstance(x, Tensor) else from_numpy(x).to(self._device)
+        own_levels = any(np.size(level) > 1 for level in (s, gamma) if not isinstance(level, Tensor)) or any(
+            level.numel() > 1 for level in (s, gamma) if isinstance(level, Tensor)
+        )
+        results = by_rows(
+            compute,
+            rows,
+            s,
+            gamma,
+            dim=self.dim,
+            noise=self._noise,
+            parameters=self.parameters(),
+            size=size or rows_per_chunk(self._device, width or self._row_numbers(own_levels)),
+            dtype=torch.float64 if precise else None,
+        )
+        return tuple(results if isinstance(x, Tensor) else (to_numpy(result) for result in results))  # pyright: ignore
+
+    def _remembered(self, key: object, make: Callable[[], Result], of: Sequence[Tensor]) -> Result:
+        """What `make` returned last for `key`, or anew if the tensors `of` hold other numbers than then.
+
+        The numbers themselves are compared, since no version counter sees every change: edits through `.data`, NumPy
+        views and inference mode leave none.
+        """
+        with _DisableFuncTorch():  # whose transforms would wrap the parameters, which they have nothing to do with
+            entry = self._derived.get(key)
+            if entry is None or not same_numbers(entry[0], of):
+                with torch.inference_mode(False), torch.no_grad():
+                    entry = [tensor.detach().clone() for tensor in of], make()
+                self._derived[key] = entry
+        return entry[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": {}}
+
+    @classmethod
+    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> Self:
+        """Build a law from its description and tensors, frozen; see :meth:`from_pretrained`."""
+        return super().from_saved(config, tensors, where).requires_grad_(False)
 
 
 _CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**26}  # numbers held at once: 64 MiB in float32, 256 MiB on a GPU
@@ -186,8 +483,13 @@ def values_hidden(*tensors: Tensor) -> bool:
     return any(is_functorch_wrapped_tensor(t) for t in tensors)
 
 
+MANY = 0.25  # share of a chunk's rows that need float64 from which all are computed in it
+_MOST_STEPS, _ROUNDED = 8, 2e-6  # of Newton's iteration; how far a basis rounded to float32 is from orthonormal
+_EXACT_IN_FLOAT32 = (torch.bool, torch.uint8, torch.int8, torch.int16)
+
+
 def by_rows(
-    compute: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+    compute: Compute,
     x: Tensor,
     s: Noise,
     gamma: Noise,
@@ -196,11 +498,13 @@ def by_rows(
     noise: Tensor,
     parameters: Iterable[Tensor],
     size: int,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """Check rows and noise levels, and apply `compute` to chunks of rows, so that temporaries stay small.
 
     Args:
-        compute: called with rows (b, D) and s, gamma with shape (b or 1,); returns tensors with b rows.
+        compute: called with rows (b, D) in float32 or float64 and s, gamma with shape (b or 1,) in float64; returns
+            tensors with b rows.
         x: rows, with shape (B, D).
         s: signal scale, a float or one per row.
         gamma: noise standard deviation, a float or one per row.
@@ -208,22 +512,24 @@ def by_rows(
         noise: standard deviations tau of the law, any of which may be zero only where gamma is not.
         parameters: of the law; where neither they nor the arguments ask for gradients, none are prepared.
         size: rows per chunk.
+        dtype: to compute in; float64 where rows or law are or where rows are wide integers, else float32.
 
     Returns:
-        What `compute` returned, with B rows each, in the dtype of x.
+        What `compute` returned, with B rows each, in the dtype of x, or of the law where x holds integers.
 
     Raises:
         ValueError: x is not (B, D), s or gamma is neither a number nor (B,), or there is no density at this noise.
     """
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{dim}: pass rows with shape (B, {dim})")
-    given = x.dtype if x.is_floating_point() else noise.dtype
-    x = x.to(compute_dtype(given, noise.dtype))
-    s, gamma = noise_levels(x, s, gamma, noise)
+    answer = x.dtype if x.is_floating_point() else noise.dtype
+    wide = not x.is_floating_point() and x.dtype not in _EXACT_IN_FLOAT32
+    x = x.to(dtype or (torch.float64 if wide else compute_dtype(answer, noise.dtype)))
+    s, gamma = noise_levels(len(x), s, gamma, noise)
 
     def chunk(at: slice) -> tuple[Tensor, ...]:
         levels = (t if len(t) == 1 else t[at] for t in (s, gamma))
-        return tuple(out.to(given) for out in compute(x[at], *levels))
+        return tuple(out.to(answer) for out in compute(x[at], *levels))
 
     def recomputed(at: slice) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", checkpoint(chunk, at, use_reentrant=False))
@@ -239,18 +545,28 @@ def by_rows(
         return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
 
 
-def noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """S and gamma as tensors with shape (B or 1,), where every mode has a density."""
-    levels = [torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (s, gamma)]
+def noise_levels(rows: int, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """S and gamma as float64 tensors with shape (B or 1,), where every mode has a density.
+
+    Args:
+        rows: B.
+        s: signal scale, a float or one per row.
+        gamma: noise standard deviation, a float or one per row.
+        noise: standard deviations of the law, with shape (any,), on the device of the rows.
+
+    Raises:
+        ValueError: s or gamma is neither a number nor (B,), gamma is negative, or there is no density at this noise.
+    """
+    levels = [torch.as_tensor(t, dtype=torch.float64, device=noise.device) for t in (s, gamma)]
     for name, level in zip(("s", "gamma"), levels, strict=True):
-        if level.shape not in [(), (1,), (len(x),)]:
-            raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({len(x)},)")
+        if level.shape not in [(), (1,), (rows,)]:
+            raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({rows},)")
     s, gamma = (level.reshape(-1) for level in levels)
     if not values_hidden(s, gamma, noise):
         with torch.no_grad():
             if bool((gamma < 0).any()):
                 raise ValueError("gamma is a standard deviation: pass gamma >= 0")
-            if len(noise) and bool((s.square() * noise.square().min() + gamma.square() <= 0).any()):
+            if len(noise) and bool((s.square() * noise.double().square().min() + gamma.square() <= 0).any()):
                 raise ValueError(
                     "gamma must be > 0 where tau = 0 (or s = 0), there is no density otherwise: "
                     "pass gamma > 0, or fit with noise_floor > 0"
@@ -258,7 +574,55 @@ def noise_levels(x: Tensor, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tens
     return s, gamma
 
 
-def routes(share: Tensor) -> list[Tensor | slice]:
+def in_float64(
+    compute: Compute, x: Tensor, s: Tensor, gamma: Tensor, at: Tensor | slice = slice(None)
+) -> tuple[Tensor, ...]:
+    """`compute` of the rows `at` in float64, in the dtype of x."""
+    levels = (level if len(level) == 1 else level[at] for level in (s, gamma))
+    return tuple(out.to(x.dtype) for out in compute(x[at].double(), *levels))
+
+
+def from_numpy(x: Any) -> Tensor:
+    """Rows as a tensor, from whatever NumPy can read.
+
+    Raises:
+        ValueError: some values are masked, or they are no numbers.
+    """
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError("x holds masked values: drop or impute such rows")
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"x holds {array.dtype} values: pass numbers, rows with shape (B, D)")
+    if array.dtype.kind == "f" and (array.dtype.itemsize > 8 or not array.dtype.isnative):
+        array = array.astype(np.float64)
+    elif array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64 if array.dtype.itemsize < 8 else np.float64)
+    return torch.from_numpy(np.array(array))
+
+
+def to_numpy(result: Tensor) -> NumPy:
+    """A result as an array; bfloat16, which NumPy does not know, as float32."""
+    result = result.detach().cpu()
+    return (result.float() if result.dtype == torch.bfloat16 else result).numpy()
+
+
+def same_numbers(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors hold the same bits on the same device in the same shapes and dtypes."""
+    return len(before) == len(now) and all(_same_bits(a, b) for a, b in zip(before, now, strict=True))
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    a, b = (t.detach().view(_BITS[t.element_size()]) for t in (a, b))
+    # NumPy compares ten times as fast as torch.equal on a CPU.
+    return np.array_equal(a.numpy(), b.numpy()) if a.device.type == "cpu" else torch.equal(a, b)
+
+
+def active_rows(share: Tensor) -> list[Tensor | slice]:
     """For each expert the rows that it has a share in worth a digit; shares with shape (B, K).
 
     At low noise nearly every row belongs to one expert, and the others need not see it.
@@ -267,7 +631,7 @@ def routes(share: Tensor) -> list[Tensor | slice]:
     return [slice(None) if bool(mine.all()) else mine.nonzero()[:, 0] for mine in worth]
 
 
-def draw(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+def categorical(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
     """N categorical draws for each row of unnormalised weights, with shape (rows, n)."""
     if not n or not len(weights):
         return torch.zeros(len(weights), n, dtype=torch.long, device=weights.device)
@@ -279,3 +643,45 @@ def normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: T
     """Standard normal numbers from any device's generator, with the dtype and device of `like`."""
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def orthonormal(A: Tensor) -> Tensor:
+    """A (A^T A)^-1/2 by Newton's iteration, with shape (..., m, r), in float64; A is nearly orthonormal.
+
+    Rounded to float32, a basis is orthonormal to 1e-7 only, rounded to bfloat16 to 1e-2: both are seen at low noise.
+    One step is always taken, so that gradients are tangent to the bases. Columns that are zero stay zero.
+    """
+    A = A.double()
+    for _ in range(_MOST_STEPS):
+        gram = A.mT @ A
+        A = 1.5 * A - 0.5 * A @ gram
+        if values_hidden(gram) or not gram.numel():
+            break
+        off = gram.detach() - (gram.detach().diagonal(dim1=-2, dim2=-1) > 0.5).to(gram).diag_embed()
+        if float(off.abs().amax()) < _ROUNDED:  # a step squares the distance
+            break
+    return A
+
+
+def _derivative(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient of a row-wise function, with the shape of x."""
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        return torch.autograd.grad(f(x).sum(), x, create_graph=wanted)[0]
+
+
+def _diagonal(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Diagonal of the Jacobian of a row-wise vector field, with the shape of x."""
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        value = f(x)
+        columns = [
+            torch.autograd.grad(value[:, i].sum(), x, create_graph=wanted, retain_graph=True)[0][:, i]
+            for i in range(x.shape[1])
+        ]
+    return torch.stack(columns, 1)
+
+
+draw, routes = categorical, active_rows

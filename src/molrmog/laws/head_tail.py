@@ -20,19 +20,69 @@ References:
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.laws.base import Noise, Posterior, Samples, by_rows, normal, rows_per_chunk, values_hidden
-from molrmog.laws.molrmog import MoLRMoG, Subspace
-from molrmog.laws.responsibilities import BETWEEN_MODES, NATS
-from molrmog.saving import load_model, save_model
+from molrmog.laws.base import MANY, Compute, Law, Subspace, in_float64, normal, orthonormal, values_hidden
+from molrmog.laws.molrmog import MoLRMoG
+
+# |x - s b|^2 over the smallest variance up to which float32 has the digits of a score or density, and of a denoiser.
+_SCORE, _DENOISER = 1e5, 1e6
+_LARGEST = 1e24  # squared norm up to which float32 has room
+_HEAD = 1e4  # the same over the smallest variance off the head's subspaces, up to which it takes float32 coordinates
 
 
-class HeadTail(nn.Module):
+@dataclass(frozen=True)
+class Frame:
+    """What the formulas need of the parameters, in one dtype.
+
+    Attributes:
+        axes: [H T], orthonormal, with shape (D, q + p).
+        offset: b, with shape (D,).
+        psi: variances of the tail, with shape (p,).
+        tau2: variance in each direction that is left, with shape ().
+    """
+
+    axes: Tensor
+    offset: Tensor
+    psi: Tensor
+    tau2: Tensor
+
+    def to(self, dtype: torch.dtype) -> Frame:
+        """The frame in another dtype."""
+        return Frame(**{name: value.to(dtype) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows in the coordinates of a law.
+
+    Attributes:
+        frame: in the dtype of the rows.
+        z: coordinates of the head, with shape (b, q); in float64 where its responsibilities need it.
+        y: coordinates of the tail, with shape (b, p).
+        rest: what neither holds, with shape (b, D); nothing to rely on where no direction is left.
+        s: signal scale, with shape (b or 1, 1).
+        gamma2: variance of the noise, with shape (b or 1, 1).
+        variance: of y, with shape (b or 1, p).
+        v: of the rest in each direction, with shape (b or 1, 1).
+    """
+
+    frame: Frame
+    z: Tensor
+    y: Tensor
+    rest: Tensor
+    s: Tensor
+    gamma2: Tensor
+    variance: Tensor
+    v: Tensor
+
+
+class HeadTail(Law):
     """A MoLR-MoG in q leading coordinates, independent Gaussians in p further ones, isotropic noise in what is left.
 
     Attributes:
@@ -48,6 +98,8 @@ class HeadTail(nn.Module):
         >>> law.score(torch.zeros(5, 8), s=0.8, gamma=0.6).shape
         torch.Size([5, 8])
     """
+
+    parameter_names = ("axes", "offset", "spread", "tau")
 
     def __init__(self, head: MoLRMoG, axes: Tensor, offset: Tensor, spread: Tensor, tau: Tensor) -> None:
         """Compose a law.
@@ -70,40 +122,22 @@ class HeadTail(nn.Module):
                 f"{tuple(spread.shape)} and tau {tuple(tau.shape)} do not fit: pass (D, q + p), (D,), (p,) and ()"
             )
         self.head = head
-        self.axes = nn.Parameter(axes)
-        self.offset = nn.Parameter(offset)
-        self.spread = nn.Parameter(spread)
-        self.tau = nn.Parameter(tau)
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of the data."""
-        return len(self.offset)
-
-    @property
-    def subspaces(self) -> int:
-        """Number K of subspaces of the head."""
-        return self.head.subspaces
-
-    @property
-    def latent_dims(self) -> tuple[int, ...]:
-        """Dimension d_k of each subspace."""
-        return self.head.latent_dims
-
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """Number n_k of modes in each subspace."""
-        return self.head.modes
-
-    @property
-    def component_of(self) -> Tensor:
-        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
-        return self.head.component_of
+        self.dim = len(offset)
+        self.latent_dims, self.modes, self.head_dim = head.latent_dims, head.modes, head.dim
+        # Products of the same numbers in other strides differ in their last bits: a law and its saved copy must not.
+        self.axes, self.offset, self.spread, self.tau = (
+            nn.Parameter(t.detach().contiguous()) for t in (axes, offset, spread, tau)
+        )
 
     @property
     def subspace_weights(self) -> Tensor:
         """Probabilities w_k, with shape (K,)."""
         return self.head.subspace_weights
+
+    @property
+    def mode_weights(self) -> Tensor:
+        """Probabilities pi_kl, zero where padded, with shape (K, n)."""
+        return self.head.mode_weights
 
     @property
     def config(self) -> dict[str, Any]:
@@ -146,74 +180,6 @@ class HeadTail(nn.Module):
                 factors=part.factors,
             )
 
-    def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Log p_t(x) in nats, with shape (B,); arguments and errors as in :meth:`MoLRMoG.log_prob`."""
-
-        def log_prob(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, y, rest, variance, v = self._split(x, s, gamma)
-            return (self.head.log_prob(z, s, gamma) + self._log_tail(y, rest, variance, v),)
-
-        return self._by_rows(log_prob, x, s, gamma)[0]
-
-    def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`MoLRMoG.log_prob`."""
-
-        def score(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, y, rest, variance, v = self._split(x, s, gamma)
-            up = torch.cat([self.head.score(z, s, gamma).to(y.dtype), -y / variance], 1) @ self._cast(self.axes, x).T
-            return (up - rest / v if self._left else up,)
-
-        return self._by_rows(score, x, s, gamma)[0]
-
-    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`MoLRMoG.log_prob`."""
-
-        def denoise(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, y, rest, variance, v = self._split(x, s, gamma)
-            return (self._compose(x, self.head.denoise(z, s, gamma), s, y, rest, variance, v),)
-
-        return self._by_rows(denoise, x, s, gamma)[0]
-
-    def divergence(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Divergence of the score at x, with shape (B,); arguments and errors as in :meth:`MoLRMoG.log_prob`."""
-
-        def divergence(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, _, _, variance, v = self._split(x, s, gamma)
-            tail = variance.reciprocal().sum(1)
-            return (self.head.divergence(z, s, gamma) - tail - (self._left / v[:, 0] if self._left else 0.0),)
-
-        return self._by_rows(divergence, x, s, gamma)[0]
-
-    def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
-        """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`MoLRMoG.log_prob`."""
-
-        def posterior(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            z, y, rest, variance, v = self._split(x, s, gamma)
-            head = self.head.posterior(z, s, gamma)
-            mean = self._compose(x, head.mean, s, y, rest, variance, v)
-            return mean, head.responsibilities, head.log_prob + self._log_tail(y, rest, variance, v)
-
-        mean, responsibilities, log_prob = self._by_rows(posterior, x, s, gamma)
-        return Posterior(mean, responsibilities, log_prob, self, (x, s, gamma))
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        *,
-        s: float = 1.0,
-        gamma: float = 0.0,
-        subspace: int | Tensor | None = None,
-    ) -> Samples:
-        """Draw exact samples of x_t, by default of x_0; arguments and errors as in :meth:`MoLRMoG.sample`."""
-        head = self.head.sample(n, generator, s=s, gamma=gamma, subspace=subspace)
-        eta = normal((n, len(self.spread)), generator, like=head.x) * (s * s * self.spread**2 + gamma**2).sqrt()
-        x = s * self.offset + torch.cat([head.x, eta], 1) @ self.axes.T
-        if self._left:
-            x = x + self._off_axes(normal((n, self.dim), generator, like=x)) * (s * s * self.tau**2 + gamma**2).sqrt()
-        return Samples(x, head.subspace, head.mode)
-
     @torch.no_grad()
     def moment_matched(self) -> MoLRMoG:
         """The single Gaussian with the mean and covariance of x_0, as a law with one subspace and one mode.
@@ -238,131 +204,217 @@ class HeadTail(nn.Module):
         )
         return MoLRMoG.from_subspaces([gaussian], dtype=self.axes.dtype).requires_grad_(False)
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
-
-        Raises:
-            OSError: the folder cannot be written; a model that was there is left whole.
-        """
-        return save_model(path, {"law": "HeadTail", **self.config}, self.state_dict())
-
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> HeadTail:
-        """Read a law from a folder written by :meth:`save_pretrained`, or from the Hugging Face hub.
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the law that `config` describes, before its tensors are read."""
+        head, dim, tail = MoLRMoG.from_config(config["head"]), config["dim"], config["tail"]
+        return cls(head, torch.eye(dim, head.dim + tail), torch.zeros(dim), torch.zeros(tail), torch.zeros(()))
 
-        Raises:
-            FileNotFoundError: there is no model.
-            ValueError: the model is corrupt or of another kind.
-        """
-        return cls.from_saved(*load_model(path), where=str(path))
+    def summary(self) -> list[tuple[str, str]]:
+        """What the law is made of, as (label, text) pairs for people."""
+        return [*super().summary(), ("head, tail", f"{self.head.dim}, {len(self.spread)} of {self.dim} coordinates")]
 
-    @classmethod
-    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> HeadTail:
-        """Build a law from a saved configuration and its tensors; see :meth:`from_pretrained`."""
-        if config.get("law") != "HeadTail":
-            raise ValueError(f"{where} holds a {config.get('law')} law, not a HeadTail: read it with molrmog.load")
-        inside = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
-        try:
-            head = MoLRMoG.from_saved({"law": "MoLRMoG", **config["head"]}, inside, where)
-            parts = [tensors[name] for name in ("axes", "offset", "spread", "tau")]
-        except KeyError as error:
-            raise ValueError(f"{where} lacks {error}: save the model again") from None
-        try:
-            return cls(head, *parts).requires_grad_(False)
-        except ValueError as error:
-            raise ValueError(f"the tensors in {where} do not fit together ({error})") from None
+    @torch.no_grad()
+    def scaled(self, c: float) -> Self:
+        """The law of c x_0, frozen; exact where c is a power of two."""
+        scaled = type(self)(self.head.scaled(c), self.axes, c * self.offset, abs(c) * self.spread, abs(c) * self.tau)
+        return scaled.requires_grad_(False)
 
-    def _split(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Coordinates (B, q) and (B, p), the rest (B, D), tail variances (B or 1, p) and v (B or 1, 1)."""
-        axes, offset, spread, tau = (self._cast(t, x) for t in (self.axes, self.offset, self.spread, self.tau))
-        s, gamma = s[:, None], gamma[:, None]
-        centred = x - s * offset
-        coordinates = centred @ axes
-        rest = centred - coordinates @ axes.T if self._left else centred
+    @torch.no_grad()
+    def _alone(self, k: int) -> Self:
+        alone = type(self)(self.head.alone(k), self.axes, self.offset, self.spread, self.tau)
+        return alone.requires_grad_(False)
+
+    # --- what it says of rows
+
+    def _log_prob(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        def log_prob(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            parts = self._split(x, s, gamma)
+            return (self.head._log_prob(parts.z, s, gamma) + self._log_tail(parts),)
+
+        return self._settled(log_prob, x, s, gamma, _SCORE, _faint_density)[0]
+
+    def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        def score(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            parts = self._split(x, s, gamma)
+            head = self.head._score(parts.z, s, gamma).to(x.dtype)
+            up = torch.cat([head, -parts.y / parts.variance], 1) @ parts.frame.axes.T
+            return (up - parts.rest / parts.v if self._left else up,)
+
+        return self._settled(score, x, s, gamma, _SCORE, _faint_score)[0]
+
+    def _denoise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        def denoise(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            parts = self._split(x, s, gamma)
+            return (self._compose(self.head._denoise(parts.z, s, gamma), parts),)
+
+        return self._settled(denoise, x, s, gamma, _DENOISER)[0]
+
+    def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        def responsibilities(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
+            return (self.head._responsibilities(self._split(x, s, gamma).z, s, gamma),)
+
+        return self._settled(responsibilities, x, s, gamma, _DENOISER)[0]
+
+    def _posterior(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def posterior(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            parts = self._split(x, s, gamma)
+            mean, responsibilities, log_prob = self.head._posterior(parts.z, s, gamma)
+            return self._compose(mean, parts), responsibilities, log_prob + self._log_tail(parts)
+
+        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _SCORE)
+        return mean, responsibilities, log_prob
+
+    def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        parts = self._split(x, s, gamma)
+        tail = parts.variance.reciprocal().sum(1)
+        left = self._left / parts.v[:, 0] if self._left else 0.0
+        return self.head._divergence(parts.z, s, gamma) - tail - left
+
+    def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        parts = self._split(x, s, gamma)
+        axes = parts.frame.axes
+        H, T = axes.tensor_split([self.head.dim], dim=1)
+        along = parts.frame.psi * parts.gamma2 / parts.variance  # (b or 1, p)
+        total = self.head._posterior_variance(parts.z, s, gamma, onto=H).to(x.dtype) + along @ T.square().T
+        if self._left:
+            total = total + parts.frame.tau2 * parts.gamma2 / parts.v * (1 - axes.square().sum(1))
+        return total
+
+    def _posterior_draw(self, x: Tensor, s: Tensor, gamma: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        parts = self._split(x, s, gamma)
+        frame, s1, gamma1 = parts.frame, parts.s, parts.gamma2.sqrt()
+        xi = self.head._posterior_draw(parts.z, s, gamma, n, generator).to(x.dtype).transpose(0, 1)  # (n, b, q)
+        noise = normal((n, *parts.y.shape), generator, like=x)
+        eta = s1 * frame.psi / parts.variance * parts.y + frame.psi.sqrt() * gamma1 / parts.variance.sqrt() * noise
+        x0 = frame.offset + torch.cat([xi, eta], 2) @ frame.axes.T
+        if self._left:
+            noise = self._off_axes(frame, normal((n, *x.shape), generator, like=x))
+            x0 = x0 + s1 * frame.tau2 / parts.v * parts.rest + frame.tau2.sqrt() * gamma1 / parts.v.sqrt() * noise
+        return x0.transpose(0, 1)
+
+    def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
+        xi = self.head._draw(k, mode, s, gamma, generator)
+        frame = self._frames()(xi.dtype)
+        eta = normal((len(k), len(self.spread)), generator, like=xi) * (s * s * frame.psi + gamma**2).sqrt()
+        x = s * frame.offset + torch.cat([xi, eta], 1) @ frame.axes.T
+        if self._left:
+            rest = self._off_axes(frame, normal((len(k), self.dim), generator, like=x))
+            x = x + rest * (s * s * frame.tau2 + gamma**2).sqrt()
+        return x
+
+    def _split(self, x: Tensor, s: Tensor, gamma: Tensor) -> Split:
+        """Rows (b, D) in the coordinates of the law; s and gamma with shape (b or 1,), float64."""
+        frames = self._frames()
+        frame = frames(x.dtype)
+        s1, gamma1 = s[:, None].to(x.dtype), gamma[:, None].to(x.dtype)
+        centred = x - s1 * frame.offset
+        coordinates = centred @ frame.axes
+        rest = centred - coordinates @ frame.axes.T if self._left else centred
         z, y = coordinates.tensor_split([self.head.dim], dim=1)
-        if self._rounds(centred, s, gamma):
-            z = (x.double() - s.double() * self.offset.double()) @ self.axes[:, : self.head.dim].double()
-        return z, y, rest, s.square() * spread.square() + gamma.square(), s.square() * tau.square() + gamma.square()
+        if self._head_needs_float64(centred, s1, gamma1):
+            exact = frames(torch.float64)
+            z = (x.double() - s[:, None] * exact.offset) @ exact.axes[:, : self.head.dim]
+        gamma2 = gamma1.square()
+        variance, v = (s1.square() * each + gamma2 for each in (frame.psi, frame.tau2))
+        return Split(frame, z, y, rest, s1, gamma2, variance, v)
 
-    def _compose(
-        self, x: Tensor, head: Tensor, s: Tensor, y: Tensor, rest: Tensor, variance: Tensor, v: Tensor
-    ) -> Tensor:
-        """E[x_0 | x_t] from E[xi | x_t] (B, q) and what :meth:`_split` returned."""
-        axes, offset, spread, tau = (self._cast(t, x) for t in (self.axes, self.offset, self.spread, self.tau))
-        s = s[:, None]
-        up = offset + torch.cat([head.to(y.dtype), s * spread.square() / variance * y], 1) @ axes.T
-        return up + s * tau.square() / v * rest if self._left else up
+    def _compose(self, head: Tensor, parts: Split) -> Tensor:
+        """E[x_0 | x_t] with shape (b, D) from E[xi | x_t] with shape (b, q)."""
+        frame = parts.frame
+        tail = parts.s * frame.psi / parts.variance * parts.y
+        up = frame.offset + torch.cat([head.to(tail.dtype), tail], 1) @ frame.axes.T
+        return up + parts.s * frame.tau2 / parts.v * parts.rest if self._left else up
 
-    def _log_tail(self, y: Tensor, rest: Tensor, variance: Tensor, v: Tensor) -> Tensor:
-        """Log-density (B,) of what the head does not hold, from what :meth:`_split` returned."""
-        tail = (y.square() / variance + (2 * torch.pi * variance).log()).sum(1)
+    def _log_tail(self, parts: Split) -> Tensor:
+        """Log-density (b,) of what the head does not hold."""
+        v = parts.v
+        tail = (parts.y.square() / parts.variance + (2 * torch.pi * parts.variance).log()).sum(1)
         # Where nothing is left tau counts for nothing, but its gradient is zero rather than missing.
-        left = rest.square().sum(1, keepdim=True) / v + self._left * (2 * torch.pi * v).log() if self._left else 0 * v
-        return -0.5 * (tail + left[:, 0])
+        left = parts.rest.square().sum(1, keepdim=True) / v + self._left * (2 * torch.pi * v).log()
+        return -0.5 * (tail + (left if self._left else 0 * v)[:, 0])
 
-    def _rounds(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:
-        """Whether the head's gates need its coordinates in float64; centred (B, D), s and gamma (B or 1, 1)."""
+    def _off_axes(self, frame: Frame, x: Tensor) -> Tensor:
+        """The part of x that neither head nor tail holds."""
+        return x - x @ frame.axes @ frame.axes.T
+
+    # --- precision
+
+    def _settled(
+        self,
+        compute: Compute,
+        x: Tensor,
+        s: Tensor,
+        gamma: Tensor,
+        limit: float,
+        faint: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """`compute` of the rows; of float32 rows whose digits do not suffice, each by itself, in float64.
+
+        Digits do not suffice where (|x - s b|^2 + |s b|^2) / v exceeds `limit`, v the smallest variance of the law in
+        any direction that head and tail hold or leave, and where the first result is `faint`.
+        """
+        if x.dtype == torch.float64:
+            return compute(x, s, gamma)
+        frame = self._frames()(x.dtype)
+        s1, s2 = s.to(x.dtype)[:, None], s.to(x.dtype).square()
+        variances = torch.cat([frame.psi, frame.tau2[None]]) if self._left else frame.psi
+        smallest = variances.min() if len(variances) else torch.inf
+        norm2 = (x - s1 * frame.offset).square().sum(1) + s2 * frame.offset.square().sum()
+        ratio = norm2 / (s2 * smallest + gamma.to(x.dtype).square())
+        if values_hidden(ratio):
+            return in_float64(compute, x, s, gamma)
+        norm2, ratio = norm2.detach(), ratio.detach()
+        beyond = ~((ratio <= limit) & (norm2 < _LARGEST))  # NaN, too
+        if int(beyond.sum()) > (0 if torch.is_grad_enabled() else MANY) * len(x):
+            return in_float64(compute, x, s, gamma)
+        out = compute(x, s, gamma)
+        if torch.is_grad_enabled():
+            return out
+        if faint is not None:
+            beyond |= faint(norm2, ratio, out[0])
+        again = beyond.nonzero()[:, 0]
+        if len(again):
+            for coarse, fine in zip(out, in_float64(compute, x, s, gamma, again), strict=True):
+                coarse[again] = fine.to(coarse.dtype)
+        return out
+
+    def _head_needs_float64(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:
+        """Whether the head's responsibilities need its coordinates in float64; s and gamma with shape (b or 1, 1)."""
         if centred.dtype == torch.float64 or not len(centred):
             return False
         if values_hidden(centred, s, gamma, self.head.tau):
             return True
         with torch.no_grad():
-            v = s.square() * self.head.tau.square().min() + gamma.square()
-            return float((centred.square().sum(1, keepdim=True) / v).max()) * BETWEEN_MODES > NATS
+            v = s.square() * self.head.tau.to(s.dtype).square().min() + gamma.square()
+            return not float((centred.square().sum(1, keepdim=True) / v).max()) <= _HEAD
 
-    def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-        def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, y, _, tail, v = self._split(x, s, gamma)
-            axes = self._cast(self.axes, x)
-            H, T = axes.tensor_split([self.head.dim], dim=1)
-            gamma2 = gamma[:, None].square()
-            along = self._cast(self.spread, x).square() * gamma2 / tail  # (B or 1, p)
-            total = self.head._posterior_variance(z, s, gamma, onto=H).to(y.dtype) + along @ T.square().T
-            if self._left:
-                left = self._cast(self.tau, x).square() * gamma2 / v  # (B or 1, 1)
-                total = total + left * (1 - axes.square().sum(1))
-            return (total,)
+    def _frames(self) -> Callable[[torch.dtype], Frame]:
+        """The frame in any dtype, with derivatives where they are wanted."""
+        parameters = [getattr(self, name) for name in self.parameter_names]
 
-        return self._by_rows(variance, x, s, gamma)[0]
+        def build(axes: Tensor, offset: Tensor, spread: Tensor, tau: Tensor) -> Callable[[torch.dtype], Frame]:
+            frame = Frame(orthonormal(axes), offset.double(), spread.double().square(), tau.double().square())
+            return {dtype: frame.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
 
-    @torch.no_grad()
-    def _posterior_sample(self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None) -> Tensor:
-        def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            z, y, rest, tail, v = self._split(x, s, gamma)
-            axes, offset, spread, tau = (self._cast(t, x) for t in (self.axes, self.offset, self.spread, self.tau))
-            s1, gamma1 = s[:, None], gamma[:, None]
-            xi = self.head._posterior_sample(z, s, gamma, n, generator)  # (n, B, q)
-            noise = normal((n, *y.shape), generator, like=y)
-            eta = s1 * spread.square() / tail * y + spread * gamma1 / tail.sqrt() * noise
-            x0 = offset + torch.cat([xi.to(y.dtype), eta], 2) @ axes.T
-            if self._left:
-                noise = self._off_axes(normal((n, *x.shape), generator, like=x))
-                x0 = x0 + s1 * tau.square() / v * rest + tau * gamma1 / v.sqrt() * noise
-            return (x0.transpose(0, 1),)
+        # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
+        if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
+            return build(*parameters)
+        return self._remembered("frame", lambda: build(*(p.detach().clone() for p in parameters)), parameters)
 
-        return self._by_rows(sample, x, s, gamma, width=3 * n * self.dim)[0].transpose(0, 1)
+    @property
+    def _sample_numbers(self) -> int:
+        return self.head._sample_numbers + 4 * self.dim
 
-    def _off_axes(self, x: Tensor) -> Tensor:
-        """The part of x that neither head nor tail holds."""
-        axes = self._cast(self.axes, x)
-        return x - x @ axes @ axes.T
-
-    def _cast(self, parameter: Tensor, like: Tensor) -> Tensor:
-        return parameter.to(like.dtype)
-
-    def _by_rows(self, compute: Any, x: Tensor, s: Noise, gamma: Noise, width: int | None = None) -> tuple[Tensor, ...]:
-        """Check the arguments and apply `compute` to chunks of rows; `width` as the numbers it holds per row."""
-        size = rows_per_chunk(self.axes.device, width or 3 * self.dim)
-        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self._noise, parameters=self.parameters(), size=size)
+    def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
+        return 3 * self.dim + (self.head._row_numbers(own_levels, variance) if variance else 0)
 
 
-def load_law(path: str | Path) -> MoLRMoG | HeadTail:
-    """Read a law of either kind from a folder, or from the Hugging Face hub.
+def _faint_density(norm2: Tensor, ratio: Tensor, log_prob: Tensor) -> Tensor:
+    """Which log-densities (B,) lie near zero, where rounding is more than 1e-4 of them."""
+    return 1e-2 * ratio.sqrt() > log_prob.abs()
 
-    Raises:
-        FileNotFoundError: there is no model.
-        ValueError: the model is corrupt or of another kind.
-    """
-    config, tensors = load_model(path)
-    kind = HeadTail if config.get("law") == "HeadTail" else MoLRMoG
-    return kind.from_saved(config, tensors, where=str(path))
+
+def _faint_score(norm2: Tensor, ratio: Tensor, score: Tensor) -> Tensor:
+    """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
+    return 4e-3 * ratio > norm2.sqrt() * torch.linalg.vector_norm(score, dim=1)

@@ -14,7 +14,7 @@ shifts eigenvalues, Lam_c = s^2 lam_c + v_k, and nothing is factorised per noise
     h_k   = A_k^T (x - s b_k),    rho2_k = |x - s b_k|^2 - |h_k|^2        latent and off-subspace energy of a subspace
     w_c   = Lam_c^-1/2 V_c^T (h_k - s mu_c)                               whitened latent of a mode, in R^{d_k}
     log N_c(x) = -1/2 [ |w_c|^2 + rho2_k / v_k + sum_j log Lam_cj + (D - d_k) log v_k + D log 2 pi ]
-    r_c(x)     = softmax_c [ log w_k + log pi_c + log N_c(x) ]            the gate; log p_t(x) is the logsumexp
+    r_c(x)     = softmax_c [ log w_k + log pi_c + log N_c(x) ]            responsibilities; log p_t(x) is the logsumexp
     E[z | x, c] = mu_c + s V_c lam_c Lam_c^-1/2 w_c                       the latent posterior mean
 
 With zeta_k = sum_l r_kl E[z | x, kl] and R_k = sum_l r_kl, everything goes up to R^D once per subspace:
@@ -24,8 +24,13 @@ With zeta_k = sum_l r_kl E[z | x, kl] and R_k = sum_l r_kl, everything goes up t
 
 so a row costs one product with all A_k down, d_k^2 numbers per mode, and one product up.
 
-Precision.  rho2 cancels when v is small against |x|^2. Densities and posteriors of float32 rows are then weighed in
-float64; scores and denoisers only where a row lies between experts, where gates matter. Gates keep to 1e-3 nats.
+Where a subspace is all of R^D, rho2 is zero, its v is the law's smallest by far, and its term of the score is written
+without it, - A_k sum_l r_kl V Lam^-1 V^T (h - s mu). From a row to its score and denoiser the way is one file,
+`molrmog.laws.responsibilities`.
+
+Precision.  What a row of float32 costs in digits grows with |x - s center|^2 / v. Rows whose density, score or
+denoiser would lose them are computed in float64, each row by itself, and so are rows that lie between experts while
+float32 moves the responsibilities by more than they may: these keep to 1e-3 nats, all else to 1e-4 of itself.
 
 Gradients.  V_c is held constant: V^T U U^T V = diag(lam) + E stays differentiable with E zero in value but not in
 derivative, and E enters (s^2 U U^T + v)^-1 by its Neumann series. First and second derivatives are exact, equal
@@ -43,60 +48,35 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from molrmog.laws.base import (
-    Noise,
-    Posterior,
-    Samples,
-    by_rows,
+    MANY,
+    Law,
+    Subspace,
+    categorical,
     compute_dtype,
-    draw,
+    in_float64,
     noise_levels,
     normal,
-    rows_per_chunk,
     values_hidden,
 )
-from molrmog.laws.responsibilities import DECIDED, NATS, Evidence, Frame, lift_means, weigh
+from molrmog.laws.responsibilities import Eigenform, Evidence, Noised, e_step, squared_norm
 from molrmog.laws.top_modes import denoise_by_top_modes
-from molrmog.saving import load_model, save_model
+
+# |x|^2 / v up to which float32 has the digits of a score, of a denoiser, of a density.
+_SCORE, _DENOISER, _DENSITY = 1e5, 1e6, 2e3
 
 
-@dataclass(frozen=True)
-class Subspace:
-    """One subspace of a law, without padding.
-
-    Attributes:
-        weight: probability w_k of the subspace.
-        basis: A_k with orthonormal columns, with shape (D, d_k).
-        offset: b_k, with shape (D,).
-        tau: standard deviation of the off-subspace noise, in data units.
-        mode_weights: pi_k, with shape (n_k,).
-        means: mu_kl, with shape (n_k, d_k).
-        factors: U_kl, each with shape (d_k, r_kl).
-    """
-
-    weight: float
-    basis: Tensor
-    offset: Tensor
-    tau: float
-    mode_weights: Tensor
-    means: Tensor
-    factors: tuple[Tensor, ...]
-
-
-class MoLRMoG(nn.Module):
+class MoLRMoG(Law):
     """A mixture of low-rank Gaussians on a union of K linear subspaces, and its noised versions.
 
     The shapes of the subspaces may differ; parameters are stored padded with zeros, which every method keeps out.
-    A law that comes out of a fit or a file does not ask for gradients; call `law.requires_grad_()` to train it.
-    What depends on the parameters alone is cached: edit them in place under `torch.no_grad()`, by an optimiser or by
-    `load_state_dict`, not through `.data`, which hides the edit from the cache.
+    What depends on the parameters alone is computed once and kept for as long as they hold the same numbers.
 
     Attributes:
         basis: A_k with orthonormal columns, side by side, with shape (D, K, d).
@@ -116,6 +96,9 @@ class MoLRMoG(nn.Module):
     References:
         arXiv 2601.01475, section 3.
     """
+
+    has_top_modes = True
+    parameter_names = ("basis", "offset", "mean", "factor", "tau", "subspace_logits", "mode_logits")
 
     def __init__(
         self,
@@ -166,23 +149,7 @@ class MoLRMoG(nn.Module):
                 self.basis[:d_k, k, :d_k] = torch.eye(d_k)
 
         real_mode = torch.arange(n) < torch.tensor(self.modes)[:, None]
-        self.register_buffer("_real_mode", real_mode.to(device), persistent=False)
-        self._cache: dict[torch.dtype, tuple[object, Frame, Sequence[Tensor]]] = {}
-
-    @property
-    def subspaces(self) -> int:
-        """Number K of subspaces."""
-        return len(self.modes)
-
-    @property
-    def component_of(self) -> Tensor:
-        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
-        return self._real_mode_mask.nonzero()[:, 0]
-
-    @property
-    def mode_of(self) -> Tensor:
-        """Mode inside its subspace of each column of the responsibilities, with shape (sum n_k,)."""
-        return self._real_mode_mask.nonzero()[:, 1]
+        self.register_buffer("_real", real_mode.to(device), persistent=False)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -208,15 +175,12 @@ class MoLRMoG(nn.Module):
     @property
     def mode_weights(self) -> Tensor:
         """Probabilities pi_kl, zero where padded, with shape (K, n)."""
-        return self.mode_logits.masked_fill(~self._real_mode_mask, -torch.inf).softmax(1)
+        return self.mode_logits.masked_fill(~self._real_mode, -torch.inf).softmax(1)
 
     @property
-    def _filled(self) -> list[bool]:
-        return [d == self.dim for d in self.latent_dims]
-
-    @property
-    def _real_mode_mask(self) -> Tensor:
-        return cast(Tensor, self._buffers["_real_mode"])
+    def _real_mode(self) -> Tensor:
+        """Which modes are no padding, with shape (K, n)."""
+        return cast(Tensor, self._buffers["_real"])
 
     def subspace(self, k: int) -> Subspace:
         """Subspace k without padding, detached from the law."""
@@ -327,58 +291,6 @@ class MoLRMoG(nn.Module):
                     law.factor[k, mode, :d, :r] = drawn(d, r) / math.sqrt(max(r, 1))
         return law
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
-
-        Raises:
-            OSError: the folder cannot be written; a model that was there is left whole.
-        """
-        return save_model(path, {"law": "MoLRMoG", **self.config}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> MoLRMoG:
-        """Read a law from a folder written by :meth:`save_pretrained`, or from the Hugging Face hub.
-
-        Raises:
-            FileNotFoundError: there is no model.
-            ValueError: the model is corrupt or of another kind.
-        """
-        return cls.from_saved(*load_model(path), where=str(path))
-
-    @classmethod
-    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> MoLRMoG:
-        """Build a law from a saved configuration and its tensors; see :meth:`from_pretrained`."""
-        if config.get("law") != "MoLRMoG":
-            raise ValueError(f"{where} holds a {config.get('law')} law, not a MoLRMoG: read it with molrmog.load")
-        try:
-            law = cls(**{key: value for key, value in config.items() if key != "law"}, dtype=tensors["basis"].dtype)
-            law.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
-        return law.requires_grad_(False)
-
-    def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Log p_t(x) in nats, with shape (B,).
-
-        Args:
-            x: rows of x_t, with shape (B, D).
-            s: signal scale, a float or one per row with shape (B,).
-            gamma: noise standard deviation, a float or one per row with shape (B,).
-
-        Raises:
-            ValueError: wrong shapes, a negative gamma, or gamma = 0 where tau = 0 (x_0 then has no density).
-        """
-        return self._by_rows(lambda x, s, gamma: (self._evidence(x, s, gamma).log_prob,), x, s, gamma)[0]
-
-    def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
-        return self._by_rows(lambda *row: (self._settled(self._score, *row),), x, s, gamma)[0]
-
-    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`log_prob`."""
-        return self._by_rows(lambda *row: (self._settled(self._denoise, *row),), x, s, gamma)[0]
-
     def denoise_by_top_modes(self, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
         """E[x_0 | x_t] from the modes that explain a row best, for rows in groups of one noise level; no gradients.
 
@@ -401,81 +313,8 @@ class MoLRMoG(nn.Module):
             )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             dtype = compute_dtype(x.dtype)
-            s, gamma = noise_levels(x.to(dtype), s, gamma, self.tau)
-            return denoise_by_top_modes(self._frame(dtype), x.to(dtype), s, gamma, top, filled=self._filled).to(x.dtype)
-
-    def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
-        """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""
-
-        def posterior(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            e = self._evidence(x, s, gamma)
-            return self._denoise(e), e.gates[:, self._real_mode_mask], e.log_prob
-
-        mean, responsibilities, log_prob = self._by_rows(posterior, x, s, gamma)
-        return Posterior(mean, responsibilities, log_prob, self, (x, s, gamma))
-
-    def divergence(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
-        """Divergence of the score (trace of the Hessian of log p_t) at x, with shape (B,), in closed form.
-
-        The trace is sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2. Arguments and errors as in :meth:`log_prob`.
-        """
-
-        def divergence(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            # In float64: far from the law the two squares are large, and their difference is not.
-            e = self._evidence(x.double(), s.double(), gamma.double(), route=False)
-            assert e.white is not None
-            norm2 = (e.white.square() / e.Lam).sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
-            trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
-            within = (e.gates.transpose(0, 1) * (norm2 - trace)).sum((0, 2))
-            return (within - self._score(e).square().sum(1),)
-
-        return self._by_rows(divergence, x, s, gamma)[0]
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        *,
-        s: float = 1.0,
-        gamma: float = 0.0,
-        subspace: int | Tensor | None = None,
-    ) -> Samples:
-        """Draw exact samples of x_t; by default of x_0.
-
-        Args:
-            n: number of samples.
-            generator: source of randomness, for reproducibility.
-            s: signal scale.
-            gamma: noise standard deviation.
-            subspace: draw from this subspace only, or from one per sample with shape (n,).
-
-        Raises:
-            ValueError: n is negative, or there is no such subspace.
-        """
-        if n < 0:
-            raise ValueError(f"n = {n} samples: ask for 0 or more")
-        frame = self._frame(compute_dtype(self.basis.dtype))
-        weights = frame.log_weight.exp()  # (K, modes)
-        if subspace is None:
-            component = draw(weights.flatten().expand(1, -1), n, generator)[0]
-        else:
-            wanted = torch.as_tensor(subspace, device=weights.device).expand(n)
-            if n and not bool(((wanted >= 0) & (wanted < self.subspaces)).all()):
-                raise ValueError(f"subspace = {subspace}: this law has subspaces 0 to {self.subspaces - 1}")
-            component = draw(self.mode_weights[wanted].to(weights.dtype), 1, generator)[:, 0]
-            component = component + wanted * weights.shape[1]
-
-        def chunk(component: Tensor) -> Tensor:
-            k = component // weights.shape[1]
-            z = self._draw_latent(frame, component, 0.0, frame.lam.sqrt().flatten(0, 1)[component], generator)
-            noise = normal((len(k), self.dim), generator, like=z)
-            std = (s * s * frame.tau2[k] + gamma * gamma).sqrt()
-            return s * self._lift(frame, k, z) + std[:, None] * noise
-
-        rows = rows_per_chunk(self.basis.device, 2 * self.dim + frame.lift[0, 0].numel())
-        x = torch.cat([chunk(part) for part in component.split(rows)]) if n else weights.new_empty(0, self.dim)
-        return Samples(x.to(self.basis.dtype), component // weights.shape[1], component % weights.shape[1])
+            s, gamma = (level.to(dtype) for level in noise_levels(len(x), s, gamma, self.tau))
+            return denoise_by_top_modes(self.eigenform(dtype), x.to(dtype), s, gamma, top).to(x.dtype)
 
     @torch.no_grad()
     def moment_matched(self) -> MoLRMoG:
@@ -484,24 +323,24 @@ class MoLRMoG(nn.Module):
         Its axes are the principal directions of all subspaces and mode means together, so it is exact and never
         forms a D x D matrix.
         """
-        frame = self._frame(torch.float64)
-        K, n, d = frame.mean.shape
-        w = frame.log_weight.exp()[..., None, None]  # (K, n, 1, 1)
-        down = frame.down[..., : d + 1].flatten(1)  # m_c - center = down . lifted_c
-        lifted = torch.cat([frame.mean, frame.mean.new_ones(K, n, 1)], 2)[..., None]  # (K, n, d + 1, 1)
+        form = self.eigenform()
+        K, n, d = form.mean.shape
+        w = form.log_weight.exp()[..., None, None]  # (K, n, 1, 1)
+        down = form.down[..., : d + 1].flatten(1)  # m_c - center = down . lifted_c
+        lifted = torch.cat([form.mean, form.mean.new_ones(K, n, 1)], 2)[..., None]  # (K, n, d + 1, 1)
         blocks = w * lifted @ lifted.mT
-        blocks[..., :d, :d] += w * frame.lift.mT @ (frame.lam[..., None] * frame.lift)
+        blocks[..., :d, :d] += w * form.axes.mT @ (form.lam[..., None] * form.axes)
         mean = (w * lifted).sum((1, 3)).flatten()
         core = torch.block_diag(*blocks.sum(1)) - mean[:, None] * mean
         Q, R = torch.linalg.qr(down)
         variance, axes = torch.linalg.eigh(R @ core @ R.T)
         keep = variance > 1e-12 * variance[-1].clamp(min=0)
         keep[-1] = True  # a law that is one point and noise has no axis of its own, and a subspace needs one
-        remainder = (w.sum((1, 2, 3)) * frame.tau2).sum()
+        remainder = (w.sum((1, 2, 3)) * form.tau2).sum()
         gaussian = Subspace(
             weight=1.0,
             basis=Q @ axes[:, keep],
-            offset=frame.center + down @ mean,
+            offset=form.center + down @ mean,
             tau=float(remainder.sqrt()),
             mode_weights=torch.ones(1, dtype=Q.dtype),
             means=Q.new_zeros(1, int(keep.sum())),
@@ -509,186 +348,258 @@ class MoLRMoG(nn.Module):
         )
         return MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
 
-    def _evidence(self, x: Tensor, s: Tensor, gamma: Tensor, nats: float = NATS, route: bool = True) -> Evidence:
-        """How every mode explains every row; x with shape (B, D), s and gamma with shape (B or 1,)."""
-        return weigh(self._frames(), x, s, gamma, filled=self._filled, nats=nats, route=route)
+    def scaled(self, c: float) -> Self:
+        """The law of c x_0, frozen; exact where c is a power of two."""
+        law = type(self).from_config(self.config).to(self._device, self._dtype).requires_grad_(False)
+        state = {name: t.clone() for name, t in self.state_dict().items()}
+        for name in ("offset", "mean", "factor", "tau"):
+            state[name] *= c if name != "tau" else abs(c)
+        if c < 0:
+            state["basis"].neg_()
+            state["mean"].neg_()
+            state["factor"].neg_()
+        law.load_state_dict(state)
+        return law
 
-    def _settled(self, result: Callable[[Evidence], Tensor], x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        """`result` of the evidence, where only rows that float32 leaves undecided are weighed in float64."""
-        if torch.is_grad_enabled() or values_hidden(x, s, gamma):
-            return result(self._evidence(x, s, gamma))
-        e = self._evidence(x, s, gamma, nats=DECIDED)
-        out = result(e)
-        undecided = e.undecided
-        if len(undecided):
-            levels = [t if len(t) == 1 else t[undecided] for t in (s, gamma)]
-            out[undecided] = result(self._evidence(x[undecided], levels[0], levels[1], nats=0.0))
-        return out
+    @torch.no_grad()
+    def _alone(self, k: int) -> Self:
+        alone = self.from_subspaces([replace(self.subspace(k), weight=1.0)], dtype=self._dtype)
+        return cast(Self, alone.requires_grad_(False))
 
-    def _score(self, e: Evidence) -> Tensor:
-        pull = (e.gates.sum(2) / e.v.T).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
-        up = lift_means(e, e.s / e.v)
-        return torch.addcmul(up, pull, e.x, value=-1, out=None if e.routed is None else up)
+    # --- what it says of rows
 
-    def _denoise(self, e: Evidence) -> Tensor:
-        keep = (e.gates.sum(2) * (e.s[:, None] * e.frame.tau2 / e.v.T)).sum(1, keepdim=True).to(e.x.dtype)  # (B, 1)
-        up = lift_means(e, e.gamma.square() / e.v) + e.frame.center
-        return torch.addcmul(up, keep, e.x, out=None if e.routed is None else up)
+    def _log_prob(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        return self._settled(lambda e: (e.log_prob,), x, s, gamma, _DENSITY, _faint_density)[0]
 
-    def _posterior_variance(self, x: Tensor, s: Noise, gamma: Noise, onto: Tensor | None = None) -> Tensor:
-        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
-        K, n, d, _ = self.factor.shape
+    def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        return self._settled(lambda e: (e.score(),), x, s, gamma, _SCORE, _faint_score)[0]
+
+    def _denoise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        return self._settled(lambda e: (e.denoise(),), x, s, gamma, _DENOISER, _faint_denoiser)[0]
+
+    def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        return self._settled(lambda e: (e.responsibilities[:, self._real_mode],), x, s, gamma, _DENSITY)[0]
+
+    def _posterior(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def posterior(e: Evidence) -> tuple[Tensor, Tensor, Tensor]:
+            return e.denoise(), e.responsibilities[:, self._real_mode], e.log_prob
+
+        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY)
+        return mean, responsibilities, log_prob
+
+    def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        # sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2: far from the law two large squares, hence float64.
+        e = self.e_step(x.double(), s, gamma, route=False)
+        norm2 = e.pulls.square().sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
+        trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
+        within = (e.responsibilities.transpose(0, 1) * (norm2 - trace)).sum((0, 2))
+        return within - e.score().square().sum(1)
+
+    def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (b, M)."""
+        e = self.e_step(x, s, gamma, route=False)
+        form, s, gamma = e.form, e.rows.s, e.rows.gamma
+        d = form.mean.shape[2]
 
         def rotated(rows: Tensor) -> Tensor:
             return rows if onto is None else rows @ onto.T.to(rows.dtype)
 
-        def variance(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            e = self._evidence(x, s, gamma, route=False)
-            assert e.pull is not None
-            frame = e.frame
-            gates = e.gates.transpose(0, 1).to(x.dtype)  # (K, B, n)
-            mean = rotated(self._denoise(e))
-            norm2 = 1.0 if onto is None else onto.to(x.dtype).square().sum(1)
-            total = torch.zeros_like(mean)
-            for k in range(K):  # over subspaces, so that one subspace's loadings are held at a time
-                basis = rotated(frame.down[:, k, :d].T)  # (d, D)
-                loadings = frame.lift[k].flatten(0, 1) @ basis  # (n d, D)
-                v = e.v[k, :, None].to(x.dtype)  # (B or 1, 1)
-                shrink = gamma[:, None].square() / v
-                isotropic = frame.tau2[k] * shrink * gates[k].sum(1, keepdim=True)
-                along = (frame.lam[k] / e.Lam[k].to(x.dtype)) * (shrink.square() * v * gates[k])[..., None]  # (B, n, d)
-                total = total + isotropic * norm2 + along.flatten(1) @ loadings.square()
+        gates = e.responsibilities.transpose(0, 1)  # (K, b, n)
+        mean = rotated(e.denoise())
+        norm2 = 1.0 if onto is None else onto.to(mean.dtype).square().sum(1)
+        total = torch.zeros_like(mean)
+        for k in range(self.subspaces):  # over subspaces, so that one subspace's loadings are held at a time
+            basis = rotated(form.down[:, k, :d].T)  # (d, M)
+            loadings = form.axes[k].flatten(0, 1) @ basis  # (n d, M)
+            v = e.v[k, :, None]  # (b or 1, 1)
+            shrink = gamma[:, None].square() / v
+            isotropic = form.tau2[k] * shrink * gates[k].sum(1, keepdim=True)
+            along = (form.lam[k] / e.Lam[k]) * (shrink.square() * v * gates[k])[..., None]  # (b, n, d)
+            total = total + isotropic * norm2 + along.flatten(1) @ loadings.square()
 
-                z = frame.mean[k] + s[:, None, None] * torch.einsum("bni,nid->bnd", e.pull[k], e.lift[k]).to(x.dtype)
-                clean = frame.center + s[:, None] * frame.tau2[k] / v * e.x + shrink * frame.down[:, k, d]
-                apart = (rotated(clean) - mean)[:, None] + shrink[..., None] * (z @ basis)  # (B, n, D)
-                total = total + torch.einsum("bn,bnD->bD", gates[k], apart.square())
-            return (total,)
+            z = form.mean[k] + s[:, None, None] * torch.einsum("bni,nid->bnd", form.lam[k] * e.pulls[k], form.axes[k])
+            clean = form.center + s[:, None] * form.tau2[k] / v * e.rows.x + shrink * form.down[:, k, d]
+            apart = (rotated(clean) - mean)[:, None] + shrink[..., None] * (z @ basis)  # (b, n, M)
+            total = total + torch.einsum("bn,bnD->bD", gates[k], apart.square())
+        return total
 
-        width = 3 * K * n * d + 3 * n * (self.dim if onto is None else len(onto))
-        return self._by_rows(variance, x, s, gamma, width=width)[0]
+    def _posterior_draw(self, x: Tensor, s: Tensor, gamma: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        e = self.e_step(x, s, gamma, limit=_DENSITY, route=False)
+        form, B, modes = e.form, len(x), e.form.lam.shape[1]
+        gates = e.responsibilities.flatten(1)
+        lost = gates.isnan().any(1)  # rows that hold NaN or inf: nothing to draw, and no other row is to suffer
+        component = categorical(gates.masked_fill(lost[:, None], 1.0), n, generator).flatten()  # a row's together
+        row = torch.arange(B, device=x.device).repeat_interleave(n)
+        k, mode = component // modes, component % modes  # (B n,)
+        at = row if e.v.shape[1] > 1 else torch.zeros_like(row)
+        s, gamma = (level.expand(B)[row] for level in (e.rows.s, e.rows.gamma))
+        v, lam, Lam = e.v[k, at], form.lam[k, mode], e.Lam[k, at, mode]  # (B n,), (B n, d)
+        shift = s[:, None] * lam * e.pulls[k, row, mode]
+        spread = (lam * v[:, None] / Lam).sqrt()
+        clean = self._lift(form, k, self._draw_latent(form, k, mode, shift, spread, generator))
+        rest = e.rows.x[row] + s[:, None] * (form.center - clean)
+        noise = normal(tuple(clean.shape), generator, like=clean)
+        tau2 = form.tau2[k]
+        drawn = clean + (s * tau2 / v)[:, None] * rest + (tau2 * gamma.square() / v).sqrt()[:, None] * noise
+        return drawn.view(B, n, self.dim).masked_fill(lost[:, None, None], torch.nan)
 
-    @torch.no_grad()
-    def _posterior_sample(self, x: Tensor, s: Noise, gamma: Noise, n: int, generator: torch.Generator | None) -> Tensor:
-        def sample(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            e = self._evidence(x, s, gamma, route=False)
-            assert e.white is not None
-            frame = e.frame
-            B, modes = len(x), frame.lam.shape[1]
-            gates = e.gates.flatten(1)
-            lost = gates.isnan().any(1)  # rows that hold NaN or inf: nothing to draw, and no other row is to suffer
-            component = draw(gates.masked_fill(lost[:, None], 1.0), n, generator).flatten()  # (B n,), a row's together
-            row = torch.arange(B, device=x.device).repeat_interleave(n)
-            k, mode = component // modes, component % modes
-            at = row if e.v.shape[1] > 1 else torch.zeros_like(row)
-            s, gamma = s.expand(B)[row], gamma.expand(B)[row]  # (B n,)
-            v = e.v[k, at].to(x.dtype)
-            lam, Lam = frame.lam[k, mode], e.Lam[k, at, mode].to(x.dtype)  # (B n, d)
-            shift = s[:, None] * lam * (e.white[k, row, mode].to(x.dtype) / Lam.sqrt())
-            spread = (lam * v[:, None] / Lam).sqrt()
-            clean = self._lift(frame, k, self._draw_latent(frame, component, shift, spread, generator))
-            rest = e.x[row] + s[:, None] * (frame.center - clean)
-            noise = normal(tuple(clean.shape), generator, like=clean)
-            tau2 = frame.tau2[k]
-            drawn = clean + (s * tau2 / v)[:, None] * rest + (tau2 * gamma.square() / v).sqrt()[:, None] * noise
-            return (drawn.view(B, n, self.dim).masked_fill(lost[:, None, None], torch.nan),)
-
-        K, _, d, _ = self.factor.shape
-        width = n * (d * d + K * (d + 1) + 3 * self.dim)
-        return self._by_rows(sample, x, s, gamma, width=width)[0].transpose(0, 1)
+    def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
+        form = self.eigenform(compute_dtype(self._dtype))
+        z = self._draw_latent(form, k, mode, 0.0, form.lam[k, mode].sqrt(), generator)
+        noise = normal((len(k), self.dim), generator, like=z)
+        std = (s * s * form.tau2[k] + gamma * gamma).sqrt()
+        return s * self._lift(form, k, z) + std[:, None] * noise
 
     def _draw_latent(
         self,
-        frame: Frame,
-        component: Tensor,
+        form: Eigenform,
+        k: Tensor,
+        mode: Tensor,
         shift: Tensor | float,
         spread: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """mu_c + V_c (shift + spread eps), with shape (rows, d); component with shape (rows,)."""
-        eps = normal(tuple(spread.shape), generator, like=frame.mean)
-        lift = frame.lift.flatten(0, 1)[component]  # (rows, d, d)
-        return frame.mean.flatten(0, 1)[component] + ((shift + spread * eps)[:, None] @ lift)[:, 0]
+        """mu_c + V_c (shift + spread eps), with shape (rows, d); k and mode with shape (rows,)."""
+        eps = normal(tuple(spread.shape), generator, like=form.mean)
+        return form.mean[k, mode] + ((shift + spread * eps)[:, None] @ form.axes[k, mode])[:, 0]
 
-    def _lift(self, frame: Frame, k: Tensor, z: Tensor) -> Tensor:
+    def _lift(self, form: Eigenform, k: Tensor, z: Tensor) -> Tensor:
         """b_k + A_k z, with shape (rows, D); k with shape (rows,), z with shape (rows, d)."""
         d = z.shape[1]
-        placed = z.new_zeros(len(z), len(frame.mean), d + 1)
+        placed = z.new_zeros(len(z), self.subspaces, d + 1)
         placed[torch.arange(len(z), device=z.device), k] = torch.cat([z, torch.ones_like(z[:, :1])], 1)
-        return frame.center + placed.flatten(1) @ frame.down[..., : d + 1].flatten(1).T
+        return form.center + placed.flatten(1) @ form.down[..., : d + 1].flatten(1).T
 
-    def _frame(self, dtype: torch.dtype) -> Frame:
-        """The frame in `dtype`, from the cache unless derivatives with respect to the parameters are wanted."""
-        return self._frames()(dtype)
+    # --- precision
 
-    def _frames(self) -> Callable[[torch.dtype], Frame]:
-        """The frame in any dtype; with derivatives it is built once for all of them."""
-        parameters = [self.basis, self.offset, self.mean, self.factor, self.tau, self.subspace_logits, self.mode_logits]
+    def e_step(self, x: Tensor, s: Tensor, gamma: Tensor, *, limit: float = _DENSITY, route: bool = True) -> Evidence:
+        """How every mode explains every row, all in float64 where |x - s center|^2 / v exceeds `limit` anywhere.
+
+        Args:
+            x: rows, with shape (B, D), float32 or float64.
+            s: signal scale, with shape (B or 1,), float64.
+            gamma: noise standard deviation, with shape (B or 1,), float64, such that there is a density.
+            limit: of that ratio; rounding moves the log of a responsibility by 5e-7 of it in nats, at worst.
+            route: whether rows may be routed to the subspaces that matter to them.
+        """
+        forms = self._eigenforms()
+        form = forms(x.dtype)
+        rows = Noised.of(form, x, s, gamma)
+        if x.dtype == torch.float32 and not (form.ordinary and _all_below(rows.ratio(form), limit)):
+            form = forms(torch.float64)
+            rows = Noised.of(form, x, s, gamma)
+        return e_step(form, rows, route=route)
+
+    def _settled(
+        self,
+        result: Callable[[Evidence], tuple[Tensor, ...]],
+        x: Tensor,
+        s: Tensor,
+        gamma: Tensor,
+        limit: float,
+        faint: Callable[[Evidence, Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """`result` of the evidence; of float32 rows whose digits do not suffice, each by itself, of that in float64.
+
+        Digits do not suffice where `Noised.ratio` exceeds `limit`, where the first result is `faint`, small beside its
+        rounding, and where a row lies between subspaces or modes while rounding moves their shares: of such a row a
+        score or denoiser needs the shares alone in float64.
+        """
+        forms = self._eigenforms()
+
+        def explained(x: Tensor, s: Tensor, gamma: Tensor) -> Evidence:
+            form = forms(x.dtype)
+            return e_step(form, Noised.of(form, x, s, gamma))
+
+        def compute(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+            return result(explained(x, s, gamma))
+
+        def shared_out(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+            return result(explained(x, s, gamma).narrowed(form))
+
+        if x.dtype == torch.float64:
+            return compute(x, s, gamma)
+        form = forms(x.dtype)
+        rows = Noised.of(form, x, s, gamma)
+        ratio = rows.ratio(form)
+        if torch.is_grad_enabled() or not form.ordinary or values_hidden(ratio):
+            enough = form.ordinary and _all_below(ratio, _DENSITY)
+            return compute(x, s, gamma) if enough else in_float64(compute, x, s, gamma)
+        beyond = ~(ratio <= limit)  # NaN, too
+        if int(beyond.sum()) > MANY * len(x):
+            return in_float64(compute, x, s, gamma)
+        e = e_step(form, rows)
+        out = result(e)
+        undecided = e.undecided()
+        if faint is not None:
+            beyond |= faint(e, ratio, out[0])
+        weighed = shared_out if limit > _DENSITY else compute
+        for rows, again in ((undecided & ~beyond, weighed), (beyond, compute)):
+            at = rows.nonzero()[:, 0]
+            if len(at):
+                for coarse, fine in zip(out, in_float64(again, x, s, gamma, at), strict=True):
+                    coarse[at] = fine
+        return out
+
+    def eigenform(self, dtype: torch.dtype = torch.float64) -> Eigenform:
+        """What the formulas need of the parameters, without derivatives; computed when they have changed."""
+        with torch.no_grad():
+            return self._eigenforms()(dtype)
+
+    def _eigenforms(self) -> Callable[[torch.dtype], Eigenform]:
+        """The eigenform in any dtype; with derivatives where they are wanted, built once for all dtypes."""
+        parameters = [getattr(self, name) for name in self.parameter_names]
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
         if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
-            return functools.cache(self._build_frame(differentiable=True).to)
-        version = [(id(p), p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
+            return functools.cache(self._diagonalised(parameters, differentiable=True).to)
 
-        def from_cache(dtype: torch.dtype) -> Frame:
-            cached = self._cache.get(dtype)
-            if cached is None or cached[0] != version:
-                with torch.inference_mode(False), torch.no_grad():
-                    frame = self._build_frame(differentiable=False).to(dtype)
-                cached = self._cache[dtype] = (version, frame, parameters)  # held, so that no address is used again
-            return cached[1]
+        def build() -> Callable[[torch.dtype], Eigenform]:
+            form = self._diagonalised([p.detach().clone() for p in parameters], differentiable=False)
+            return {dtype: form.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
 
-        return from_cache
+        return self._remembered("eigenform", build, parameters)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+    def _diagonalised(self, parameters: Sequence[Tensor], differentiable: bool) -> Eigenform:
+        basis, offset, mean, factor, tau, subspace_logits, mode_logits = parameters
+        within = mode_logits.double().masked_fill(~self._real_mode, -torch.inf).log_softmax(1)
+        log_weight = subspace_logits.double().log_softmax(0)[:, None] + within
+        filled = [d == self.dim for d in self.latent_dims]
+        return Eigenform.of(basis, offset, mean, factor, tau, log_weight, filled=filled, differentiable=differentiable)
 
-    def _build_frame(self, differentiable: bool) -> Frame:
-        A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
-        # One Newton step to A (A^T A)^-1/2: rounded to float32, a basis is orthonormal to 1e-7 only: seen at low noise.
-        A = 1.5 * A - 0.5 * torch.einsum("Dki,kij->Dkj", A, torch.einsum("Dki,Dkj->kij", A, A))
-        covariance = U @ U.mT  # (K, n, d, d)
-        V = torch.linalg.eigh(covariance.detach()).eigenvectors
-        spectral = V.mT @ covariance @ V
-        lam = spectral.diagonal(dim1=2, dim2=3)
-        log_weight = self.subspace_logits.double().log_softmax(0)[:, None] + (
-            self.mode_logits.double().masked_fill(~self._real_mode_mask, -torch.inf).log_softmax(1)
-        )
-        # The center only keeps numbers small; nothing depends on it, so it carries no derivative.
-        w = log_weight.detach().exp()
-        center = w.sum(1) @ b.detach() + torch.einsum("kn,Dkd,knd->D", w, A.detach(), mu.detach())
-        b = b - center
-        column = torch.zeros_like(b)[..., None]  # (K, D, 1)
-        scalar = torch.zeros_like(b[:, :1])  # (K, 1)
-        return Frame(
-            center=center,
-            down=torch.cat([A.transpose(0, 1), b[..., None], column], 2).transpose(0, 1).contiguous(),
-            bias=torch.cat([-torch.einsum("Dkd,kD->kd", A, b), scalar, scalar + 1], 1),
-            project=torch.cat([V, torch.zeros_like(V[:, :, :1]), -mu[:, :, None] @ V], 2).transpose(1, 2).contiguous(),
-            lift=V.mT.contiguous(),
-            mean=mu,
-            lam=lam
-            if differentiable
-            else torch.where(lam > 1e-14 * lam.amax(2, keepdim=True), lam, 0.0),  # no rounding
-            offset2=b.square().sum(1),
-            tau2=self.tau.double().square(),
-            log_weight=log_weight,
-            coupling=spectral - lam.diag_embed() - (spectral - lam.diag_embed()).detach() if differentiable else None,
-        )
+    @property
+    def _noise(self) -> Tensor:
+        return self.tau
 
-    def _by_rows(
-        self,
-        compute: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
-        x: Tensor,
-        s: Noise,
-        gamma: Noise,
-        width: int | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Check the arguments and apply `compute` to chunks of rows; `width` as the numbers it holds per row."""
+    @property
+    def _sample_numbers(self) -> int:
+        d = max(self.latent_dims)
+        return d * d + self.subspaces * (d + 1) + 3 * self.dim
+
+    def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
         K, n, d, _ = self.factor.shape
-        own_levels = any(isinstance(level, Tensor) and level.numel() > 1 for level in (s, gamma))
+        if variance:
+            return 3 * K * n * d + 3 * n * self.dim
         # Rows with noise levels of their own hold eigenvalues, roots and logarithms of their own, too.
-        size = rows_per_chunk(self.basis.device, width or self.dim + (8 if own_levels else 1) * K * n * d)
-        return by_rows(compute, x, s, gamma, dim=self.dim, noise=self.tau, parameters=self.parameters(), size=size)
+        return self.dim + (8 if own_levels else 1) * K * n * d
+
+
+def _faint_density(e: Evidence, ratio: Tensor, log_prob: Tensor) -> Tensor:
+    """Which log-densities (B,) lie near zero, where rounding of some 2e-7 |x|^2 / v nats is more than 1e-4 of them."""
+    return 2e-3 * ratio > log_prob.abs()
+
+
+def _faint_score(e: Evidence, ratio: Tensor, score: Tensor) -> Tensor:
+    """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
+    return 4e-3 * ratio > (e.rows.norm2 + e.rows.center2(e.form)).sqrt() * squared_norm(score).sqrt()
+
+
+def _faint_denoiser(e: Evidence, ratio: Tensor, clean: Tensor) -> Tensor:
+    """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
+    return squared_norm(clean) < (5e-3 * e.form.size) ** 2
+
+
+def _all_below(ratio: Tensor, limit: float) -> bool:
+    return not values_hidden(ratio) and (not len(ratio) or float(ratio.detach().max()) <= limit)  # NaN is not below
 
 
 def _check_shapes(dim: int, latent_dims: Sequence[int], modes: Sequence[int], ranks: Sequence[Sequence[int]]) -> None:

@@ -15,83 +15,75 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from molrmog.laws.responsibilities import Frame, go_down, squared_norm
+from molrmog.laws.responsibilities import Eigenform, project, squared_norm
 
 _CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
 
 
-def denoise_by_top_modes(
-    frame: Frame, x: Tensor, s: Tensor, gamma: Tensor, top: int, *, filled: Sequence[bool]
-) -> Tensor:
+def denoise_by_top_modes(form: Eigenform, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
     """D_M(x), with the shape of x.
 
     Args:
-        frame: the law's, in the dtype of the rows.
+        form: of the law, in the dtype of the rows.
         x: groups of noised rows x_t, with shape (B, L, D).
         s: the signal scale of each group, with shape (B,).
         gamma: the noise standard deviation of each group, with shape (B,).
         top: M; as many as there are where it is more.
-        filled: whether each subspace is all of R^D.
     """
     _, L, D = x.shape
-    K, n, d = frame.mean.shape
-    top = min(top, int(frame.log_weight.isfinite().sum()))
-    u = x - s[:, None, None] * frame.center
-    v = s[:, None].square() * frame.tau2 + gamma[:, None].square()  # (B, K)
+    K, n, d = form.mean.shape
+    top = min(top, int(form.log_weight.isfinite().sum()))
+    u = x - s[:, None, None] * form.center
+    v = s[:, None].square() * form.tau2 + gamma[:, None].square()  # (B, K)
     groups = max(1, _CACHED // (L * K * n * d))
     chunks = zip(u.split(groups), s.split(groups), v.split(groups), strict=True)
-    several = [_explain(frame, *chunk, top, filled) for chunk in chunks]
+    several = [_explain(form, *chunk, top) for chunk in chunks]
     gate, mode, pull = (torch.cat(parts).flatten(0, 1) for parts in zip(*several, strict=True))
 
     rows = torch.arange(len(gate), device=x.device)[:, None].expand_as(gate)  # (B L, M)
     k = mode // n
     v_of_choice = v.repeat_interleave(L, 0).gather(1, k)
     s, gamma = s.repeat_interleave(L)[:, None], gamma.repeat_interleave(L)[:, None]  # (B L, 1)
-    keep = (gate * s * frame.tau2[k] / v_of_choice).sum(1, keepdim=True)
-    out = keep * u.flatten(0, 1) + frame.center
+    keep = (gate * s * form.tau2[k] / v_of_choice).sum(1, keepdim=True)
+    out = keep * u.flatten(0, 1) + form.center
 
     order = mode.flatten().argsort()  # one product per mode and per subspace, over the rows that chose it
     weight = (gate * gamma.square() / v_of_choice).flatten()[order, None]
     pulled = (s[:, None] * pull).flatten(0, 1)[order]
     counts = mode.flatten().bincount(minlength=K * n)
-    lift = (frame.lam[..., None] * frame.lift).flatten(0, 1)  # (K n, d, d)
+    lift = (form.lam[..., None] * form.axes).flatten(0, 1)  # (K n, d, d)
     z = torch.cat([part @ lift[c] for c, part in enumerate(pulled.split(counts.tolist())) if len(part)])
-    z = z + frame.mean.flatten(0, 1)[mode.flatten()[order]]
+    z = z + form.mean.flatten(0, 1)[mode.flatten()[order]]
     lifted = weight * torch.cat([z, torch.ones_like(weight)], 1)  # (B L M, d + 1)
     of_subspace = counts.view(K, n).sum(1).tolist()
-    up = frame.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
+    up = form.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
     for at, part, basis in zip(rows.flatten()[order].split(of_subspace), lifted.split(of_subspace), up, strict=True):
         out.index_add_(0, at, part @ basis)
     return out.view(-1, L, D)
 
 
-def _explain(
-    frame: Frame, u: Tensor, s: Tensor, v: Tensor, top: int, filled: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _explain(form: Eigenform, u: Tensor, s: Tensor, v: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gates and numbers of the best modes of each row, with shape (B, L, M), and their pull, with shape (B, L, M, d).
 
     Args:
-        frame: of the law.
+        form: of the law.
         u: centred rows x - s center, with shape (B, L, D).
         s: with shape (B,).
         v: with shape (B, K).
         top: M.
-        filled: whether each subspace is all of R^D.
     """
     B, L, D = u.shape
-    K, n, d = frame.mean.shape
+    K, n, d = form.mean.shape
     rows = u.flatten(0, 1)
-    down, rho2 = go_down(frame, rows, squared_norm(rows), s.repeat_interleave(L)[:, None], filled)
+    down, rho2 = project(form, rows, squared_norm(rows), s.repeat_interleave(L)[:, None])
     rho2 = rho2.T.view(B, L, K)
-    Lam = s[:, None, None, None].square() * frame.lam + v[..., None, None]  # (B, K, n, d)
+    Lam = s[:, None, None, None].square() * form.lam + v[..., None, None]  # (B, K, n, d)
     root = Lam.rsqrt()
-    base = frame.log_weight - 0.5 * (Lam.log().sum(-1) + (D - d) * v.log()[..., None])  # (B, K, n)
-    white = down.transpose(0, 1) @ frame.project.flatten(2)
+    base = form.log_weight - 0.5 * (Lam.log().sum(-1) + (D - d) * v.log()[..., None])  # (B, K, n)
+    white = down.transpose(0, 1) @ form.whiten.flatten(2)
     white = white.view(K, B, L, n, d).mul_(root.transpose(0, 1)[:, :, None])
     maha = squared_norm(white).permute(1, 2, 0, 3)  # (B, L, K, n)
     log_joint = base[:, None] - 0.5 * (maha + (rho2 / v[:, None])[..., None])

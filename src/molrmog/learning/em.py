@@ -42,12 +42,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from molrmog.laws.base import routes, rows_per_chunk
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace, active_rows, rows_per_chunk
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 
 _SMALLEST_TAU = 1e-9
-_NATS = 1e-1  # rounding may move a gate by so much at worst: over many rows it averages out
+_RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
 
 
 @dataclass
@@ -99,25 +99,25 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistic
 
 
 def _gather(law: MoLRMoG, x: Tensor, weights: Tensor | None) -> Statistics:
-    one = x.new_ones(1)
-    e = law._evidence(x, one, torch.zeros_like(one), nats=_NATS)
-    frame = law._frame(x.dtype)
-    K, n, d = frame.mean.shape
-    log_prob, gates = e.log_prob, e.gates.to(x.dtype)  # (B,), (B, K, n)
+    one = torch.ones(1, dtype=torch.float64, device=x.device)
+    e = law.e_step(x, one, torch.zeros_like(one), limit=_RATIO)
+    form, h, centred = law.eigenform(x.dtype), e.h.to(x.dtype), e.rows.x.to(x.dtype)
+    K, n, d = form.mean.shape
+    log_prob, gates = e.log_prob.to(x.dtype), e.responsibilities.to(x.dtype)  # (B,), (B, K, n)
     if weights is not None:
         log_prob, gates = log_prob * weights, gates * weights[:, None, None]
     share = gates.sum(2)  # (B, K)
     # E[z | x, c] = mu + G (h - mu) with G = V lam / Lam V^T
-    G = frame.lift.mT @ ((frame.lam / e.Lam[:, 0].to(x.dtype))[..., None] * frame.lift)  # (K, n, d, d)
-    rest = frame.mean - (G @ frame.mean[..., None])[..., 0]
+    G = form.axes.mT @ ((form.lam / e.Lam[:, 0].to(x.dtype))[..., None] * form.axes)  # (K, n, d, d)
+    rest = form.mean - (G @ form.mean[..., None])[..., 0]
     first, second, ambient = x.new_zeros(K, n, d), x.new_zeros(K, n * d, d), x.new_zeros(K, d + 1, law.dim)
-    for k, at in enumerate(routes(share)):
-        r, h = gates[at, k], e.h[at, k].to(x.dtype)  # (b, n), (b, d)
-        weighted = (r[..., None] * h[:, None]).flatten(1)  # (b, n d)
+    for k, at in enumerate(active_rows(share)):
+        r, own = gates[at, k], h[at, k]  # (b, n), (b, d)
+        weighted = (r[..., None] * own[:, None]).flatten(1)  # (b, n d)
         zeta = weighted @ G[k].flatten(0, 1) + r @ rest[k]
-        first[k] = r.T @ h
-        second[k] = weighted.T @ h
-        ambient[k] = torch.cat([zeta, share[at, k, None]], 1).T @ e.x[at]
+        first[k] = r.T @ own
+        second[k] = weighted.T @ own
+        ambient[k] = torch.cat([zeta, share[at, k, None]], 1).T @ centred[at]
     return Statistics(
         rows=log_prob.new_tensor(len(x)) if weights is None else weights.sum(),
         log_prob=log_prob.double().sum(),
@@ -293,7 +293,7 @@ def _new_modes(
         mu = H1 / N[:, None]
         center = H1.sum(0) / N_k
         # b_k becomes the mean of the subspace's rows.
-        mean = law._frame(torch.float64).center + statistics.ambient[k, -1] / statistics.count[k].sum()
+        mean = law.eigenform().center + statistics.ambient[k, -1] / statistics.count[k].sum()
         across = mean - offset - basis @ (basis.T @ (mean - offset))
         off = off - N_k * across.square().sum()
         offset = mean
@@ -347,11 +347,11 @@ def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) ->
         return law.basis[:, k, :d]
     N = statistics.count[k, :n, None]  # (n, 1)
     H1 = statistics.first[k, :n, :d]
-    frame = law._frame(torch.float64)
-    mu = frame.mean[k, :n, :d]
+    form = law.eigenform()
+    mu = form.mean[k, :n, :d]
     # h has covariance S = U U^T + tau^2 I, E[z | x, c] = mu + G (h - mu), Cov[z | x, c] = tau^2 G
     S = _latent_covariances(law.subspace(k))
-    tau2 = frame.tau2[k]
+    tau2 = form.tau2[k]
     G = torch.eye(d, dtype=S.dtype, device=S.device) - tau2 * _inverse(S)  # (n, d, d)
     pulled = ((H1 - N * mu)[:, None] @ G)[:, 0]  # (n, d)  sum of r_c (E z - mu)
     outer = H1[:, :, None] * mu[:, None]
@@ -362,7 +362,7 @@ def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) ->
     zx = statistics.ambient[k, :d]  # (d, D)
     z = (N * mu + pulled).sum(0)
     if zero_mean:
-        zx = zx + z[:, None] * frame.center
+        zx = zx + z[:, None] * form.center
     else:
         zz = zz - z[:, None] * z / N.sum()
         zx = zx - z[:, None] * statistics.ambient[k, -1] / N.sum()

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import torch
 
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_flat

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 
 _ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them

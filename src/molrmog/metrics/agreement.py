@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.base import Denoiser, ExpertDenoiser
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 from molrmog.schedules import Schedule
 

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.theory.landscape import relative_error, separated_blocks
 from molrmog.theory.score_loss import ScoreLoss, stratified_rows
 

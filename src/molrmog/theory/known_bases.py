@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from molrmog.denoisers.mog import MoGDenoiser
-from molrmog.laws.molrmog import MoLRMoG, Subspace
+from molrmog.laws.base import Subspace
+from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import _noise
 
 MODES = ("mean", "factor", "subspace_weights", "mode_weights")
