@@ -48,7 +48,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Self, cast
 
 import torch
@@ -363,8 +362,14 @@ class MoLRMoG(Law):
 
     @torch.no_grad()
     def _alone(self, k: int) -> Self:
-        alone = self.from_subspaces([replace(self.subspace(k), weight=1.0)], dtype=self._dtype)
-        return cast(Self, alone.requires_grad_(False))
+        d, n, r = self.latent_dims[k], self.modes[k], max(self.ranks[k])
+        config = {"dim": self.dim, "latent_dims": [d], "modes": [n], "ranks": [self.ranks[k]]}
+        alone = type(self).from_config(config).to(self._device, self._dtype).requires_grad_(False)
+        alone.basis[:, 0] = self.basis[:, k, :d]
+        alone.offset[0], alone.tau[0] = self.offset[k], self.tau[k]
+        alone.mean[0], alone.factor[0] = self.mean[k, :n, :d], self.factor[k, :n, :d, :r]
+        alone.mode_logits[0] = self.mode_logits[k, :n]
+        return alone
 
     # --- what it says of rows
 

@@ -1,0 +1,165 @@
+"""Digits: float32 against float64 with the same parameters, over every dimension, noise level and distance."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+
+from molrmog import HeadTail, MoLRMoG, fit
+from oracles.autograd import score_of
+
+GAMMAS = [0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0, 100.0, 1e3]
+METHODS = ["log_prob", "score", "denoise", "divergence"]
+
+
+def any_law(seed: int, tail: bool = False):
+    """A law of any shape: d from 1 to D, noise from 1e-5 to 1, centered or not, its modes near or far apart."""
+    draw = random.Random(seed)
+    D, K = draw.choice([1, 2, 3, 4, 6, 8, 16, 32, 64]), draw.choice([1, 1, 2, 3])
+    dims = [draw.choice([D, D, max(1, D - 1), draw.randint(1, D)]) for _ in range(K)]
+    law = MoLRMoG.random(
+        D,
+        dims,
+        [draw.choice([1, 1, 2, 4]) for _ in range(K)],
+        rank=draw.choice([None, None, 1, 2]),
+        noise=draw.choice([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0]),
+        seed=seed,
+        offset=draw.choice([0.0, 0.0, 1.0, 10.0]),
+        separation=draw.choice([0.5, 3.0, 8.0]),
+        dtype=torch.float32,
+    )
+    if tail:
+        whole = D + draw.randint(1, 6)
+        p = draw.randint(0, whole - D)
+        generator = torch.Generator().manual_seed(seed)
+        axes = torch.linalg.qr(torch.randn(whole, D + p, generator=generator).double()).Q.float()
+        spread = draw.choice([1e-3, 1e-1, 1.0]) * (torch.rand(p, generator=generator) + 0.3)
+        law = HeadTail(
+            law, axes, torch.randn(whole, generator=generator), spread, torch.tensor(draw.choice([1e-4, 0.5]))
+        )
+    return law.requires_grad_(False), draw
+
+
+def rows_of(law, draw, seed):
+    """Rows of the noised law, one time in four far away from it, and their noise level."""
+    s, gamma = draw.choice([1.0, 1.0, 0.8, 0.3, 0.01]), draw.choice(GAMMAS)
+    x = law.sample(32, torch.Generator().manual_seed(seed), s=s, gamma=gamma).x
+    return (x * 10.0 ** draw.uniform(0, 10) if draw.random() < 0.25 else x), s, gamma
+
+
+def relative(ours, theirs):
+    """Worst relative error of a row; of a log-density near zero the absolute one."""
+    error = (ours.double() - theirs).abs()
+    if ours.ndim == 1:
+        return float((error / theirs.abs().clamp(min=1)).max())
+    return float((error.norm(dim=1) / theirs.norm(dim=1)).nan_to_num(0.0, posinf=math.inf).max())
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("block", range(4))
+def test_float32_keeps_four_digits(block, tail):
+    for seed in range(25 * block, 25 * block + 25):
+        law, draw = any_law(seed, tail)
+        exact = copy.deepcopy(law).double()
+        x, s, gamma = rows_of(law, draw, seed)
+        for name in METHODS:
+            ours, theirs = getattr(law, name)(x, s, gamma), getattr(exact, name)(x.double(), s, gamma)
+            assert relative(ours, theirs) < 1e-4, (name, seed, gamma)
+        posterior, wanted = law.posterior(x, s, gamma), exact.posterior(x.double(), s, gamma)
+        assert relative(posterior.mean, wanted.mean) < 1e-4, seed
+        matter = wanted.responsibilities > 1e-3
+        moved = posterior.responsibilities.double().log() - wanted.responsibilities.log()
+        assert float(moved[matter].abs().max()) < 1e-3, seed
+        variance = posterior.variance.double()
+        torch.testing.assert_close(variance, wanted.variance, rtol=1e-4, atol=1e-12 * float(wanted.variance.max()))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 9])
+def test_every_dimension_of_a_subspace(dim):
+    """d from 1 to D at gamma = 0 and a tiny noise: nothing is divided by what is not there."""
+    for d in range(1, dim + 1):
+        for noise in (1e-6, 1e-3):
+            law = MoLRMoG.random(dim, (d, d), (2, 1), noise=noise, seed=d, dtype=torch.float32).requires_grad_(False)
+            x = law.sample(200, torch.Generator().manual_seed(0)).x
+            exact = copy.deepcopy(law).double()
+            for gamma in (0.0, 1e-5, 1e-2):
+                assert relative(law.score(x, 1.0, gamma), exact.score(x.double(), 1.0, gamma)) < 1e-4, (d, noise, gamma)
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_floor": 1e-4}, {"noise_floor": 1e-7}])
+def test_scores_of_a_fit_in_all_dimensions(options):
+    x = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    law = fit(x, subspaces=1, latent_dim=4, modes=2, max_iter=5, **options)
+    assert relative(law.score(x), copy.deepcopy(law).double().score(x.double())) < 1e-4
+
+
+@pytest.mark.parametrize("distance", [1e2, 1e6, 1e9, 1e14])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_far_away_is_that_of_the_nearest_mode(distance, dtype):
+    """Beyond |log p| = 1e16 two neighbouring floats lie nats apart, and one mode has it all the same."""
+    law = MoLRMoG.random(6, (2, 3), (2, 2), noise=1e-3, seed=0, dtype=dtype).requires_grad_(False)
+    x = distance * torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    exact = copy.deepcopy(law).double()
+    by_autograd = score_of(law.log_prob, x)
+    assert relative(by_autograd, exact.score(x.double())) < 1e-4
+    assert relative(law.score(x), exact.score(x.double())) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tail", [False, True])
+def test_half_precision_laws_are_as_good_as_their_numbers(dtype, tail):
+    """Their bases, rounded to two digits, are made orthonormal; from there on nothing is lost."""
+    for seed in range(8):
+        law, draw = any_law(seed, tail)
+        law = law.to(dtype)
+        exact = copy.deepcopy(law).double()
+        x, s, gamma = rows_of(copy.deepcopy(law).float(), draw, seed)
+        for name in METHODS:
+            ours, theirs = getattr(law, name)(x, s, gamma), getattr(exact, name)(x.double(), s, gamma)
+            assert relative(ours, theirs) < 1e-4, (name, seed)
+
+
+def test_a_rounded_law_is_still_a_density():
+    """A HeadTail whose axes are bfloat16: the log-density of its samples is minus the entropy of the turned law."""
+    exact, _ = any_law(3, tail=True)
+    rounded = copy.deepcopy(exact).bfloat16()
+    x = rounded.sample(4000, torch.Generator().manual_seed(0), gamma=0.3).x.float()
+    y = exact.sample(4000, torch.Generator().manual_seed(0), gamma=0.3).x
+    ours, theirs = rounded.log_prob(x, 1.0, 0.3), exact.log_prob(y, 1.0, 0.3)
+    assert abs(float(ours.mean() - theirs.mean())) < 0.1 + 4 * float(theirs.std()) / 4000**0.5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scales"), [(torch.float64, (1e-15, 1e15)), (torch.float32, (1e-12, 1e12, 3e-7, 1e6))]
+)
+@pytest.mark.parametrize("tail", [False, True])
+def test_units_do_not_matter(dtype, scales, tail):
+    """The law of c x_0 at c x, at noise c gamma: densities move by D log c, scores by 1 / c."""
+    for seed in (0, 5, 9):
+        law, _ = any_law(seed, tail)
+        law = copy.deepcopy(law).to(dtype)
+        x = law.sample(16, torch.Generator().manual_seed(0), gamma=0.1).x.double()
+        exact = copy.deepcopy(law).double()
+        for c in scales:
+            scaled = law.scaled(c)
+            if dtype == torch.float32:
+                exact = scaled.double().scaled(1 / c)
+                scaled = law.scaled(c)
+            rows = (c * x).to(dtype)
+            x_of_rows = rows.double() / c
+            for gamma in (0.0, 0.1, 10.0):
+                given = rows, 1.0, c * gamma
+                wanted = x_of_rows, 1.0, gamma
+                shift = law.dim * math.log(c)
+                assert relative(scaled.score(*given).double() * c, exact.score(*wanted)) < 1e-4
+                assert relative(scaled.denoise(*given).double() / c, exact.denoise(*wanted)) < 1e-4
+                log_prob = scaled.log_prob(*given).double() + shift
+                assert relative(log_prob, exact.log_prob(*wanted)) < (1e-4 if dtype == torch.float32 else 1e-9)
+                variance = scaled.posterior(*given).variance.double() / c / c
+                torch.testing.assert_close(variance, exact.posterior(*wanted).variance, rtol=1e-4, atol=1e-20)
+            spread = scaled.sample(2000, torch.Generator().manual_seed(0)).x.double() / c
+            same = exact.to(dtype).sample(2000, torch.Generator().manual_seed(0)).x.double()
+            exact = exact.double()
+            torch.testing.assert_close(spread, same, rtol=1e-3, atol=1e-3)
