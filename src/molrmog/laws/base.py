@@ -245,8 +245,9 @@ class Law(Denoiser):
 
     def posterior(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x; arguments and errors as in :meth:`log_prob`."""
-        mean, responsibilities, log_prob = self._by_rows(self._posterior, x, s, gamma)
-        return Posterior(*cast("tuple[Tensor, ...]", (mean, responsibilities, log_prob)), self, (x, s, gamma))
+        # Arrays where x is one: what a posterior holds is of the kind of its rows.
+        mean, responsibilities, log_prob = cast("tuple[Tensor, ...]", self._by_rows(self._posterior, x, s, gamma))
+        return Posterior(mean, responsibilities, log_prob, self, (x, s, gamma))
 
     def posterior_variance(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
         """Var[x_0 | x_t = x] of each coordinate, with shape (B, D); arguments and errors as in :meth:`log_prob`."""

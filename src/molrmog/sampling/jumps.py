@@ -23,10 +23,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
 
 
-def gaussian_flow(gaussian: MoLRMoG, x: Tensor, s: float, gamma: float, s_next: float, gamma_next: float) -> Tensor:
+def gaussian_flow(gaussian: Law, x: Tensor, s: float, gamma: float, s_next: float, gamma_next: float) -> Tensor:
     """Carry x along the exact probability flow of a single Gaussian, between any two noise levels.
 
     Args:
