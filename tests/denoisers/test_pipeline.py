@@ -215,7 +215,10 @@ def test_a_saved_pipeline_is_read_as_it_was(tmp_path):
     assert read.schedule == kept.schedule
     assert read.schedule(1.0)[0] == pytest.approx(read.schedule(998 / 999)[0] / 2)  # the chain itself ends at 0
     x = torch.randn(3, 16, generator=seeded())
-    torch.testing.assert_close(read.denoise(x, 0.6, 0.8), kept.denoise(x, 0.6, 0.8), rtol=0, atol=0)
+    # diffusers leaves weights where the file puts them, so products may be added up in another order.
+    torch.testing.assert_close(read.denoise(x, 0.6, 0.8), kept.denoise(x, 0.6, 0.8))
+    for one, other in zip(read.unet.parameters(), kept.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
     assert not any(module.training for module in read.modules())
 
 

@@ -216,7 +216,8 @@ def test_lines_beyond_a_step_are_forgotten_and_others_are_not(tmp_path):
 @pytest.mark.parametrize("kind", ["dropout", "law"])
 def test_killed_at_a_random_step_it_ends_bit_identical(kind, tmp_path, never_stopped):
     steps, moment = 100, random.SystemRandom().randrange(5, 60)
-    run = subprocess.Popen([sys.executable, str(SCRIPT), str(steps), str(tmp_path), kind])
+    threads = str(torch.get_num_threads())
+    run = subprocess.Popen([sys.executable, str(SCRIPT), threads, str(steps), str(tmp_path), kind])
     try:
         path = tmp_path / kind / "metrics.jsonl"
         while run.poll() is None and not (path.exists() and path.read_bytes().count(b'"train"') >= moment):

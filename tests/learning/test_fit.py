@@ -78,7 +78,7 @@ def test_every_kind_of_rows_gives_the_same_law(x, tmp_path):
     wrapped = SimpleNamespace(x=table)
     first, *others = (fit(each, **SMALL, max_iter=4) for each in (table, x.float(), disk, wrapped))
     for other in others:
-        assert all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True))
+        same_law(other, first, rtol=1e-6, atol=1e-6)  # arrays begin elsewhere in memory than tensors do
 
 
 def test_data_on_disk_is_read_in_chunks(x, tmp_path, monkeypatch):

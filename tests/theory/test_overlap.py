@@ -61,7 +61,7 @@ def test_two_modes_on_a_line_have_the_overlap_of_an_integral():
     exact = float(torch.trapezoid(density / (4 * torch.cosh(s * m * x / v) ** 2), x))
     found = measure_overlap(law, law.sample(200_000, torch.Generator().manual_seed(0), s=s, gamma=gamma).x, s, gamma)
     assert found.eps == pytest.approx(exact, abs=4 * float(found.each_error[0]))
-    assert found.largest_pair == found.eps
+    assert found.largest_pair == pytest.approx(found.eps, rel=1e-12)  # a mean of the same rows in another layout
     assert float(found.each_error[0]) < 0.01 * exact
 
 
