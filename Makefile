@@ -8,10 +8,12 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME   ?= 0
 
-.PHONY: help demo test lint format docs bench clean
+IDENTITIES := tests/laws tests/denoisers tests/test_saving.py tests/test_saved_memory.py
+
+.PHONY: help demo test check test-portable lint format docs bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +25,12 @@ demo: $(READY)  ## four laws and three score networks on the handwritten digits,
 
 test: $(READY)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## the suite without its slow tests: the inner loop, about a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-portable: $(READY)  ## the identities of laws, denoisers and saved models again, as on a processor without AVX
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(IDENTITIES)
 
 lint: $(READY)  ## ruff, pyright, floors, docstrings
 	$(BIN)/ruff check .

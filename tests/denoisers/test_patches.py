@@ -45,7 +45,7 @@ def test_one_patch_that_is_the_picture_is_the_law():
     s, gamma = torch.tensor([1.0, 0.9, 0.5, 0.3, 0.1]).double(), torch.tensor([0.1, 0.3, 0.5, 1.0, 2.0]).double()
     found, expected = PatchDenoiser(law, (2, 6, 6), 6).denoise(x, s, gamma), law.denoise(x, s, gamma)
     # The patch is a copy of a row of wider pictures: the same numbers in another layout. What is rounded is the log of
-    # the gates, a sum of D squares over 2 gamma^2, and a gate off by so many nats moves the answer by as much of itself.
+    # the gates, a sum of D squares over 2 gamma^2; a gate that is off by so many nats moves the answer by that share.
     nats = float((x.square().sum(1) / (2 * gamma.square())).max())
     close(found, expected, terms=law.dim, scale=nats * float(expected.abs().max()))
 

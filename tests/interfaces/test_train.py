@@ -137,6 +137,7 @@ def test_a_network_of_the_rows_themselves(network, rows, tmp_path, capsys):
     check_page(out / "report.html")
 
 
+@pytest.mark.slow
 def test_noise_levels_are_those_of_edm_unless_others_are_asked_for(rows, tmp_path):
     words = ["train", str(rows), *TINY, "--no-evaluate"]  # in standardised latents, so EDM's mean is -1.2 + log 2
     edm = ["--level-mean", str(math.log(2) - 1.2), "--level-std", "1.2"]
@@ -165,6 +166,7 @@ def test_experts_by_clustering(rows, tmp_path):
         assert set(found["train"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     words = ["train", "digits", "--out", str(out), *TINY, *OFTEN, "--no-evaluate"]
@@ -188,6 +190,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypa
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_each_autoencoder_is_kept_when_the_next_is_stopped(rows, tmp_path, monkeypatch):
     words = [
         "train",
@@ -222,6 +225,7 @@ def test_each_autoencoder_is_kept_when_the_next_is_stopped(rows, tmp_path, monke
     assert same_weights(out, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(rows, tmp_path):
     words = ["train", str(rows), "--out", "run", *TINY[2:], "--steps", "100", "--checkpoint-every", "10"]
     words += ["--no-evaluate", "--device", "cpu"]

@@ -13,6 +13,8 @@ import torch
 
 from molrmog.saving import load_model
 
+pytestmark = pytest.mark.slow
+
 STEPS, KINDS = 12, ("network", "law", "experts")
 SCRIPT = Path(small_runs.__file__)
 

@@ -16,8 +16,8 @@ FIRE |= {9: (256, 48, 192), 10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64
 CHANNELS = (64, 128, 256, 384, 384, 512, 512)
 
 GREY = Layout(name="grey", shape=(1, 20, 20), scale=2 / 255, shift=-1.0, levels=256)
-# Features of one picture at two places of a batch are unit vectors of float32 numbers, and a distance is their difference
-# squared: 256 roundings of each stay below this, a fifth of a grey level is 5e-5.
+# Features of one picture at two places of a batch are unit vectors in float32, and a distance is their difference
+# squared: 256 roundings of an entry stay below this; a fifth of a grey level is 5e-5.
 ROUNDING = (256 * torch.finfo(torch.float32).eps) ** 2
 COLOUR = Layout(name="colour", shape=(3, 40, 48), scale=2 / 255, shift=-1.0, levels=256)
 

@@ -73,6 +73,7 @@ def test_the_asymptotic_error_of_a_gaussian_mean():
     assert asymptotic_error(law, x, s, gamma, learn=("mean",)) == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_error_of_maximum_likelihood_tends_to_the_asymptotic_one():
     law, s, gamma, n = a_law(), 0.8, 0.6, 1000
     generator = torch.Generator().manual_seed(0)
