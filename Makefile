@@ -8,6 +8,8 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME   ?= 0
 
+# Half of the tests each; who is done first takes over from the other.
+TWO        := -n 2 --dist worksteal
 IDENTITIES := tests/laws tests/denoisers tests/test_saving.py tests/test_saved_memory.py
 
 .PHONY: help demo test check test-portable lint format docs bench clean
@@ -24,13 +26,13 @@ demo: $(READY)  ## four laws and three score networks on the handwritten digits,
 	$(BIN)/molrmog demo --out runs/demo
 
 test: $(READY)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
 
 check: $(READY)  ## the suite without its slow tests: the inner loop, about a minute
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow"
 
 test-portable: $(READY)  ## the identities of laws, denoisers and saved models again, as on a processor without AVX
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(IDENTITIES)
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) $(IDENTITIES)
 
 lint: $(READY)  ## ruff, pyright, floors, docstrings
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from molrmog.interfaces.cli import build_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 ANY = "digits"  # in the place of a word in capitals
-SLOW = ("networks.md", "jump_into_a_pipeline.py")  # they train
+SLOW = ("README.md", "networks.md", "jump_into_a_pipeline.py")  # they train
 
 
 def blocks(page):

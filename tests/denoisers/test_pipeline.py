@@ -305,6 +305,7 @@ def moments_apart(x, law, n=40_000):
     return ((mean - expected) / (error + further).sqrt()).abs().max().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0.2, 0.6])
 def test_a_jump_from_the_law_leaves_its_distribution_as_it_is(law, t):
     # 16 + 256 standard normal figures: their greatest is above 4.5 in one draw of 500.
@@ -326,6 +327,7 @@ def test_no_network_is_called_above_the_jump(law, jump_by):
     assert denoiser.unet.calls == 8
 
 
+@pytest.mark.slow
 def test_the_gaussian_jump_leads_to_nearly_the_same_pictures(law):
     denoiser = perfect(law)
     arguments = {"shape": (200, 16), "steps": 150, "dtype": torch.float64, "jump_law": law}

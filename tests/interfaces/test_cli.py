@@ -62,6 +62,7 @@ def test_fit_writes_a_whole_run(run, capsys):
     assert "one subspace per class" in text
 
 
+@pytest.mark.slow
 def test_saved_settings_repeat_the_fit(run, tmp_path):
     config = run / "config.yaml"
     assert yaml.safe_load(config.read_text())["latent_dim"] == 4
@@ -136,6 +137,7 @@ def test_rows_that_are_no_images_work_from_end_to_end(rows, tmp_path):
     assert "bits/dim" not in text
 
 
+@pytest.mark.slow
 def test_a_head_tail_run_works_from_end_to_end(tmp_path):
     out = tmp_path / "run"
     assert main(["fit", "digits", "--out", str(out), *SMALL, "--head", "8", "--no-evaluate"]) == 0

@@ -40,6 +40,7 @@ def lines(folder, kind):
     return [line for line in found if line["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_network_that_is_the_law_is_explained_in_full(place, tmp_path, capsys):
     law = molrmog.load(place / "law")
     molrmog.MoGDenoiser(law).save_pretrained(tmp_path / "network")
@@ -123,6 +124,7 @@ def test_a_residual_network_is_explained_by_its_base_unless_a_law_is_asked_for(p
     assert "which is not the law here" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_law_of_other_subspaces_is_not_told_the_expert(place, tmp_path):
     law = molrmog.load(place / "law")
     turned = molrmog.MoLRMoG.from_subspaces([law.subspace(1), law.subspace(0)])

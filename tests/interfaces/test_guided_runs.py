@@ -21,6 +21,7 @@ def rows(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "residual"])
 def test_a_run_that_drops_experts_is_guided(network, rows, tmp_path):
     out, npz = tmp_path / "run", tmp_path / "a.npz"

@@ -123,6 +123,7 @@ def test_evaluate_and_info(run, tmp_path, monkeypatch, capsys):
     assert "MoG network" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["gaussian", "mlp"])
 def test_a_network_of_the_rows_themselves(network, rows, tmp_path, capsys):
     out = tmp_path / "run"
@@ -147,6 +148,7 @@ def test_noise_levels_are_those_of_edm_unless_others_are_asked_for(rows, tmp_pat
     assert not any(same_weights(tmp_path / "edm", tmp_path / name) for name in ("mean", "std"))
 
 
+@pytest.mark.slow
 def test_exact_and_walked_samples_of_a_network_of_rows_agree(rows, tmp_path):
     out = tmp_path / "run"
     words = ["--network", "gaussian", "--autoencoder", "none", "--latent-dim", "6", "--no-evaluate", *TINY[:4]]
@@ -158,6 +160,7 @@ def test_exact_and_walked_samples_of_a_network_of_rows_agree(rows, tmp_path):
     assert torch.allclose(exact.T.cov(), walked.T.cov(), atol=0.14)
 
 
+@pytest.mark.slow
 def test_experts_by_clustering(rows, tmp_path):
     out = tmp_path / "run"
     assert main(["train", str(rows), "--out", str(out), "--experts", "2", "--no-evaluate", *TINY]) == 0

@@ -79,6 +79,7 @@ def test_the_base_stays_and_the_network_is_told_the_expert(place, rows, tmp_path
     assert "network on it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [["--autoencoder", "linear", "--latent-dim", "3"], ROWS])
 def test_what_is_learned_moves_and_the_rest_stays(place, rows, tmp_path):
     run = tmp_path / "run"

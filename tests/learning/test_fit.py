@@ -213,6 +213,7 @@ def test_a_full_head_and_tail_is_one_gaussian(x, q):
     np.testing.assert_allclose(law.log_prob(x).numpy(), peer.logpdf(x.numpy()), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_head_and_tail_beat_an_isotropic_rest():
     """A slowly decaying spectrum off the subspaces is what the tail is for, and "auto" finds that out."""
     true = MoLRMoG.random(24, (2, 2), (2, 2), noise=0.05, seed=1, dtype=torch.float64).requires_grad_(False)

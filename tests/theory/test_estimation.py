@@ -53,6 +53,7 @@ def test_the_error_is_that_of_dense_scores():
     assert low < found.mean < high
 
 
+@pytest.mark.slow
 def test_the_error_is_the_excess_loss():
     law, s, gamma = a_law(), 0.8, 0.6
     other, x = moved(law, 0.3), law.sample(100_000, torch.Generator().manual_seed(0)).x

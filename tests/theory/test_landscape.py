@@ -222,6 +222,7 @@ def test_radius_is_where_a_scan_sees_the_smallest_eigenvalue_change_sign():
     assert convex_radius(loss, direction, start=radius / 8, limit=radius / 4) == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.1, 0.2])
 def test_a_mean_that_moves_across_its_factor_ends_convexity(gamma):
     s = math.sqrt(1 - gamma**2)
