@@ -68,7 +68,7 @@ def perfect(law, prediction="epsilon", schedule=None):
     return DiffusersDenoiser(LawAsNetwork(law, schedule, prediction), schedule, SHAPE, prediction)
 
 
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("clip", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_estimates_are_those_of_the_scheduler_at_every_timestep(prediction, betas, clip):

@@ -65,7 +65,7 @@ def test_score_is_that_of_the_law_at_theta():
     torch.testing.assert_close(loss(theta), value)
 
 
-@pytest.mark.parametrize("learn", [("mean", "factor"), LEARNABLE])
+@pytest.mark.parametrize("learn", [("mean", "factor"), pytest.param(LEARNABLE, marks=pytest.mark.slow)])
 def test_derivatives_are_differences(learn):
     loss = some_loss(learn)
     theta = near(loss)
