@@ -8,10 +8,14 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME   ?= 0
 
-.PHONY: help demo test lint format docs bench clean
+# Half of the tests each; who is done first takes over from the other.
+TWO        := -n 2 --dist worksteal
+IDENTITIES := tests/laws tests/denoisers tests/test_saving.py tests/test_saved_memory.py
+
+.PHONY: help demo test check test-portable lint format docs bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +26,13 @@ demo: $(READY)  ## four laws and three score networks on the handwritten digits,
 	$(BIN)/molrmog demo --out runs/demo
 
 test: $(READY)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
+
+check: $(READY)  ## the suite without its slow tests: the inner loop, about a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow"
+
+test-portable: $(READY)  ## the identities of laws, denoisers and saved models again, as on a processor without AVX
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) $(IDENTITIES)
 
 lint: $(READY)  ## ruff, pyright, floors, docstrings
 	$(BIN)/ruff check .

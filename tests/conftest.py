@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, fixed seeds, and the device that --device names."""
+"""What all tests share: the torch threads that --threads names, fixed seeds, and the device that --device names."""
 
 import hypothesis
 import pytest
@@ -11,16 +11,17 @@ hypothesis.settings.load_profile("molrmog")
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="torch device on which laws are tested")
+    parser.addoption("--threads", type=int, default=1, metavar="N", help="torch threads of every test (default: 1)")
+
+
+def pytest_configure(config):
+    # Before collection: parametrised laws are computed then.
+    torch.set_num_threads(config.getoption("--threads"))
 
 
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     return torch.device(request.config.getoption("--device"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from molrmog.interfaces.cli import build_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 ANY = "digits"  # in the place of a word in capitals
+SLOW = ("README.md", "networks.md", "jump_into_a_pipeline.py")  # they train
 
 
 def blocks(page):
@@ -25,7 +26,12 @@ def commands(page):
     return [re.split(r" {2,}", line)[0] for line in lines]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def each(paths):
+    """A parameter for each path, of which some are slow."""
+    return [pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.name in SLOW else []) for p in paths]
+
+
+@pytest.mark.parametrize("page", each(page for page in PAGES if blocks(page)))
 def test_python_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
@@ -46,7 +52,7 @@ def test_links_of_a_page_lead_somewhere(page):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("script", sorted(ROOT.glob("examples/*.py")), ids=lambda script: script.name)
+@pytest.mark.parametrize("script", each(sorted(ROOT.glob("examples/*.py"))))
 def test_examples_run(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(script), "2"])

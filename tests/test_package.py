@@ -6,6 +6,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import molrmog
 
 HEAVY = {"torchvision", "diffusers", "matplotlib", "gradio", "sklearn", "scipy", "pyarrow", "pooch", "torchmetrics"}
@@ -21,6 +23,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert not HEAVY & modules_after("import molrmog")
 
 
+@pytest.mark.slow
 def test_no_module_brings_torchvision():
     walk = """
 import importlib, pkgutil, molrmog

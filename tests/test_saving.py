@@ -265,6 +265,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path):
     pytest.importorskip("fcntl")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]

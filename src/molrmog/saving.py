@@ -95,7 +95,9 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Cloned, so that a tensor begins where torch lets tensors begin: products of memory that begins elsewhere
+            # may be added up in another order, and a model that comes back should answer bit for bit as it did.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is corrupt or truncated ({error}): save the model again") from None
     text = metadata.get("config")

@@ -1,6 +1,7 @@
 """Experts that share a backbone: what is shared stays as it was, what is an expert's own stays its own."""
 
 import copy
+import importlib.util
 import sys
 
 import pytest
@@ -18,7 +19,7 @@ from molrmog.autoencoders import (
     load_autoencoder,
 )
 
-pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
 
 SHARED = {
     "mlp": lambda: MLPVAE((1, 5, 5), 3, (8,)),

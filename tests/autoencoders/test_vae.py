@@ -102,6 +102,7 @@ def test_standardisation_does_not_enter_the_loss():
     assert torch.equal(loss(x, eps), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [lambda: MLPVAE((1, 8, 8), 2, (32,)), lambda: ConvVAE((1, 8, 8), 2, channels=(8,))], ids=["mlp", "conv"]
 )

@@ -68,7 +68,7 @@ def perfect(law, prediction="epsilon", schedule=None):
     return DiffusersDenoiser(LawAsNetwork(law, schedule, prediction), schedule, SHAPE, prediction)
 
 
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("clip", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_estimates_are_those_of_the_scheduler_at_every_timestep(prediction, betas, clip):
@@ -215,7 +215,10 @@ def test_a_saved_pipeline_is_read_as_it_was(tmp_path):
     assert read.schedule == kept.schedule
     assert read.schedule(1.0)[0] == pytest.approx(read.schedule(998 / 999)[0] / 2)  # the chain itself ends at 0
     x = torch.randn(3, 16, generator=seeded())
-    torch.testing.assert_close(read.denoise(x, 0.6, 0.8), kept.denoise(x, 0.6, 0.8), rtol=0, atol=0)
+    # diffusers leaves weights where the file puts them, so products may be added up in another order.
+    torch.testing.assert_close(read.denoise(x, 0.6, 0.8), kept.denoise(x, 0.6, 0.8))
+    for one, other in zip(read.unet.parameters(), kept.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
     assert not any(module.training for module in read.modules())
 
 
@@ -302,6 +305,7 @@ def moments_apart(x, law, n=40_000):
     return ((mean - expected) / (error + further).sqrt()).abs().max().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0.2, 0.6])
 def test_a_jump_from_the_law_leaves_its_distribution_as_it_is(law, t):
     # 16 + 256 standard normal figures: their greatest is above 4.5 in one draw of 500.
@@ -323,6 +327,7 @@ def test_no_network_is_called_above_the_jump(law, jump_by):
     assert denoiser.unet.calls == 8
 
 
+@pytest.mark.slow
 def test_the_gaussian_jump_leads_to_nearly_the_same_pictures(law):
     denoiser = perfect(law)
     arguments = {"shape": (200, 16), "steps": 150, "dtype": torch.float64, "jump_law": law}

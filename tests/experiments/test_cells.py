@@ -68,6 +68,7 @@ def test_cells_are_computed_once_and_in_order(tmp_path, capfd):
     assert (computed(tmp_path, "a"), computed(tmp_path, "b")) == (2, 2)
 
 
+@pytest.mark.slow
 def test_what_a_cell_of_other_settings_kept_is_thrown_away(tmp_path):
     folder = tmp_path / "cells/a"
     run_cells(square, {"a": {"x": 2}}, tmp_path, workers=1)
@@ -79,6 +80,7 @@ def test_what_a_cell_of_other_settings_kept_is_thrown_away(tmp_path):
     assert not (folder / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_says_why_in_a_line_and_the_others_stay(tmp_path):
     cells = {"fine": {"x": 0}, "bad": {"x": 1}, "never": {"x": 2}}
     with pytest.raises(RuntimeError, match="cell bad failed: x = 1 is not wanted"):
@@ -94,6 +96,7 @@ def who(settings, folder):
     return {"process": os.getpid()}
 
 
+@pytest.mark.slow
 def test_a_crew_serves_several_grids(tmp_path):
     with Crew(workers=1) as crew:
         assert crew.run(square, {}, tmp_path) == {}
@@ -134,6 +137,7 @@ def ends(process, seconds=60):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGINT])
 def test_a_grid_that_is_killed_leaves_no_process_and_goes_on(tmp_path, killed_by):

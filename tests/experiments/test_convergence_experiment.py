@@ -84,6 +84,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_small_run_shows_what_the_experiment_is_about(small):
     out, page = small
     rates = table(out / "rates.csv")
@@ -113,6 +114,7 @@ def test_a_small_run_shows_what_the_experiment_is_about(small):
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_same_call_again_computes_nothing_and_writes_the_same(small, monkeypatch):
     out, page = small
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}

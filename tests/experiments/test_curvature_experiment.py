@@ -51,6 +51,7 @@ def test_two_subspaces_have_the_nearest_means_at_their_separation(seed):
     assert float(torch.pdist(means).min()) == pytest.approx(4)
 
 
+@pytest.mark.slow
 def test_radius_cell_agrees_with_itself(tmp_path):
     where = {"kind": "radius", "modes": 2, "gamma": 0.5, "separation": 6.0, "directions": 1, "turns": 1}
     (record,) = compute_cell({**where, "seed": 0, "rows": 100}, tmp_path)["records"]
@@ -67,6 +68,7 @@ def test_unknown_budget():
     assert set(BUDGETS) == {"smoke", "cpu", "gpu"}
 
 
+@pytest.mark.slow
 def test_a_small_run_leaves_page_table_and_settings_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setitem(curvature.BUDGETS, "smoke", TINY)
     page = run_curvature(tmp_path, budget="smoke", workers=1)

@@ -34,6 +34,7 @@ TINY = replace(
 )
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setitem(estimation.BUDGETS, "smoke", TINY)
     page = run_estimation(tmp_path, budget="smoke", workers=1)

@@ -51,6 +51,7 @@ def test_the_truth_has_no_excess(dtype):
     assert found.floor > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [{}, {"weighting": "eps", "levels": "log-snr"}])
 def test_loss_is_floor_plus_excess(loss):
     law = a_law()
@@ -129,6 +130,7 @@ def tiny(monkeypatch, **given):
     return floor._settings(law, BUDGETS["tiny"], 0, "cpu")
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_stopped_goes_on_to_the_same_figures(tmp_path, monkeypatch):
     settings = tiny(monkeypatch)
     times = ("start_seconds", "start_cpu_seconds", "seconds", "cpu_seconds")
@@ -167,6 +169,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_smoke_run_shows_what_the_experiment_is_about(smoke):
     out, page = smoke
     assert page == out / "report.html"
@@ -186,6 +189,7 @@ def test_a_smoke_run_shows_what_the_experiment_is_about(smoke):
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_same_call_again_computes_nothing_and_writes_the_same(smoke, monkeypatch):
     out, page = smoke
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}

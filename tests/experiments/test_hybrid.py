@@ -119,6 +119,7 @@ def test_what_a_jump_saves_at_equal_quality():
     assert evaluations_saved(few) == {5: pytest.approx(0.5), 10: None}  # 10 evaluations from noise; never
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(hybrid_plans, "_SMOKE", TINY)
     page = run_hybrid(tmp_path / "a", "digits", "smoke", workers=2)

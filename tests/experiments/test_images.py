@@ -80,6 +80,7 @@ def mixture_log_likelihood(cell, kept):
 
 
 # One test, so that the comparison is computed once, whichever processes share the tests.
+@pytest.mark.slow
 def test_a_comparison_is_computed_once_and_gone_on_with(tmp_path, monkeypatch, capfd):
     page, kept = digits(tmp_path), tmp_path / "cells"
     assert capfd.readouterr().out == ""
@@ -162,6 +163,7 @@ def test_a_comparison_is_computed_once_and_gone_on_with(tmp_path, monkeypatch, c
     assert without_seconds(tmp_path) == numbers
 
 
+@pytest.mark.slow
 def test_experts_that_cannot_be_are_a_cell_that_fails(tmp_path, monkeypatch):
     made = replace(plan("digits", "smoke"), experts=15, more_experts=(), kinds=())
     monkeypatch.setattr(images, "plan", lambda *_: made)

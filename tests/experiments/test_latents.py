@@ -169,6 +169,7 @@ def test_encode_and_decode_are_inverse_and_go_by_expert(digits):
         decode_all(model, z, chosen + 1)
 
 
+@pytest.mark.slow
 def test_every_kind_is_standardised_frozen_and_goes_on(digits, tmp_path):
     x, expert = digits
     folder = str(ae.MLPVAE(SHAPE, 4).save_pretrained(tmp_path / "pretrained"))
@@ -194,6 +195,7 @@ def test_every_kind_is_standardised_frozen_and_goes_on(digits, tmp_path):
         assert_same(tensors(build_autoencoders(x, expert, SHAPE, settings)), tensors(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "last"), [("vae", "VAE 2"), ("lora", "adapters")])
 def test_a_call_that_is_stopped_goes_on_where_it_stood(digits, tmp_path, kind, last):
     x, expert = digits

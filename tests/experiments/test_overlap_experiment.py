@@ -50,6 +50,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_small_run_shows_overlap_and_curvature(small):
     out, page, _ = small
     overlaps = table(out / "overlap.csv")
@@ -85,6 +86,7 @@ def test_a_small_run_shows_overlap_and_curvature(small):
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_same_call_again_computes_nothing_and_writes_the_same(small, monkeypatch, capsys):
     out, page, again = small
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}

@@ -7,6 +7,8 @@ import pytest
 
 from molrmog.interfaces.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["estimation", "curvature", "convergence", "overlap", "subspaces"])
 def test_a_smoke_run_leaves_a_page_tables_and_its_settings(name, tmp_path, capsys):

@@ -84,6 +84,7 @@ def small(tmp_path_factory):
         yield out, run_subspaces(out, "tiny"), lambda: run_subspaces(out, "tiny")
 
 
+@pytest.mark.slow
 def test_a_small_run_shows_what_labels_are_worth(small):
     out, page, _ = small
     with (out / "results.csv").open(encoding="utf-8", newline="") as file:
@@ -100,6 +101,7 @@ def test_a_small_run_shows_what_labels_are_worth(small):
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_same_call_again_computes_nothing_and_writes_the_same(small, monkeypatch):
     out, page, again = small
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}

@@ -62,6 +62,7 @@ def test_fit_writes_a_whole_run(run, capsys):
     assert "one subspace per class" in text
 
 
+@pytest.mark.slow
 def test_saved_settings_repeat_the_fit(run, tmp_path):
     config = run / "config.yaml"
     assert yaml.safe_load(config.read_text())["latent_dim"] == 4
@@ -126,6 +127,7 @@ def test_evaluate_adds_measurements_and_rewrites_the_report(run, tmp_path, capsy
     assert "precision" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_images_work_from_end_to_end(rows, tmp_path):
     out = tmp_path / "run"
     assert main(["fit", str(rows), "--out", str(out), *SMALL]) == 0
@@ -135,6 +137,7 @@ def test_rows_that_are_no_images_work_from_end_to_end(rows, tmp_path):
     assert "bits/dim" not in text
 
 
+@pytest.mark.slow
 def test_a_head_tail_run_works_from_end_to_end(tmp_path):
     out = tmp_path / "run"
     assert main(["fit", "digits", "--out", str(out), *SMALL, "--head", "8", "--no-evaluate"]) == 0
@@ -239,6 +242,7 @@ def test_help_says_what_an_option_starts_from(capsys):
     assert "of the samples (default: 0)" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_fit_leaves_nothing(number, code, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20_000, 50)).astype(np.float32))
@@ -270,6 +274,7 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_demo_compares_laws_and_networks_and_can_be_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "FEATURES", ("pca",))
     small = {name: demo.LAWS[name] | {"max_iter": 2} for name in ("MoLR-MoG", "Gaussian")}

@@ -40,6 +40,7 @@ def lines(folder, kind):
     return [line for line in found if line["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_network_that_is_the_law_is_explained_in_full(place, tmp_path, capsys):
     law = molrmog.load(place / "law")
     molrmog.MoGDenoiser(law).save_pretrained(tmp_path / "network")
@@ -83,6 +84,7 @@ def test_figures_of_a_run_are_those_written_out(place, tmp_path):
             assert part["loss"] == pytest.approx(float((D - x0)[mine].square().mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_the_page_says_and_is_the_same_again(place):
     out = place / "run" / "explain"
     assert explain(place / "run", "--levels", [0.2, 1, 4], "--modes", 2) == 0
@@ -96,6 +98,7 @@ def test_the_folder_holds_what_the_page_says_and_is_the_same_again(place):
         assert word in text
 
 
+@pytest.mark.slow
 def test_a_residual_network_is_explained_by_its_base_unless_a_law_is_asked_for(place, tmp_path, capsys):
     law = molrmog.load(place / "law")
     train, held = load_parts(str(place / "rows.npz"))
@@ -121,6 +124,7 @@ def test_a_residual_network_is_explained_by_its_base_unless_a_law_is_asked_for(p
     assert "which is not the law here" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_law_of_other_subspaces_is_not_told_the_expert(place, tmp_path):
     law = molrmog.load(place / "law")
     turned = molrmog.MoLRMoG.from_subspaces([law.subspace(1), law.subspace(0)])
@@ -129,6 +133,7 @@ def test_a_law_of_other_subspaces_is_not_told_the_expert(place, tmp_path):
     assert "not told the expert" in lines(tmp_path / "out", "explain")[0]["law_used"]
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_through_the_decoders(tmp_path):
     words = ["--network", "mlp", "--width", "8", "--steps", "5", "--latent-dim", "4", "--experts", "1"]
     assert main(["train", "digits", *words, "--out", str(tmp_path / "run"), "--device", "cpu", "--no-evaluate"]) == 0

@@ -21,6 +21,7 @@ def rows(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "residual"])
 def test_a_run_that_drops_experts_is_guided(network, rows, tmp_path):
     out, npz = tmp_path / "run", tmp_path / "a.npz"
@@ -36,6 +37,7 @@ def test_a_run_that_drops_experts_is_guided(network, rows, tmp_path):
         torch.testing.assert_close(torch.from_numpy(drawn["x"]), expected)
 
 
+@pytest.mark.slow
 def test_a_residual_network_in_shared_latents_is_guided_from_one_law_of_all(tmp_path):
     out, npz = tmp_path / "run", tmp_path / "a.npz"
     small = ["--autoencoder", "shared", "--autoencoder-steps", "2", "--latent-dim", "6"]

@@ -123,6 +123,7 @@ def test_evaluate_and_info(run, tmp_path, monkeypatch, capsys):
     assert "MoG network" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["gaussian", "mlp"])
 def test_a_network_of_the_rows_themselves(network, rows, tmp_path, capsys):
     out = tmp_path / "run"
@@ -137,6 +138,7 @@ def test_a_network_of_the_rows_themselves(network, rows, tmp_path, capsys):
     check_page(out / "report.html")
 
 
+@pytest.mark.slow
 def test_noise_levels_are_those_of_edm_unless_others_are_asked_for(rows, tmp_path):
     words = ["train", str(rows), *TINY, "--no-evaluate"]  # in standardised latents, so EDM's mean is -1.2 + log 2
     edm = ["--level-mean", str(math.log(2) - 1.2), "--level-std", "1.2"]
@@ -146,6 +148,7 @@ def test_noise_levels_are_those_of_edm_unless_others_are_asked_for(rows, tmp_pat
     assert not any(same_weights(tmp_path / "edm", tmp_path / name) for name in ("mean", "std"))
 
 
+@pytest.mark.slow
 def test_exact_and_walked_samples_of_a_network_of_rows_agree(rows, tmp_path):
     out = tmp_path / "run"
     words = ["--network", "gaussian", "--autoencoder", "none", "--latent-dim", "6", "--no-evaluate", *TINY[:4]]
@@ -157,6 +160,7 @@ def test_exact_and_walked_samples_of_a_network_of_rows_agree(rows, tmp_path):
     assert torch.allclose(exact.T.cov(), walked.T.cov(), atol=0.14)
 
 
+@pytest.mark.slow
 def test_experts_by_clustering(rows, tmp_path):
     out = tmp_path / "run"
     assert main(["train", str(rows), "--out", str(out), "--experts", "2", "--no-evaluate", *TINY]) == 0
@@ -165,6 +169,7 @@ def test_experts_by_clustering(rows, tmp_path):
         assert set(found["train"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     words = ["train", "digits", "--out", str(out), *TINY, *OFTEN, "--no-evaluate"]
@@ -188,6 +193,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(run, tmp_path, monkeypa
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_each_autoencoder_is_kept_when_the_next_is_stopped(rows, tmp_path, monkeypatch):
     words = [
         "train",
@@ -222,6 +228,7 @@ def test_each_autoencoder_is_kept_when_the_next_is_stopped(rows, tmp_path, monke
     assert same_weights(out, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(rows, tmp_path):
     words = ["train", str(rows), "--out", "run", *TINY[2:], "--steps", "100", "--checkpoint-every", "10"]
     words += ["--no-evaluate", "--device", "cpu"]

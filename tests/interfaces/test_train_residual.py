@@ -49,6 +49,7 @@ def changed(run):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [["--autoencoder", "linear", "--latent-dim", "3"], ROWS])
 def test_the_base_stays_and_the_network_is_told_the_expert(place, rows, tmp_path, capsys):
     run = tmp_path / "run"
@@ -78,6 +79,7 @@ def test_the_base_stays_and_the_network_is_told_the_expert(place, rows, tmp_path
     assert "network on it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [["--autoencoder", "linear", "--latent-dim", "3"], ROWS])
 def test_what_is_learned_moves_and_the_rest_stays(place, rows, tmp_path):
     run = tmp_path / "run"
@@ -104,6 +106,7 @@ def test_the_base_of_a_run_is_the_network_that_adds_nothing(rows, tmp_path):
     assert [r["iteration"] for r in records if r["kind"] == "em"][:2] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_without_another_fit(rows, tmp_path, monkeypatch):
     run, whole = tmp_path / "run", tmp_path / "whole"
 
@@ -122,6 +125,7 @@ def test_a_stopped_run_goes_on_without_another_fit(rows, tmp_path, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+@pytest.mark.slow
 def test_a_saved_law_beneath(rows, tmp_path, capsys):
     fitted, by_label = tmp_path / "law", tmp_path / "by-label"
     words = ["fit", str(rows), "--latent-dim", "3", "--modes", "2", "--no-evaluate", "--out"]
@@ -149,6 +153,7 @@ def test_a_saved_law_beneath(rows, tmp_path, capsys):
     assert isinstance(molrmog.load(by_label), MoLRMoG)
 
 
+@pytest.mark.slow
 def test_a_network_on_half_the_law(rows, tmp_path):
     run = tmp_path / "run"
     assert train(rows, run, *ROWS, "--added", "0.5") == 0
@@ -162,6 +167,7 @@ def test_a_network_on_half_the_law(rows, tmp_path):
     torch.testing.assert_close(network.denoise(x, s, gamma, expert), half)
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_base_stands_beside_the_networks(rows, tmp_path):
     for name, words in (("whole", []), ("half", ["--added", "0.5"])):
         run = tmp_path / name

@@ -292,7 +292,7 @@ def gate_errors(law, gamma, seed, rows=48):
 
 
 @pytest.mark.parametrize("gamma", [1e-3, 1e-2, 0.1, 0.3, 1.0])
-@pytest.mark.parametrize(("dim", "seeds"), [(64, 3), (784, 1)])
+@pytest.mark.parametrize(("dim", "seeds"), [(64, 3), pytest.param(784, 1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("rank", "tau"), [(8, 0.0), (2, 0.0), (2, 1e-3)])
 def test_float32_gates_are_right_to_a_thousandth_of_a_nat(dim, seeds, rank, tau, gamma):
     in_doubt = 0
@@ -309,6 +309,7 @@ def test_float32_gates_are_right_to_a_thousandth_of_a_nat(dim, seeds, rank, tau,
 # --- memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows():
     """10^6 rows x 640 latents would be 2.5 GB in float32; chunks need far less."""
     pytest.importorskip("resource")

@@ -1,4 +1,4 @@
-"""Small training runs, the same in this process and in others: `python small_runs.py STEPS FOLDER KIND ...`."""
+"""Small training runs, the same in this process and in others: `python small_runs.py THREADS STEPS FOLDER KIND ...`."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,8 @@ def small_run(kind, out, steps, **given):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for name in sys.argv[3:]:
-        small_run(name, Path(sys.argv[2]) / name, int(sys.argv[1]))
+    threads, steps, out, *kinds = sys.argv[1:]
+    torch.set_num_threads(int(threads))  # as the process that compares has: others may add up in another order
+    for name in kinds:
+        small_run(name, Path(out) / name, int(steps))
     print("processes", torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)

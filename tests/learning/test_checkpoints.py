@@ -162,6 +162,7 @@ def test_a_full_disk_is_one_line_and_harms_nothing(what, tmp_path, monkeypatch):
     assert newest_checkpoint(tmp_path).step == 1
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_is_one_line_and_harms_nothing(tmp_path):
     """The kernel, not a mock, refuses to write, and safetensors makes an error of its own of it."""
     code = """if True:
@@ -182,6 +183,7 @@ def test_a_file_size_limit_is_one_line_and_harms_nothing(tmp_path):
     assert steps_in(tmp_path) == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_lines_are_whole_or_not_there(tmp_path):
     """Where the kernel takes the first half of a line and then refuses."""
     code = """if True:
@@ -213,10 +215,12 @@ def test_lines_beyond_a_step_are_forgotten_and_others_are_not(tmp_path):
     assert steps_in(tmp_path) == ["metrics.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dropout", "law"])
 def test_killed_at_a_random_step_it_ends_bit_identical(kind, tmp_path, never_stopped):
     steps, moment = 100, random.SystemRandom().randrange(5, 60)
-    run = subprocess.Popen([sys.executable, str(SCRIPT), str(steps), str(tmp_path), kind])
+    threads = str(torch.get_num_threads())
+    run = subprocess.Popen([sys.executable, str(SCRIPT), threads, str(steps), str(tmp_path), kind])
     try:
         path = tmp_path / kind / "metrics.jsonl"
         while run.poll() is None and not (path.exists() and path.read_bytes().count(b'"train"') >= moment):
@@ -234,7 +238,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["network", "experts"])
+@pytest.mark.parametrize("kind", ["network", pytest.param("experts", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_stopped_at_any_step_it_ends_bit_identical(kind, log_every, tmp_path):
     """Also between two checkpoints, two lines of the log, and inside an epoch."""

@@ -89,6 +89,7 @@ def test_a_run_that_was_stopped_drops_the_same_experts(kind, tmp_path):
         run("parts", 7)
 
 
+@pytest.mark.slow
 def test_one_network_learns_both_answers():
     # Two experts at +-1: told one the mean is its own, told none at high noise it is the mean of both, by weight.
     x = torch.cat([torch.ones(300, 2), -torch.ones(100, 2)])

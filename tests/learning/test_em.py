@@ -57,6 +57,7 @@ def same_law(a, b, **tolerance):
 # --- it never falls
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
     law=ragged_laws(noiseless=False),
@@ -173,6 +174,7 @@ def test_the_scale_of_the_weights_does_not_matter_without_a_prior():
 # --- it ends where it should
 
 
+@pytest.mark.slow
 def test_gradients_vanish_at_the_fixed_point():
     true = ragged_law(3, dim=7, latent_dims=(2, 3), ranks=((1, 2), (3, 2)), taus=(0.2, 0.3)).requires_grad_(False)
     x = true.sample(1500, torch.Generator().manual_seed(0)).x
@@ -183,6 +185,7 @@ def test_gradients_vanish_at_the_fixed_point():
         assert float(gradient.abs().max()) < 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "r"), [(3, 3), (4, 2), (1, 1)])
 def test_one_mode_is_probabilistic_principal_components(d, r):
     draw = torch.Generator().manual_seed(0)

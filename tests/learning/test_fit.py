@@ -78,7 +78,7 @@ def test_every_kind_of_rows_gives_the_same_law(x, tmp_path):
     wrapped = SimpleNamespace(x=table)
     first, *others = (fit(each, **SMALL, max_iter=4) for each in (table, x.float(), disk, wrapped))
     for other in others:
-        assert all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True))
+        same_law(other, first, rtol=1e-6, atol=1e-6)  # arrays begin elsewhere in memory than tensors do
 
 
 def test_data_on_disk_is_read_in_chunks(x, tmp_path, monkeypatch):
@@ -213,6 +213,7 @@ def test_a_full_head_and_tail_is_one_gaussian(x, q):
     np.testing.assert_allclose(law.log_prob(x).numpy(), peer.logpdf(x.numpy()), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_head_and_tail_beat_an_isotropic_rest():
     """A slowly decaying spectrum off the subspaces is what the tail is for, and "auto" finds that out."""
     true = MoLRMoG.random(24, (2, 2), (2, 2), noise=0.05, seed=1, dtype=torch.float64).requires_grad_(False)

@@ -95,6 +95,7 @@ def test_they_agree_from_the_level_on_above_which_no_level_differs(apart, first)
     assert agree_from(apart, tolerance=0.05) == first
 
 
+@pytest.mark.slow
 def test_samples_from_the_jump_are_as_good_as_those_from_noise():
     law = MoLRMoG.random(8, (2, 3), (2, 1), noise=0.1, seed=0).requires_grad_(False)
     draw = torch.Generator().manual_seed(0)

@@ -75,7 +75,7 @@ def test_one_gaussian_jumped_all_the_way_is_sampled_exactly(single, dense_of):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("jump", [0.8, 0.3])
+@pytest.mark.parametrize("jump", [0.8, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_sampling_from_a_jump_ends_where_the_whole_flow_ends(name, jump, single):
     schedule = SCHEDULES[name]()
     noise = sample(single, schedule, (4, 6), steps=1, generator=seeded(), trajectory=True).trajectory[0]
@@ -86,6 +86,7 @@ def test_sampling_from_a_jump_ends_where_the_whole_flow_ends(name, jump, single)
     torch.testing.assert_close(jumped.trajectory[-1], gaussian_flow(single, noise, *start, *end), rtol=0, atol=3e-3)
 
 
+@pytest.mark.slow
 def test_at_high_noise_the_jump_of_a_mixture_hardly_moves_its_samples():
     law = random_law((1, 2), (2, 2), 0.1)
     runs = {

@@ -38,6 +38,7 @@ def test_weighted_rows_have_the_moments_of_the_law():
     torch.testing.assert_close((x.T * weight) @ x, fresh.T @ fresh / len(fresh), rtol=0.02, atol=0.05)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_a_plain_average_over_many_rows():
     law = some_law()
     x = law.sample(40_000, torch.Generator().manual_seed(0), s=S, gamma=GAMMA).x
@@ -53,6 +54,7 @@ def test_errors_are_those_of_a_plain_average_over_many_rows():
     assert 0 < found.whole < 1
 
 
+@pytest.mark.slow
 def test_seeds_agree_on_errors_that_plain_rows_do_not_see():
     law = some_law(8.0)
     found = [errors(law, 4000, seed) for seed in range(4)]

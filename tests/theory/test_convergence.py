@@ -127,6 +127,7 @@ def test_what_did_not_contract_is_refused():
         predicted_rate(torch.zeros(2, 2), torch.zeros(2, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_descent_on_a_law_contracts_at_the_predicted_rate(tied):
     law = pair()
@@ -158,6 +159,7 @@ def test_a_tied_pair_is_the_free_one_on_symmetric_laws():
         SymmetricPair(free, MoLRMoG(4, (2,), (3,)))
 
 
+@pytest.mark.slow
 def test_the_empirical_minimum_is_one_and_descent_goes_there():
     law = pair((0.6, 0.4))
     loss = empirical(law)
@@ -186,6 +188,7 @@ def test_adam_is_that_of_torch():
         optimiser.step()
 
 
+@pytest.mark.slow
 def test_preconditioned_descents_beat_gradient_descent_to_the_truth():
     law = pair((0.6, 0.4))
     loss = population(law)

@@ -53,6 +53,7 @@ def test_the_error_is_that_of_dense_scores():
     assert low < found.mean < high
 
 
+@pytest.mark.slow
 def test_the_error_is_the_excess_loss():
     law, s, gamma = a_law(), 0.8, 0.6
     other, x = moved(law, 0.3), law.sample(100_000, torch.Generator().manual_seed(0)).x
@@ -73,6 +74,7 @@ def test_the_asymptotic_error_of_a_gaussian_mean():
     assert asymptotic_error(law, x, s, gamma, learn=("mean",)) == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_error_of_maximum_likelihood_tends_to_the_asymptotic_one():
     law, s, gamma, n = a_law(), 0.8, 0.6, 1000
     generator = torch.Generator().manual_seed(0)

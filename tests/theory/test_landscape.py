@@ -172,6 +172,7 @@ def test_symmetric_pair_is_the_law_with_tied_parameters():
         symmetric_pair(stratified(ragged_law(), ("mean",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matrix", ["hessian", "gauss-newton"])
 def test_lanczos_finds_the_ends_of_the_dense_spectrum(matrix):
     law = ragged_law(1, dim=6, latent_dims=(4,), ranks=((3, 2, 4),), taus=(0.3,)).requires_grad_(False)
@@ -206,6 +207,7 @@ def test_kappa_is_infinite_where_the_smallest_eigenvalue_is_rounding(smallest):
     assert Curvature(values + torch.tensor([1e-9, 0.0]), torch.eye(2), 0).kappa == pytest.approx(3e9, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_radius_is_where_a_scan_sees_the_smallest_eigenvalue_change_sign():
     loss = stratified(pair(3.0), n=100)
     theta = loss.theta_of(loss.truth)
@@ -220,6 +222,7 @@ def test_radius_is_where_a_scan_sees_the_smallest_eigenvalue_change_sign():
     assert convex_radius(loss, direction, start=radius / 8, limit=radius / 4) == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.1, 0.2])
 def test_a_mean_that_moves_across_its_factor_ends_convexity(gamma):
     s = math.sqrt(1 - gamma**2)
@@ -232,6 +235,7 @@ def test_a_mean_that_moves_across_its_factor_ends_convexity(gamma):
     assert found == pytest.approx(shift_radius(1.0, s, gamma**2), rel=gamma**2)
 
 
+@pytest.mark.slow
 def test_worst_direction_is_worse_than_many_at_random():
     loss = stratified(pair(3.0), n=100)
     free = horizontal(loss, loss.theta_of(loss.truth))

@@ -61,7 +61,7 @@ def test_two_modes_on_a_line_have_the_overlap_of_an_integral():
     exact = float(torch.trapezoid(density / (4 * torch.cosh(s * m * x / v) ** 2), x))
     found = measure_overlap(law, law.sample(200_000, torch.Generator().manual_seed(0), s=s, gamma=gamma).x, s, gamma)
     assert found.eps == pytest.approx(exact, abs=4 * float(found.each_error[0]))
-    assert found.largest_pair == found.eps
+    assert found.largest_pair == pytest.approx(found.eps, rel=1e-12)  # a mean of the same rows in another layout
     assert float(found.each_error[0]) < 0.01 * exact
 
 
@@ -85,6 +85,7 @@ def test_scale_does_not_matter_but_sigma_does():
     assert measure_overlap(law, noised(x, 1.0, 0.01, torch.Generator().manual_seed(1)), 1.0, 0.01).eps < one / 2
 
 
+@pytest.mark.slow
 def test_the_interval_holds_as_often_as_it_says():
     law = ragged_law()
     truth = measure_overlap(law, law.sample(200_000, torch.Generator().manual_seed(0), gamma=0.5).x, 1.0, 0.5).eps
@@ -96,6 +97,7 @@ def test_the_interval_holds_as_often_as_it_says():
     assert held >= 0.87 * 200
 
 
+@pytest.mark.slow
 def test_the_interval_is_no_narrower_for_rows_that_are_noised_again():
     """100 clean rows noised ten times each: the truth is covered as often as said, which 1000 rows would not do."""
     law = ragged_law()
@@ -211,6 +213,7 @@ def test_split_is_that_of_the_dense_hessian_without_the_gauge(distance):
     torch.testing.assert_close(H @ found.weakest, found.smallest * found.weakest, rtol=0, atol=1e-8 * found.largest)
 
 
+@pytest.mark.slow
 def test_convexity_is_lost_where_modes_coincide_and_before_that_near_the_truth():
     smallest = {distance: split_curvature(loss_of(pair(distance))).smallest for distance in (0.0, 0.5, 4.0)}
     assert abs(smallest[0.0]) < 1e-12

@@ -65,7 +65,7 @@ def test_score_is_that_of_the_law_at_theta():
     torch.testing.assert_close(loss(theta), value)
 
 
-@pytest.mark.parametrize("learn", [("mean", "factor"), LEARNABLE])
+@pytest.mark.parametrize("learn", [("mean", "factor"), pytest.param(LEARNABLE, marks=pytest.mark.slow)])
 def test_derivatives_are_differences(learn):
     loss = some_loss(learn)
     theta = near(loss)
@@ -89,6 +89,7 @@ def test_truth_is_a_zero_whose_hessian_is_gauss_newton():
     torch.testing.assert_close(loss.hessian(theta), loss.gauss_newton(theta))
 
 
+@pytest.mark.slow
 def test_chunks_of_rows_add_up(monkeypatch):
     loss = some_loss()
     theta = near(loss)
@@ -110,6 +111,7 @@ def test_weights_are_repeated_rows():
     torch.testing.assert_close(weighted(theta), repeated(theta))
 
 
+@pytest.mark.slow
 def test_denoising_targets_move_the_gradient_by_noise_of_mean_zero():
     law = some_law()
     generator = torch.Generator().manual_seed(0)
