@@ -7,21 +7,20 @@ score, denoiser, posterior and samples are exact at every noise level. :class:`L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from molrmog.laws.molrmog import MoLRMoG
+from molrmog.models import Denoiser, Expert, Noise
 
-Noise = float | Tensor
-"""A signal scale s or a noise level gamma: a float, or one per row with shape (B,)."""
+if TYPE_CHECKING:
+    from molrmog.laws.molrmog import MoLRMoG, Subspace
 
 
 @dataclass(frozen=True)
@@ -85,64 +84,94 @@ class Posterior:
         return self._source._posterior_sample(*self._given, n, generator)
 
 
-class Law(Protocol):
-    """The face of a law: `MoLRMoG`, `HeadTail`, and whatever composes them."""
+class Law(Denoiser):
+    """The face of a law: `MoLRMoG`, `HeadTail`, and whatever composes them.
 
-    @property
-    def dim(self) -> int:
-        """Dimension D of the data."""
-        ...
+    Attributes:
+        latent_dims: dimension d_k of each subspace.
+        modes: number n_k of modes in each subspace.
+        has_top_modes: whether there is `denoise_by_top_modes`.
+        learnable: what a network made of the law may learn, and the parameter that holds it; empty where none can.
+    """
+
+    kind = "law"
+    frozen = True
+    has_top_modes: ClassVar[bool] = False
+    learnable: ClassVar[Mapping[str, str]] = {}
+    latent_dims: tuple[int, ...]
+    modes: tuple[int, ...]
 
     @property
     def subspaces(self) -> int:
         """Number K of subspaces."""
-        ...
+        return len(self.modes)
 
     @property
-    def latent_dims(self) -> tuple[int, ...]:
-        """Dimension d_k of each subspace."""
-        ...
-
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """Number n_k of modes in each subspace."""
-        ...
+    @abstractmethod
+    def subspace_of(self) -> Tensor:
+        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
 
     @property
     def component_of(self) -> Tensor:
-        """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
-        ...
+        """The former name of `subspace_of`."""
+        return self.subspace_of
 
     @property
-    def num_parameters(self) -> int:
-        """Numbers that describe the law."""
-        ...
-
-    @property
+    @abstractmethod
     def noise_floor(self) -> float:
         """Smallest standard deviation of any direction of the law, in data units."""
-        ...
 
+    @property
+    def head_dim(self) -> int | None:
+        """How many leading coordinates the mixture lives in; None where it is all of them."""
+        return None
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What the law is, as name and value."""
+        d, n = self.latent_dims, self.modes
+        return [
+            ("dimension D", f"{self.dim:,}"),
+            ("subspaces K", str(self.subspaces)),
+            ("latent dimension d", str(d[0]) if min(d) == max(d) else f"{min(d)} to {max(d)}"),
+            ("modes per subspace n", str(n[0]) if min(n) == max(n) else f"{min(n)} to {max(n)}"),
+            ("parameters", f"{self.num_parameters:,}"),
+            ("noise floor", f"{self.noise_floor:.4g} data units"),
+        ]
+
+    @abstractmethod
+    def subspace(self, k: int) -> Subspace:
+        """Subspace k without padding, detached from the law."""
+
+    @abstractmethod
     def log_prob(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """Log p_t(x) in nats, with shape (B,)."""
-        ...
 
+    @abstractmethod
     def score(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """Gradient of log p_t at x, with shape (B, D)."""
-        ...
 
-    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+    @abstractmethod
+    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0, expert: Expert | None = None) -> Tensor:
         """E[x_0 | x_t = x], with shape (B, D)."""
-        ...
 
+    def denoise_by_top_modes(self, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
+        """E[x_0 | x_t] from the modes that explain a row best."""
+        raise ValueError(f"a {type(self).__name__} has no denoise_by_top_modes: call denoise")
+
+    @abstractmethod
     def divergence(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
         """Divergence of the score at x, with shape (B,)."""
-        ...
 
+    @abstractmethod
     def posterior(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Posterior:
         """Distribution of x_0 given x_t = x."""
-        ...
 
+    def subspace_responsibilities(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+        """P(x_0 on subspace k | x_t), with shape (B, K)."""
+        r = self.posterior(x, s, gamma).responsibilities
+        return r.new_zeros(len(x), self.subspaces).index_add(1, self.subspace_of, r)
+
+    @abstractmethod
     def sample(
         self,
         n: int,
@@ -153,19 +182,29 @@ class Law(Protocol):
         subspace: int | Tensor | None = None,
     ) -> Samples:
         """Exact samples of x_t (of x_0 by default)."""
-        ...
 
+    @abstractmethod
     def moment_matched(self) -> MoLRMoG:
         """The single Gaussian with the mean and covariance of x_0, as a law with one subspace and one mode."""
-        ...
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into a folder."""
-        ...
+    def alone(self, k: int) -> Self:
+        """The law p(x_0 | k), of subspace k alone; made when the law was last changed."""
+        parameters = list(self.parameters())
+        version = [(id(p), p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
+        parts = self.__dict__.get("_parts", (None, {}, []))
+        if parts[0] != version:
+            parts = version, {}, parameters
+            object.__setattr__(self, "_parts", parts)
+        if k not in parts[1]:
+            with torch.no_grad():
+                parts[1][k] = self._alone(k).requires_grad_(False)
+        return parts[1][k]
 
-    def parameters(self) -> Any:
-        """The tensors of the law, as of every torch module."""
-        ...
+    @abstractmethod
+    def _alone(self, k: int) -> Self: ...
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_parts"}
 
 
 _CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**26}  # numbers held at once: 64 MiB in float32, 256 MiB on a GPU

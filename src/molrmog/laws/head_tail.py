@@ -21,18 +21,19 @@ References:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.laws.base import Noise, Posterior, Samples, by_rows, normal, rows_per_chunk, values_hidden
+from molrmog.laws.base import Law, Noise, Posterior, Samples, by_rows, normal, rows_per_chunk, values_hidden
 from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.laws.responsibilities import BETWEEN_MODES, NATS
-from molrmog.saving import load_model, save_model
+from molrmog.models import Expert, refuse_expert
+from molrmog.saving import load_model
 
 
-class HeadTail(nn.Module):
+class HeadTail(Law):
     """A MoLR-MoG in q leading coordinates, independent Gaussians in p further ones, isotropic noise in what is left.
 
     Attributes:
@@ -70,35 +71,16 @@ class HeadTail(nn.Module):
                 f"{tuple(spread.shape)} and tau {tuple(tau.shape)} do not fit: pass (D, q + p), (D,), (p,) and ()"
             )
         self.head = head
+        self.dim, self.latent_dims, self.modes = len(offset), head.latent_dims, head.modes
         self.axes = nn.Parameter(axes)
         self.offset = nn.Parameter(offset)
         self.spread = nn.Parameter(spread)
         self.tau = nn.Parameter(tau)
 
     @property
-    def dim(self) -> int:
-        """Dimension D of the data."""
-        return len(self.offset)
-
-    @property
-    def subspaces(self) -> int:
-        """Number K of subspaces of the head."""
-        return self.head.subspaces
-
-    @property
-    def latent_dims(self) -> tuple[int, ...]:
-        """Dimension d_k of each subspace."""
-        return self.head.latent_dims
-
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """Number n_k of modes in each subspace."""
-        return self.head.modes
-
-    @property
-    def component_of(self) -> Tensor:
+    def subspace_of(self) -> Tensor:
         """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
-        return self.head.component_of
+        return self.head.subspace_of
 
     @property
     def subspace_weights(self) -> Tensor:
@@ -130,6 +112,20 @@ class HeadTail(nn.Module):
     def _left(self) -> int:
         """How many directions neither head nor tail holds."""
         return self.dim - self.axes.shape[1]
+
+    @property
+    def head_dim(self) -> int | None:
+        """How many leading coordinates the mixture lives in."""
+        return self.head.dim
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What the law is, as name and value."""
+        first, *rest = super().summary()
+        form = f"mixture in {self.head.dim} leading coordinates, Gaussian in {len(self.spread)} more"
+        return [first, ("form", form), *rest]
+
+    def _alone(self, k: int) -> Self:
+        return type(self)(self.head.alone(k), self.axes, self.offset, self.spread, self.tau)
 
     def subspace(self, k: int) -> Subspace:
         """Subspace k of the head, its basis and offset in R^D."""
@@ -165,8 +161,9 @@ class HeadTail(nn.Module):
 
         return self._by_rows(score, x, s, gamma)[0]
 
-    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0, expert: Expert | None = None) -> Tensor:
         """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`MoLRMoG.log_prob`."""
+        refuse_expert(self, expert, "wrap it in a ConditionalLaw, or pass none")
 
         def denoise(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             z, y, rest, variance, v = self._split(x, s, gamma)
@@ -238,26 +235,14 @@ class HeadTail(nn.Module):
         )
         return MoLRMoG.from_subspaces([gaussian], dtype=self.axes.dtype).requires_grad_(False)
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
-
-        Raises:
-            OSError: the folder cannot be written; a model that was there is left whole.
-        """
-        return save_model(path, {"law": "HeadTail", **self.config}, self.state_dict())
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the law that `config` describes, before its tensors are read."""
+        head, dim, tail = MoLRMoG.from_config(config["head"]), config["dim"], config["tail"]
+        return cls(head, torch.eye(dim, head.dim + tail), torch.zeros(dim), torch.zeros(tail), torch.zeros(()))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> HeadTail:
-        """Read a law from a folder written by :meth:`save_pretrained`, or from the Hugging Face hub.
-
-        Raises:
-            FileNotFoundError: there is no model.
-            ValueError: the model is corrupt or of another kind.
-        """
-        return cls.from_saved(*load_model(path), where=str(path))
-
-    @classmethod
-    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> HeadTail:
+    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> Self:
         """Build a law from a saved configuration and its tensors; see :meth:`from_pretrained`."""
         if config.get("law") != "HeadTail":
             raise ValueError(f"{where} holds a {config.get('law')} law, not a HeadTail: read it with molrmog.load")

@@ -42,15 +42,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from molrmog.laws.base import (
+    Law,
     Noise,
     Posterior,
     Samples,
@@ -64,7 +64,7 @@ from molrmog.laws.base import (
 )
 from molrmog.laws.responsibilities import DECIDED, NATS, Evidence, Frame, lift_means, weigh
 from molrmog.laws.top_modes import denoise_by_top_modes
-from molrmog.saving import load_model, save_model
+from molrmog.models import Expert, refuse_expert
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Subspace:
     factors: tuple[Tensor, ...]
 
 
-class MoLRMoG(nn.Module):
+class MoLRMoG(Law):
     """A mixture of low-rank Gaussians on a union of K linear subspaces, and its noised versions.
 
     The shapes of the subspaces may differ; parameters are stored padded with zeros, which every method keeps out.
@@ -116,6 +116,17 @@ class MoLRMoG(nn.Module):
     References:
         arXiv 2601.01475, section 3.
     """
+
+    has_top_modes = True
+    learnable: ClassVar[Mapping[str, str]] = {
+        "basis": "basis",
+        "offset": "offset",
+        "mean": "mean",
+        "factor": "factor",
+        "tau": "tau",
+        "subspace_weights": "subspace_logits",
+        "mode_weights": "mode_logits",
+    }
 
     def __init__(
         self,
@@ -170,12 +181,7 @@ class MoLRMoG(nn.Module):
         self._cache: dict[torch.dtype, tuple[object, Frame, Sequence[Tensor]]] = {}
 
     @property
-    def subspaces(self) -> int:
-        """Number K of subspaces."""
-        return len(self.modes)
-
-    @property
-    def component_of(self) -> Tensor:
+    def subspace_of(self) -> Tensor:
         """Subspace of each column of the responsibilities, with shape (sum n_k,)."""
         return self._real_mode_mask.nonzero()[:, 0]
 
@@ -327,26 +333,8 @@ class MoLRMoG(nn.Module):
                     law.factor[k, mode, :d, :r] = drawn(d, r) / math.sqrt(max(r, 1))
         return law
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
-
-        Raises:
-            OSError: the folder cannot be written; a model that was there is left whole.
-        """
-        return save_model(path, {"law": "MoLRMoG", **self.config}, self.state_dict())
-
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> MoLRMoG:
-        """Read a law from a folder written by :meth:`save_pretrained`, or from the Hugging Face hub.
-
-        Raises:
-            FileNotFoundError: there is no model.
-            ValueError: the model is corrupt or of another kind.
-        """
-        return cls.from_saved(*load_model(path), where=str(path))
-
-    @classmethod
-    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> MoLRMoG:
+    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> Self:
         """Build a law from a saved configuration and its tensors; see :meth:`from_pretrained`."""
         if config.get("law") != "MoLRMoG":
             raise ValueError(f"{where} holds a {config.get('law')} law, not a MoLRMoG: read it with molrmog.load")
@@ -375,8 +363,9 @@ class MoLRMoG(nn.Module):
         """Gradient of log p_t at x, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
         return self._by_rows(lambda *row: (self._settled(self._score, *row),), x, s, gamma)[0]
 
-    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0) -> Tensor:
+    def denoise(self, x: Tensor, s: Noise = 1.0, gamma: Noise = 0.0, expert: Expert | None = None) -> Tensor:
         """E[x_0 | x_t = x], with shape (B, D); arguments and errors as in :meth:`log_prob`."""
+        refuse_expert(self, expert, "wrap it in a ConditionalLaw, or pass none")
         return self._by_rows(lambda *row: (self._settled(self._denoise, *row),), x, s, gamma)[0]
 
     def denoise_by_top_modes(self, x: Tensor, s: Tensor, gamma: Tensor, top: int) -> Tensor:
@@ -639,8 +628,11 @@ class MoLRMoG(nn.Module):
 
         return from_cache
 
+    def _alone(self, k: int) -> Self:
+        return cast(Self, MoLRMoG.from_subspaces([replace(self.subspace(k), weight=1.0)]))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return {**super().__getstate__(), "_cache": {}}
 
     def _build_frame(self, differentiable: bool) -> Frame:
         A, b, mu, U = (p.double() for p in (self.basis, self.offset, self.mean, self.factor))
