@@ -186,6 +186,14 @@ def dim_of(denoiser: object) -> int:
     return int(dim)
 
 
+def num_parameters_of(denoiser: object) -> int:
+    """Numbers that describe a denoiser: what it says itself, or else those of its parameters."""
+    own = getattr(denoiser, "num_parameters", None)
+    if own is None:
+        return sum(parameter.numel() for parameter in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
+    return int(own)
+
+
 def num_experts_of(denoiser: object) -> int:
     """How many experts rows of a denoiser may be conditional on; 0 where it does not say."""
     return int(getattr(denoiser, "num_experts", getattr(denoiser, "experts", 0)))
@@ -206,12 +214,12 @@ def refuse_expert(denoiser: object, expert: Expert | None, mend: str = "pass non
     """Refuse an expert where a denoiser knows none.
 
     Args:
-        denoiser: one without experts.
+        denoiser: any.
         expert: what it was asked for.
         mend: what the message ends with.
 
     Raises:
-        ValueError: an expert is named.
+        ValueError: an expert is named, and it knows none.
     """
-    if expert is not None:
+    if expert is not None and not num_experts_of(denoiser):
         raise ValueError(f"this {type(denoiser).__name__} knows no experts: {mend}")
