@@ -114,7 +114,7 @@ def edited(folder, edit):
 )
 def test_what_does_not_fit_together(folder, edit):
     edited(folder, edit)
-    with pytest.raises(ValueError, match=r"save the model again|do not fit|molrmog\.load") as error:
+    with pytest.raises(ValueError, match=r"save the model again|do not fit|there are MoLRMoG") as error:
         molrmog.load(folder)
     assert one_line(error)
     assert str(folder) in str(error.value)

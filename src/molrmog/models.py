@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
 from torch import Tensor, nn
 
@@ -37,14 +37,19 @@ class Model(nn.Module, ABC):
 
     Attributes:
         kind: of model, "law", "denoiser" or "autoencoder"; the key of its class in a description.
+        frozen: whether a model that was read asks for no gradients.
     """
 
     kind: ClassVar[str]
+    frozen: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """What builds the model: the constructor's arguments, in JSON types; shapes where tensors built it."""
+        """What builds the model: the constructor's arguments, in JSON types; shapes where tensors built it.
+
+        Those of denoisers and autoencoders begin with the class, as `description` does.
+        """
 
     @property
     def description(self) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class Model(nn.Module, ABC):
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
-        return model.eval()
+        return (model.requires_grad_(False) if cls.frozen else model).eval()
 
 
 class SupportsDenoise(Protocol):
@@ -116,6 +121,16 @@ class Denoiser(Model):
     num_experts: int = 0
     null_expert: bool = False
 
+    @property
+    def experts(self) -> int:
+        """The former name of `num_experts`."""
+        return self.num_experts
+
+    @property
+    def unconditional(self) -> bool:
+        """The former name of `null_expert`."""
+        return self.null_expert
+
     @abstractmethod
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """Estimate E[x_0 | x_t], or E[x_0 | x_t, k], with shape (B, D).
@@ -130,3 +145,81 @@ class Denoiser(Model):
         Raises:
             ValueError: wrong shapes, or an expert that the denoiser does not know.
         """
+
+
+def description_of(model: object) -> dict[str, Any]:
+    """The description of a part of a model.
+
+    Raises:
+        ValueError: it is no model of this library.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"a {type(model).__name__} is no law and no network of this library: save its state_dict yourself"
+        )
+    return model.description
+
+
+# Networks of users need not inherit from Denoiser: what they leave out is asked for here, and nowhere else.
+
+
+def as_module(denoiser: object) -> nn.Module:
+    """The denoiser as a torch module, so that it can be part of another.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(denoiser, nn.Module):
+        raise ValueError(f"a {type(denoiser).__name__} is no torch module: make it one, with `dim` and `denoise`")
+    return denoiser
+
+
+def dim_of(denoiser: object) -> int:
+    """Dimension D of the rows of a denoiser.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    dim = getattr(denoiser, "dim", None)
+    if dim is None:
+        raise ValueError(f"this {type(denoiser).__name__} does not say its dimension: give it an attribute `dim`")
+    return int(dim)
+
+
+def num_parameters_of(denoiser: object) -> int:
+    """Numbers that describe a denoiser: what it says itself, or else those of its parameters."""
+    own = getattr(denoiser, "num_parameters", None)
+    if own is None:
+        return sum(parameter.numel() for parameter in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
+    return int(own)
+
+
+def num_experts_of(denoiser: object) -> int:
+    """How many experts rows of a denoiser may be conditional on; 0 where it does not say."""
+    return int(getattr(denoiser, "num_experts", getattr(denoiser, "experts", 0)))
+
+
+def has_null_expert(denoiser: object) -> bool:
+    """Whether a denoiser of experts also answers where none is named; no where it does not say."""
+    return bool(getattr(denoiser, "null_expert", getattr(denoiser, "unconditional", False)))
+
+
+def denoise_with(denoiser: object, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+    """What a denoiser answers, with shape (B, D); the expert is only named where there is one."""
+    named = {} if expert is None else {"expert": expert}
+    return cast(Any, denoiser).denoise(x, s, gamma, **named)
+
+
+def refuse_expert(denoiser: object, expert: Expert | None, mend: str = "pass none") -> None:
+    """Refuse an expert where a denoiser knows none.
+
+    Args:
+        denoiser: any.
+        expert: what it was asked for.
+        mend: what the message ends with.
+
+    Raises:
+        ValueError: an expert is named, and it knows none.
+    """
+    if expert is not None and not num_experts_of(denoiser):
+        raise ValueError(f"this {type(denoiser).__name__} knows no experts: {mend}")

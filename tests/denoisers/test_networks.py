@@ -8,6 +8,7 @@ import torch
 
 import molrmog
 from molrmog import GaussianDenoiser, MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert, UNetDenoiser, VPSchedule
+from molrmog.autoencoders import MLPVAE
 from molrmog.denoisers.base import given
 from molrmog.denoisers.saved import load_denoiser
 from oracles.laws import ragged_law
@@ -158,8 +159,8 @@ def test_another_kind_is_refused(tmp_path):
     MLPDenoiser(6, width=8).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds MLPDenoiser, not UNetDenoiser: read it with molrmog"):
         UNetDenoiser.from_pretrained(tmp_path)
-    ragged_law(1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="names the denoiser None"):
+    MLPVAE((4,), 2, (8,)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is that of the autoencoder MLPVAE, and of no denoiser"):
         load_denoiser(tmp_path)
 
 

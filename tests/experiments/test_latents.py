@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from molrmog import MoLRMoG
-from molrmog import autoencoders as ae
+from molrmog import MoLRMoG, autoencoders as ae
 from molrmog.data import load_parts
 from molrmog.experiments.latents import (
     AutoencoderSettings,

@@ -114,7 +114,7 @@ def test_refusals():
         sample_experts(neural, VPSchedule(), 3, sampler="exact")
     with pytest.raises(ValueError, match="at least 1"):
         sample_experts(neural, VPSchedule(), 0)
-    with pytest.raises(ValueError, match="needs a sampler that walks, and exact does not: try 'heun'"):
+    with pytest.raises(ValueError, match="needs a sampler with steps, and exact has none: try 'heun'"):
         sample_experts(model(), VPSchedule(), 3, sampler="exact", guidance=2.0)
     with pytest.raises(ValueError, match="does not answer without an expert"):
         sample_experts(neural, VPSchedule(), 3, guidance=2.0)

@@ -10,9 +10,9 @@
 | TAEF2                 | no: two weight files          | 32 channels, side / 8     | github.com/madebyollin/taesd    |
 """
 
-from molrmog.autoencoders.base import Autoencoder
+from molrmog.autoencoders.base import Autoencoder, AutoencoderList
 from molrmog.autoencoders.linear import LinearAutoencoder
-from molrmog.autoencoders.loading import build_autoencoder, build_autoencoders, load_autoencoder
+from molrmog.autoencoders.loading import Autoencoders, build_autoencoder, build_autoencoders, load_autoencoder
 from molrmog.autoencoders.lora import LoRAExpert, LoRAExperts, LoRALoss
 from molrmog.autoencoders.pretrained import TAEF2, PretrainedAutoencoder
 from molrmog.autoencoders.vae import MLPVAE, VAE, ConvVAE, VAELoss
@@ -22,6 +22,8 @@ __all__ = [
     "TAEF2",
     "VAE",
     "Autoencoder",
+    "AutoencoderList",
+    "Autoencoders",
     "ConvVAE",
     "LinearAutoencoder",
     "LoRAExpert",

@@ -11,24 +11,22 @@ up to unit variance. Both are buffers, saved with the model, since a denoiser of
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrmog.saving import load_model, save_model
+from molrmog.models import Model, Noise
+from molrmog.registry import build
 
 # Numbers of x in a chunk: a network may hold a hundred times as many on the way.
 _CHUNK_NUMBERS = 2**21
 
-Model = TypeVar("Model", bound=nn.Module)
 
-
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Model):
     """A pair of encode and decode on rows.
 
     A subclass writes :meth:`encode_raw` and :meth:`decode_raw`, and `config` with its constructor's arguments.
@@ -41,6 +39,8 @@ class Autoencoder(nn.Module, ABC):
         linear: whether encode and decode are affine with orthonormal columns, so that noised pixels are noised latents.
     """
 
+    kind = "autoencoder"
+    frozen = True
     linear: ClassVar[bool] = False
     latent_mean: Tensor
     latent_scale: Tensor
@@ -64,11 +64,6 @@ class Autoencoder(nn.Module, ABC):
         self.register_buffer("latent_mean", torch.zeros(self.latent_dim))
         self.register_buffer("latent_scale", torch.ones(()))
 
-    @property
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What builds the autoencoder: its kind under "autoencoder", and the constructor's arguments."""
-
     @abstractmethod
     def encode_raw(self, x: Tensor) -> Tensor:
         """Latents before standardisation, with shape (B, d), of rows with shape (B, D)."""
@@ -86,11 +81,6 @@ class Autoencoder(nn.Module, ABC):
     def latent_dim(self) -> int:
         """Dimension d of the latents."""
         return math.prod(self.latent_shape)
-
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in encoder and decoder, trained or not; the standardisation is left out."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     def encode(self, x: Tensor) -> Tensor:
         """Standardised latents with shape (B, d) of rows with shape (B, D)."""
@@ -142,65 +132,54 @@ class Autoencoder(nn.Module, ABC):
             rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
             yield rows.to(self.latent_mean.device, self.latent_mean.dtype)
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder `path`, atomically, and return it.
-
-        Raises:
-            OSError: the folder cannot be written; a model that was there is left whole.
-        """
-        return save_model(path, self.config, self.state_dict())
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Build the autoencoder that `config` describes, with fresh weights."""
-        return cls(**{key: value for key, value in config.items() if key != "autoencoder"})
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
-        """Read an autoencoder of this class from a folder, or from the Hugging Face hub, ready for use, frozen.
-
-        `load_autoencoder` reads any class.
-
-        Raises:
-            FileNotFoundError: there is no model.
-            ValueError: the model is corrupt or of another kind.
-        """
-        return restore(cls.__name__, cls.from_config, *load_model(path), where=str(path))
-
     def extra_repr(self) -> str:
         """Shapes, for `repr`."""
         return f"shape={self.shape}, latent_shape={self.latent_shape}"
 
 
-def restore(
-    kind: str,
-    build: Callable[[dict[str, Any]], Model],
-    config: dict[str, Any],
-    tensors: dict[str, Tensor],
-    where: str,
-) -> Model:
-    """Build a saved model and fill in its tensors; frozen, in eval mode.
+class AutoencoderList(nn.ModuleList):
+    """Autoencoders side by side, one per expert, or a single one that all share."""
 
-    Args:
-        kind: what `config["autoencoder"]` must be.
-        build: makes the model from the configuration.
-        config: as saved.
-        tensors: as saved.
-        where: what to call the model in an error message.
+    @overload
+    def __getitem__(self, idx: slice) -> AutoencoderList: ...
+    @overload
+    def __getitem__(self, idx: int) -> Autoencoder: ...
+    def __getitem__(self, idx: int | slice) -> Any:
+        return super().__getitem__(idx)
+
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__()
+
+    @property
+    def config(self) -> list[dict[str, Any]]:
+        """What builds each of them."""
+        return [each.config for each in self]
+
+
+def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
+    """Build the autoencoder that `config` describes, with fresh weights; `load_state_dict` fills them in.
 
     Raises:
-        ValueError: the model is of another kind, or configuration and tensors do not fit.
+        ValueError: there is no such autoencoder, or it is several.
     """
-    if config.get("autoencoder") != kind:
-        other = config.get("autoencoder", "no autoencoder")
-        raise ValueError(f"{where} holds {other}, not {kind}: read it with load_autoencoder")
-    try:
-        model = build(config)
-        model.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
-    return model.requires_grad_(False).eval()
+    found = build(config, "autoencoder")
+    if not isinstance(found, Autoencoder):
+        raise ValueError(f"a {type(found).__name__} is several autoencoders: build it with build_autoencoders")
+    return found
+
+
+def encode_noised(autoencoder: Autoencoder, x: Tensor, s: Noise) -> Tensor:
+    """Noised latents z_t = s z_0 + (gamma / latent_scale) e of noised rows, with shape (B, d), exactly.
+
+    A linear `encode` is affine, and its constant belongs to x_0 alone: z_t = encode(x_t) + (s - 1) encode(0).
+
+    Args:
+        autoencoder: a linear one.
+        x: rows of x_t = s x_0 + gamma eps, with shape (B, D).
+        s: signal scale, a float or one per row with shape (B,).
+    """
+    s = s[:, None] if isinstance(s, Tensor) and s.ndim else s
+    return autoencoder.encode(x) + (s - 1) * autoencoder.encode(torch.zeros_like(x[:1]))
 
 
 def _moments(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrmog.autoencoders.base import Autoencoder
-from molrmog.laws.base import Noise, Subspace
+from molrmog.autoencoders.base import Autoencoder, encode_noised
+from molrmog.laws.base import Subspace
+from molrmog.models import Noise
 
 
 class LinearAutoencoder(Autoencoder):
@@ -146,6 +147,4 @@ class LinearAutoencoder(Autoencoder):
             z_t = s z_0 + gamma_z e with shape (B, d), where z_0 is what :meth:`encode` makes of x_0 and e ~ N(0, I),
             and gamma_z = gamma / latent_scale.
         """
-        s_column = s[:, None] if isinstance(s, Tensor) and s.ndim else s
-        z = (x - s_column * self.offset) @ self.basis
-        return (z - s_column * self.latent_mean) / self.latent_scale, gamma / self.latent_scale
+        return encode_noised(self, x, s), gamma / self.latent_scale

@@ -1,4 +1,4 @@
-"""Autoencoders from what was saved of them: a configuration, or a folder."""
+"""Autoencoders from what was saved of them: a configuration, or a folder; see `molrmog.registry`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from molrmog.autoencoders.base import Autoencoder, restore
-from molrmog.autoencoders.linear import LinearAutoencoder
+from molrmog.autoencoders.base import Autoencoder, AutoencoderList, build_autoencoder
 from molrmog.autoencoders.lora import LoRAExperts
-from molrmog.autoencoders.pretrained import TAEF2, PretrainedAutoencoder
-from molrmog.autoencoders.vae import MLPVAE, ConvVAE
-from molrmog.saving import load_model
+from molrmog.registry import build, load
 
-AUTOENCODERS: dict[str, type[Autoencoder]] = {
-    kind.__name__: kind for kind in (LinearAutoencoder, MLPVAE, ConvVAE, PretrainedAutoencoder, TAEF2)
-}
+__all__ = ["Autoencoders", "build_autoencoder", "build_autoencoders", "load_autoencoder"]
 
-
-def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
-    """Build the autoencoder that `config` describes, with fresh weights; `load_state_dict` fills them in.
-
-    Args:
-        config: `config` of an autoencoder.
-
-    Raises:
-        ValueError: there is no such autoencoder.
-    """
-    kind = config.get("autoencoder")
-    if kind not in AUTOENCODERS:
-        raise ValueError(f"no autoencoder is called {kind!r}: choose from {', '.join(AUTOENCODERS)}")
-    return AUTOENCODERS[kind].from_config(config)
+Autoencoders = AutoencoderList | LoRAExperts
+"""Those of several experts: a module with `len` and indexing."""
 
 
-def build_autoencoders(config: dict[str, Any] | Sequence[dict[str, Any]]) -> nn.ModuleList | LoRAExperts:
+def build_autoencoders(config: dict[str, Any] | Sequence[dict[str, Any]]) -> Autoencoders:
     """Build the autoencoders of several experts, with fresh weights; `load_state_dict` fills them in.
 
     Args:
@@ -48,23 +29,21 @@ def build_autoencoders(config: dict[str, Any] | Sequence[dict[str, Any]]) -> nn.
         ValueError: there is no such autoencoder.
     """
     if not isinstance(config, dict):
-        return nn.ModuleList(build_autoencoder(each) for each in config)
-    if config.get("autoencoder") != LoRAExperts.__name__:
+        return AutoencoderList(build_autoencoder(each) for each in config)
+    several = build(config, "autoencoder")
+    if not isinstance(several, LoRAExperts):
         raise ValueError(f"one {config.get('autoencoder')} is not several: pass a list of configurations")
-    return LoRAExperts.from_config(config)
+    return several
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
-    """Read an autoencoder of any kind from a folder, or from the Hugging Face hub, ready for use, frozen.
+    """Read an autoencoder of any class from a folder, or from the Hugging Face hub, ready for use, frozen.
 
     Raises:
         FileNotFoundError: there is no model.
         ValueError: the model is corrupt, or no autoencoder.
     """
-    config, tensors = load_model(path)
-    kind = config.get("autoencoder")
-    if kind == LoRAExperts.__name__:
-        raise ValueError(f"{path} holds {kind}, several autoencoders: read it with LoRAExperts.from_pretrained")
-    if kind not in AUTOENCODERS:
-        raise ValueError(f"{path} holds no autoencoder: save one there with save_pretrained")
-    return restore(kind, build_autoencoder, config, tensors, where=str(path))
+    found = load(path, "autoencoder")
+    if not isinstance(found, Autoencoder):
+        raise ValueError(f"{path} holds several autoencoders: read it with {type(found).__name__}.from_pretrained")
+    return found

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrmog.autoencoders.base import Autoencoder, restore
+from molrmog.autoencoders.base import Autoencoder, build_autoencoder
 from molrmog.autoencoders.vae import VAE, VAELoss
-from molrmog.saving import load_model, save_model
+from molrmog.models import Model
 
 
-class LoRAExperts(nn.Module):
+class LoRAExperts(Model):
     """K autoencoders that share a backbone: `experts[k]` is the autoencoder of expert k.
 
     It stands where a list of K autoencoders would (`len`, indexing, iteration), but is one module, so that the shared
@@ -45,6 +45,8 @@ class LoRAExperts(nn.Module):
         torch.Size([4, 2])
     """
 
+    kind = "autoencoder"
+    frozen = True
     latent_mean: Tensor
     latent_scale: Tensor
 
@@ -117,11 +119,6 @@ class LoRAExperts(nn.Module):
         """Dimension d of the latents."""
         return self.shared.latent_dim
 
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in the shared autoencoder and all adapters."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def adapter(self, k: int) -> list[nn.Parameter]:
         """What is trained for expert k: A and B of every layer."""
         return [p for name, p in self.shared.named_parameters() if f".{_name(k)}." in name]
@@ -168,26 +165,10 @@ class LoRAExperts(nn.Module):
             self[k].standardise_(x[np.flatnonzero(expert == k)], chunk)
         return self
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder `path`, atomically, and return it."""
-        return save_model(path, self.config, self.state_dict())
-
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the experts that `config` describes, with fresh weights."""
-        from molrmog.autoencoders.loading import build_autoencoder
-
         return cls(build_autoencoder(config["shared"]), config["experts"], config["rank"], config["alpha"])
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
-        """Read experts from a folder, or from the Hugging Face hub, ready for use, frozen.
-
-        Raises:
-            FileNotFoundError: there is no model.
-            ValueError: the model is corrupt or of another kind.
-        """
-        return restore(cls.__name__, cls.from_config, *load_model(path), where=str(path))
 
     def _routed(self, method: str, rows: Tensor, expert: int | Tensor, width: int) -> Tensor:
         if not isinstance(expert, Tensor) or not expert.ndim:

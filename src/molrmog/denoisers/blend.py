@@ -18,21 +18,31 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import Denoiser, ScoreNetwork, level_of_rows
+from molrmog.denoisers.base import level_of_rows
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
-from molrmog.denoisers.saved import build_base, config_of
-from molrmog.laws.base import Noise
+from molrmog.models import (
+    Denoiser,
+    Expert,
+    Noise,
+    SupportsDenoise,
+    as_module,
+    denoise_with,
+    description_of,
+    dim_of,
+    refuse_expert,
+)
+from molrmog.registry import build
 
 _ROWS = 256  # rows at each noise level
 _RIDGE = 1e-4
 
 
-class BlendDenoiser(ScoreNetwork):
+class BlendDenoiser(Denoiser):
     """A blend of denoisers; equal weights until :meth:`fit_` is called.
 
     Attributes:
@@ -51,7 +61,7 @@ class BlendDenoiser(ScoreNetwork):
 
     mean: Tensor
 
-    def __init__(self, parts: Sequence[Denoiser]) -> None:
+    def __init__(self, parts: Sequence[SupportsDenoise]) -> None:
         """Put denoisers together.
 
         Args:
@@ -61,11 +71,11 @@ class BlendDenoiser(ScoreNetwork):
             ValueError: there are none, or they differ in dimension.
         """
         super().__init__()
-        dims = {cast(Any, part).dim for part in parts}
+        dims = {dim_of(part) for part in parts}
         if len(dims) != 1:
             raise ValueError(f"denoisers of dimensions {sorted(dims)}: pass at least one, all of one dimension")
-        self.dim = int(dims.pop())
-        self.parts = nn.ModuleList(cast("Sequence[nn.Module]", parts))
+        self.dim = dims.pop()
+        self.parts = nn.ModuleList(as_module(part) for part in parts)
         self.weights = LevelTable(len(parts))
         self.weights.values.fill_(1 / len(parts))
         self.register_buffer("mean", torch.zeros(self.dim))
@@ -73,12 +83,12 @@ class BlendDenoiser(ScoreNetwork):
     @property
     def config(self) -> dict[str, Any]:
         """What builds the denoiser: the configuration of each part."""
-        return {"denoiser": "BlendDenoiser", "parts": [config_of(part) for part in self.parts]}
+        return {"denoiser": "BlendDenoiser", "parts": [description_of(part) for part in self.parts]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, before its tensors are read."""
-        return cls(cast(Any, [build_base(part).requires_grad_(False) for part in config["parts"]]))
+        return cls([build(part, "denoiser").requires_grad_(False) for part in config["parts"]])
 
     @torch.no_grad()
     def fit_(self, x: Tensor, seed: int = 0) -> Self:
@@ -113,18 +123,13 @@ class BlendDenoiser(ScoreNetwork):
             self.weights.values[i] = (1 + shrink) / len(u) + u - u.mean()
         return self
 
-    def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-        """The blend's estimate of E[x_0 | x_t], with shape (B, D).
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-        """
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """The blend's estimate of E[x_0 | x_t], with shape (B, D)."""
+        refuse_expert(self, expert)
         w = self.weights(level_of_rows(s, x), level_of_rows(gamma, x))  # (B, parts)
         mean = self.mean.to(x.dtype)
         said = torch.stack([each - mean for each in self._each(x, s, gamma)], 1)  # (B, parts, D)
         return mean + (w[..., None] * said).sum(1)  # no product of matrices, which autocast would round
 
     def _each(self, x: Tensor, s: Noise, gamma: Noise) -> list[Tensor]:
-        return [cast(Any, part).denoise(x, s, gamma) for part in self.parts]
+        return [denoise_with(part, x, s, gamma) for part in self.parts]

@@ -13,17 +13,29 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser, ScoreNetwork, check_columns, level_of_rows
-from molrmog.denoisers.saved import build_base, config_of
-from molrmog.laws.base import Noise
+from molrmog.denoisers.base import check_columns, level_of_rows
+from molrmog.models import (
+    Denoiser,
+    Expert,
+    Noise,
+    SupportsDenoise,
+    as_module,
+    denoise_with,
+    description_of,
+    dim_of,
+    has_null_expert,
+    num_experts_of,
+    refuse_expert,
+)
+from molrmog.registry import build
 
 
-class CentredDenoiser(ScoreNetwork):
+class CentredDenoiser(Denoiser):
     """A denoiser of x_0 as one of x_0 - m.
 
     Attributes:
@@ -40,7 +52,7 @@ class CentredDenoiser(ScoreNetwork):
 
     mean: Tensor
 
-    def __init__(self, network: Denoiser, mean: Tensor) -> None:
+    def __init__(self, network: SupportsDenoise, mean: Tensor) -> None:
         """Put a mean beneath a network.
 
         Args:
@@ -51,34 +63,27 @@ class CentredDenoiser(ScoreNetwork):
             ValueError: the mean has another dimension.
         """
         super().__init__()
-        self.dim = int(cast(Any, network).dim)
+        self.dim = dim_of(network)
         if mean.shape != (self.dim,):
             raise ValueError(f"a mean with shape {tuple(mean.shape)}: pass ({self.dim},), as rows.mean(0) has")
-        self.network = cast(torch.nn.Module, network)
+        self.network = as_module(network)
+        self.num_experts, self.null_expert = num_experts_of(network), has_null_expert(network)
         self.register_buffer("mean", mean.detach().float())
 
     @property
     def config(self) -> dict[str, Any]:
         """What builds the denoiser."""
-        return {"denoiser": "CentredDenoiser", "network": config_of(self.network)}
+        return {"denoiser": "CentredDenoiser", "network": description_of(self.network)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, before its tensors are read."""
-        network = cast(Denoiser, build_base(config["network"]))
-        return cls(network, torch.zeros(cast(Any, network).dim))
+        network = build(config["network"], "denoiser")
+        return cls(network, torch.zeros(network.dim))
 
-    def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-        """Estimate E[x_0 | x_t] with shape (B, D).
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-
-        Raises:
-            ValueError: wrong shapes.
-        """
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """M + D_0(x_t - s m), with shape (B, D)."""
         check_columns(x, self.dim)
+        refuse_expert(self, expert)
         mean = self.mean.to(x.dtype)
-        return mean + cast(Any, self.network).denoise(x - level_of_rows(s, x)[:, None] * mean, s, gamma)
+        return mean + denoise_with(self.network, x - level_of_rows(s, x)[:, None] * mean, s, gamma, expert)

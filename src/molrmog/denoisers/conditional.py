@@ -1,4 +1,4 @@
-"""A law that is told the subspace: the closed form as a class-conditional denoiser.
+"""A law conditional on its subspace: the closed form as a class-conditional denoiser.
 
     denoise(x_t, s, gamma, k) = E[x_0 | x_t, k],      denoise(x_t, s, gamma) = E[x_0 | x_t] = sum_k r_k E[x_0 | x_t, k]
 
@@ -11,28 +11,25 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import NO_EXPERT, Expert, ScoreNetwork
 from molrmog.denoisers.experts import by_expert
-from molrmog.denoisers.saved import build_law, config_of
-from molrmog.laws.base import Noise
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
+from molrmog.models import NULL_EXPERT, Denoiser, Expert, Noise
+from molrmog.registry import build
 
 
-class ConditionalLaw(ScoreNetwork):
-    """A law whose subspaces are experts: told one, it answers by that subspace alone, told none, by all.
+class ConditionalLaw(Denoiser):
+    """A law whose subspaces are experts: conditional on a subspace, or marginal where none is named.
 
     Attributes:
         law: the whole law, frozen.
-        unconditional: true.
 
     Example:
+        >>> import torch
+        >>> from molrmog import MoLRMoG
         >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), noise=0.1, seed=0).requires_grad_(False)
         >>> network = ConditionalLaw(law)
         >>> x = law.sample(4, s=0.8, gamma=0.6).x
@@ -42,9 +39,9 @@ class ConditionalLaw(ScoreNetwork):
         True
     """
 
-    unconditional = True
+    null_expert = True
 
-    def __init__(self, law: MoLRMoG | HeadTail) -> None:
+    def __init__(self, law: Law) -> None:
         """Take a law as it is.
 
         Args:
@@ -60,18 +57,12 @@ class ConditionalLaw(ScoreNetwork):
                 "MoGDenoisers instead"
             )
         self.law = law
-        self.dim = law.dim
-        self._parts: tuple[object, list[MoLRMoG | HeadTail], list[Tensor]] = None, [], []
-
-    @property
-    def experts(self) -> int:
-        """Number K of subspaces."""
-        return self.law.subspaces
+        self.dim, self.num_experts = law.dim, law.subspaces
 
     @property
     def config(self) -> dict[str, Any]:
         """What builds the denoiser: the shapes of the law."""
-        return {"denoiser": "ConditionalLaw", "law": config_of(self.law)}
+        return {"denoiser": "ConditionalLaw", "law": self.law.description}
 
     @property
     def num_parameters(self) -> int:
@@ -81,17 +72,10 @@ class ConditionalLaw(ScoreNetwork):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, before its law is read."""
-        return cls(build_law(config["law"]).requires_grad_(False))
+        return cls(build(config["law"], "law").requires_grad_(False))
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """E[x_0 | x_t, k] with shape (B, D), exact; rows of one expert are answered together.
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index k, one for all rows or one per row with shape (B,); None for E[x_0 | x_t], or -1 in a row that
-                is told none.
 
         Raises:
             ValueError: wrong shapes, a subspace that does not exist, no density at this noise, or a law that asks for
@@ -101,29 +85,10 @@ class ConditionalLaw(ScoreNetwork):
             raise ValueError("a ConditionalLaw keeps its law as it is: call requires_grad_(False)")
 
         def by(k: int, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-            return (self.law if k == NO_EXPERT else self.part(k)).denoise(x, s, gamma)
+            return (self.law if k == NULL_EXPERT else self.part(k)).denoise(x, s, gamma)
 
-        return by_expert(by, expert, self.experts, x, s, gamma, unconditional=True)
+        return by_expert(by, expert, self.num_experts, x, s, gamma, null_expert=True)
 
-    def part(self, k: int) -> MoLRMoG | HeadTail:
-        """The law p(x_0 | k), of subspace k alone; made when the law was last changed."""
-        parameters = list(self.law.parameters())
-        version = [(id(p), p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in parameters]
-        if self._parts[0] != version:
-            # The parameters are held, so that no address is used again.
-            self._parts = version, [_alone(self.law, k) for k in range(self.experts)], [*parameters]
-        return self._parts[1][k]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": (None, [], [])}
-
-
-@torch.no_grad()
-def _alone(law: MoLRMoG | HeadTail, k: int) -> MoLRMoG | HeadTail:
-    if isinstance(law, HeadTail):  # the tail is the same for all, and shared
-        head = _alone(law.head, k)
-        assert isinstance(head, MoLRMoG)
-        alone = HeadTail(head, law.axes, law.offset, law.spread, law.tau)
-    else:
-        alone = MoLRMoG.from_subspaces([replace(law.subspace(k), weight=1.0)])
-    return alone.requires_grad_(False)
+    def part(self, k: int) -> Law:
+        """The law p(x_0 | k), of subspace k alone."""
+        return self.law.alone(k)

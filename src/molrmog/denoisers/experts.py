@@ -23,71 +23,29 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import (
-    NO_EXPERT,
+from molrmog.autoencoders.base import Autoencoder, AutoencoderList, encode_noised
+from molrmog.autoencoders.loading import Autoencoders, build_autoencoders
+from molrmog.denoisers.base import expert_of_rows, level_of_rows
+from molrmog.denoisers.mog import MoGDenoiser
+from molrmog.laws.base import Law, active_rows
+from molrmog.models import (
+    NULL_EXPERT,
     Denoiser,
     Expert,
-    ExpertDenoiser,
-    ScoreNetwork,
-    expert_of_rows,
-    level_of_rows,
+    Noise,
+    denoise_with,
+    dim_of,
+    num_experts_of,
 )
-from molrmog.denoisers.mog import MoGDenoiser
-from molrmog.denoisers.saved import build_autoencoders, build_denoiser, build_law
-from molrmog.laws.base import Noise, routes
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.registry import build
 
 
-class Autoencoder(Protocol):
-    """What an expert asks of its autoencoder.
-
-    One with a true attribute `linear` is affine, and the columns of decode are orthonormal but for `latent_scale`.
-    """
-
-    @property
-    def latent_scale(self) -> Tensor:
-        """The factor c, with shape ()."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of the rows."""
-        ...
-
-    @property
-    def latent_dim(self) -> int:
-        """Dimension d of the latents."""
-        ...
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What builds the autoencoder."""
-        ...
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Standardised latents with shape (B, d) of rows with shape (B, D)."""
-        ...
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Rows with shape (B, D) of standardised latents with shape (B, d)."""
-        ...
-
-
-class Autoencoders(Protocol):
-    """Several of them: a list, or one module where they share weights."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, k: int, /) -> Autoencoder: ...
-
-
-class PerExpert(ScoreNetwork):
+class PerExpert(Denoiser):
     """K denoisers of the same dimension, one per expert; every row is sent to its own.
 
     An expert without rows in a batch is not run, so its parameters get no gradient in that step: under
@@ -103,7 +61,7 @@ class PerExpert(ScoreNetwork):
         torch.Size([3, 4])
     """
 
-    def __init__(self, denoisers: Sequence[ScoreNetwork]) -> None:
+    def __init__(self, denoisers: Sequence[Denoiser]) -> None:
         """Put denoisers side by side.
 
         Args:
@@ -117,22 +75,17 @@ class PerExpert(ScoreNetwork):
         if len(dims) != 1:
             raise ValueError(f"denoisers of dimensions {sorted(dims)}: pass at least one, all of one dimension")
         self.denoisers = nn.ModuleList(denoisers)
-        self.dim = dims.pop()
+        self.dim, self.num_experts = dims.pop(), len(denoisers)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What builds the network: the configuration of each expert."""
-        return {"denoiser": "PerExpert", "denoisers": [denoiser.config for denoiser in self.networks]}
+        """What builds the network: the description of each expert's."""
+        return {"denoiser": "PerExpert", "denoisers": [denoiser.description for denoiser in self.networks]}
 
     @property
-    def experts(self) -> int:
-        """Number K of experts."""
-        return len(self.denoisers)
-
-    @property
-    def networks(self) -> list[ScoreNetwork]:
+    def networks(self) -> list[Denoiser]:
         """The K denoisers, as a list."""
-        return [cast(ScoreNetwork, denoiser) for denoiser in self.denoisers]
+        return [denoiser for denoiser in self.denoisers if isinstance(denoiser, Denoiser)]
 
     @property
     def num_parameters(self) -> int:
@@ -142,33 +95,23 @@ class PerExpert(ScoreNetwork):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the network that `config` describes, untrained."""
-        return cls([build_denoiser(each) for each in config["denoisers"]])
+        return cls([build(each, "denoiser") for each in config["denoisers"]])
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
-        """Estimate E[x_0 | x_t, k] with shape (B, D), every row by its expert.
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index k, one for all rows or one per row with shape (B,); None where there is one expert only.
-
-        Raises:
-            ValueError: wrong shapes, or an expert that does not exist.
-        """
+        """Estimate E[x_0 | x_t, k] with shape (B, D), every row by its expert; one expert need not be named."""
 
         def by(k: int, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-            return cast(Denoiser, self.denoisers[k]).denoise(x, s, gamma)
+            return denoise_with(self.denoisers[k], x, s, gamma)
 
-        return by_expert(by, expert, self.experts, x, s, gamma)
+        return by_expert(by, expert, self.num_experts, x, s, gamma)
 
 
-class Experts(ScoreNetwork):
+class Experts(Denoiser):
     """K autoencoders, or one for all, a denoiser of their latents, and the weights of the experts.
 
     Attributes:
         autoencoders: one per expert, or a single one that all share.
-        denoiser: of the latents, told the expert of each row: a `PerExpert`, or one network with `experts` = K.
+        denoiser: of the latents, conditional on the expert: a `PerExpert`, or one network with `experts` = K.
         weights: probabilities w_k, with shape (K,).
         gate: a law of the rows with K subspaces whose responsibilities route them; None routes by the latent laws.
         latent_dim: dimension d of the latents.
@@ -181,15 +124,16 @@ class Experts(ScoreNetwork):
 
     def __init__(
         self,
-        autoencoders: Autoencoders | Autoencoder,
-        denoiser: ExpertDenoiser,
+        autoencoders: Sequence[Autoencoder] | Autoencoders | Autoencoder,
+        denoiser: Denoiser,
         weights: Sequence[float] | Tensor,
-        gate: MoLRMoG | HeadTail | None = None,
+        gate: Law | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
-            autoencoders: one per expert, as a list or as one module with `len` and indexing; or one for all.
+            autoencoders: one per expert, as a list or as one module with `len` and indexing; or one for all. With a
+                true attribute `linear` they are affine, and the columns of decode orthonormal but for `latent_scale`.
             denoiser: of their latents, with `denoise(z, s, gamma, expert)`.
             weights: one per expert, not all zero; need not be normalised.
             gate: a law over R^D whose subspaces are the experts.
@@ -201,39 +145,30 @@ class Experts(ScoreNetwork):
         w = torch.as_tensor(weights, dtype=torch.get_default_dtype()).detach().clone()
         if w.ndim != 1 or not len(w) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
             raise ValueError("weights: pass one per expert, none negative, not all zero")
-        several = autoencoders if hasattr(autoencoders, "__len__") else [autoencoders]
-        self.autoencoders = (
-            several if isinstance(several, nn.Module) else nn.ModuleList(cast("list[nn.Module]", several))
-        )
+        self.autoencoders = _as_list(autoencoders)
         self.denoiser = denoiser
         self.gate = gate
         self.register_buffer("weights", w / w.sum())
+        self.num_experts = len(w)
         self._check_parts()
         self.dim = self._autoencoder(0).dim
         self.latent_dim = self._autoencoder(0).latent_dim
 
     @property
-    def experts(self) -> int:
-        """Number K of experts."""
-        return len(self.weights)
-
-    @property
     def config(self) -> dict[str, Any]:
         """What builds the model: the configurations of its parts."""
-        gate = None if self.gate is None else {"law": type(self.gate).__name__, **self.gate.config}
-        each = [self._autoencoder(k).config for k in range(self._autoencoder_count)]
         return {
             "denoiser": "Experts",
-            "experts": self.experts,
-            "autoencoders": getattr(self.autoencoders, "config", each),
-            "latent": cast(ScoreNetwork, self.denoiser).config,
-            "gate": gate,
+            "experts": self.num_experts,
+            "autoencoders": self.autoencoders.config,
+            "latent": self.denoiser.description,
+            "gate": None if self.gate is None else self.gate.description,
         }
 
     @property
     def num_parameters(self) -> int:
         """Numbers that are trained in the score network; see `autoencoder_parameters` for the others."""
-        return cast(ScoreNetwork, self.denoiser).num_parameters
+        return self.denoiser.num_parameters
 
     @property
     def autoencoder_parameters(self) -> int:
@@ -241,19 +176,18 @@ class Experts(ScoreNetwork):
         return sum(parameter.numel() for parameter in self.autoencoders.parameters())
 
     @property
-    def latent_laws(self) -> list[MoLRMoG] | None:
+    def latent_laws(self) -> list[Law] | None:
         """The law of each expert's latents, where the denoiser is made of laws."""
         networks = self.denoiser.networks if isinstance(self.denoiser, PerExpert) else []
-        laws = [network.law for network in networks if isinstance(network, MoGDenoiser)]
-        return laws if len(laws) == self.experts else None
+        laws: list[Law] = [network.law for network in networks if isinstance(network, MoGDenoiser)]
+        return laws if len(laws) == self.num_experts else None
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the model that `config` describes, untrained; its autoencoders and gate are frozen."""
-        gate = None if config["gate"] is None else build_law(config["gate"]).requires_grad_(False)
+        gate = None if config["gate"] is None else build(config["gate"], "law").requires_grad_(False)
         autoencoders = build_autoencoders(config["autoencoders"]).requires_grad_(False)
-        denoiser = cast(ExpertDenoiser, build_denoiser(config["latent"]))
-        return cls(cast(Autoencoders, autoencoders), denoiser, torch.ones(config["experts"]), gate)
+        return cls(autoencoders, build(config["latent"], "denoiser"), torch.ones(config["experts"]), gate)
 
     def encode(self, x: Tensor, expert: Expert | None = None) -> Tensor:
         """Standardised latents with shape (B, d) of rows with shape (B, D), each by its expert's autoencoder.
@@ -283,13 +217,13 @@ class Experts(ScoreNetwork):
         return self.denoiser.denoise(z, s, gamma, expert)
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
-        """E[x_0 | x_t] with shape (B, D) through linear autoencoders, routed by responsibilities or by a given expert.
+        """E[x_0 | x_t] with shape (B, D) through linear autoencoders; gamma > 0.
 
         Args:
             x: the noised rows x_t, with shape (B, D).
             s: the signal scale, a float or one per row with shape (B,).
             gamma: the noise standard deviation, a float or one per row with shape (B,), > 0.
-            expert: index k, one for all rows or one per row with shape (B,), where it is known.
+            expert: index k, one for all rows or one per row with shape (B,); where None, responsibilities route them.
 
         Raises:
             ValueError: an autoencoder is not linear, or there is nothing to route by.
@@ -297,10 +231,10 @@ class Experts(ScoreNetwork):
         self._check_linear()
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         if expert is not None:
-            return by_expert(self._denoise_by, expert, self.experts, x, s, gamma)
+            return by_expert(self._denoise_by, expert, self.num_experts, x, s, gamma)
         r = self.responsibilities(x, s, gamma)
         out = torch.zeros_like(x)
-        for k, at in enumerate(routes(r.detach())):
+        for k, at in enumerate(active_rows(r.detach())):
             rows = torch.arange(len(x), device=x.device)[at]
             if len(rows):
                 clean = self._denoise_by(k, x[rows], s[rows], gamma[rows])
@@ -310,8 +244,7 @@ class Experts(ScoreNetwork):
     def responsibilities(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
         """Probabilities r_k(x_t) of the experts, with shape (B, K); arguments and errors as in :meth:`denoise`."""
         if self.gate is not None:
-            r = self.gate.posterior(x, s, gamma).responsibilities
-            return r.new_zeros(len(x), self.experts).index_add(1, self.gate.component_of, r)
+            return self.gate.subspace_responsibilities(x, s, gamma)
         self._check_linear()
         if self.latent_laws is None:
             raise ValueError(
@@ -322,33 +255,28 @@ class Experts(ScoreNetwork):
         return (self.weights.double().log() + torch.stack(log_density, 1)).softmax(1).to(x.dtype)
 
     def _autoencoder(self, k: int) -> Autoencoder:
-        return cast(Autoencoders, self.autoencoders)[k if self._autoencoder_count > 1 else 0]
+        return self.autoencoders[k if self._autoencoder_count > 1 else 0]
 
     @property
     def _autoencoder_count(self) -> int:
-        return len(cast(Autoencoders, self.autoencoders))
+        return len(self.autoencoders)
 
     def _by_autoencoder(self, apply: Callable[..., Tensor], rows: Tensor, expert: Expert | None) -> Tensor:
         if self._autoencoder_count > 1:
-            return by_expert(apply, expert, self.experts, rows)
+            return by_expert(apply, expert, self.num_experts, rows)
         if expert is not None:
-            expert_of_rows(expert, rows, self.experts)
+            expert_of_rows(expert, rows, self.num_experts)
         return apply(0, rows)
-
-    def _noised_latents(self, k: int, x: Tensor, s: Tensor) -> Tensor:
-        """z_t with shape (b, d): encode is affine, and its constant belongs to x_0 alone."""
-        encode = self._autoencoder(k).encode
-        return encode(x) + (s[:, None] - 1) * encode(torch.zeros_like(x[:1]))
 
     def _denoise_by(self, k: int, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         autoencoder = self._autoencoder(k)
-        z = self._noised_latents(k, x, s)
+        z = encode_noised(autoencoder, x, s)
         return autoencoder.decode(self.latent_denoise(z, s, gamma / autoencoder.latent_scale, k))
 
-    def _log_density(self, k: int, law: MoLRMoG, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+    def _log_density(self, k: int, law: Law, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         """Log p_t(x | k) up to what all experts share, with shape (B,), float64."""
         autoencoder, scale, d = self._autoencoder(k), self._autoencoder(k).latent_scale, self.latent_dim
-        z = self._noised_latents(k, x, s)
+        z = encode_noised(autoencoder, x, s)
         constant = autoencoder.decode(torch.zeros_like(z[:1]))
         rest = x - autoencoder.decode(z) - (s[:, None] - 1) * constant
         rho2 = rest.double().square().sum(1)
@@ -363,11 +291,11 @@ class Experts(ScoreNetwork):
             )
 
     def _check_parts(self) -> None:
-        K, many = self.experts, self._autoencoder_count
-        told, width = (getattr(self.denoiser, name, None) for name in ("experts", "dim"))
-        if many not in (1, K) or told != K:
+        K, many = self.num_experts, self._autoencoder_count
+        known, width = num_experts_of(self.denoiser), dim_of(self.denoiser)
+        if many not in (1, K) or known != K:
             raise ValueError(
-                f"{K} weights, {many} autoencoders and a denoiser of {told} experts: pass K autoencoders, or one for "
+                f"{K} weights, {many} autoencoders and a denoiser of {known} experts: pass K autoencoders, or one for "
                 f"all, and a denoiser of K experts, a PerExpert or one built with experts={K}"
             )
         sizes = {(self._autoencoder(k).dim, self._autoencoder(k).latent_dim) for k in range(many)}
@@ -383,13 +311,21 @@ class Experts(ScoreNetwork):
             )
 
 
+def _as_list(autoencoders: Any) -> Autoencoders:
+    if not hasattr(autoencoders, "__len__"):
+        return AutoencoderList([autoencoders])
+    if isinstance(autoencoders, Sequence) or type(autoencoders) is nn.ModuleList:
+        return AutoencoderList(autoencoders)
+    return autoencoders  # a module whose experts share weights, as LoRAExperts
+
+
 def by_expert(
     apply: Callable[..., Tensor],
     expert: Expert | None,
     experts: int,
     x: Tensor,
     *levels: Noise,
-    unconditional: bool = False,
+    null_expert: bool = False,
 ) -> Tensor:
     """Apply each expert to its own rows, and put the results together in the order of the rows.
 
@@ -399,16 +335,16 @@ def by_expert(
         experts: how many there are.
         x: rows, with shape (B, D).
         levels: floats, or one per row with shape (B,).
-        unconditional: whether rows may be told no expert; `apply` is called with -1 for them.
+        null_expert: whether a row may name no expert; `apply` is called with -1 for such rows.
     """
-    index = expert_of_rows(expert, x, experts, unconditional)
+    index = expert_of_rows(expert, x, experts, null_expert)
     if expert is None or isinstance(expert, int) or not len(x):
         return apply(int(index[0]) if len(x) else 0, x, *levels)
 
     order = index.argsort(stable=True)
     parts: list[Tensor] = []
-    counts = torch.bincount(index - NO_EXPERT, minlength=experts + 1)
-    for k, rows in enumerate(order.split(counts.tolist()), NO_EXPERT):
+    counts = torch.bincount(index - NULL_EXPERT, minlength=experts + 1)
+    for k, rows in enumerate(order.split(counts.tolist()), NULL_EXPERT):
         if len(rows):
             own = [level[rows] if isinstance(level, Tensor) and level.shape == (len(x),) else level for level in levels]
             parts.append(apply(k, x[rows], *own))

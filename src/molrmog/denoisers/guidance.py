@@ -24,40 +24,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import NO_EXPERT, Expert, ExpertDenoiser, ScoreNetwork, expert_of_rows, level_of_rows
-from molrmog.denoisers.saved import build_denoiser, config_of
-from molrmog.laws.base import Noise
+from molrmog.denoisers.base import expert_of_rows, level_of_rows
+from molrmog.models import (
+    NULL_EXPERT,
+    Denoiser,
+    Expert,
+    Noise,
+    SupportsDenoise,
+    as_module,
+    denoise_with,
+    description_of,
+    dim_of,
+    has_null_expert,
+    num_experts_of,
+    num_parameters_of,
+)
+from molrmog.registry import build
 
 
-class GuidedDenoiser(ScoreNetwork):
-    """A denoiser that follows its expert more, or less, than it was trained to.
+class GuidedDenoiser(Denoiser):
+    """A denoiser that follows its expert more, or less, than it was trained to; a row of no expert is not guided.
 
     Attributes:
         network: the denoiser that is asked twice.
         scale: w.
         interval: least and greatest gamma / s that are guided; None for all.
-        unconditional: true; a row that is told no expert is not guided.
 
     Example:
         >>> from molrmog import ConditionalLaw, MoLRMoG, VPSchedule, sample
-        >>> from molrmog.denoisers.base import given
+        >>> from molrmog.denoisers.base import condition_on
         >>> law = MoLRMoG.random(dim=8, latent_dims=(2, 3), modes=(2, 1), noise=0.1, seed=0).requires_grad_(False)
         >>> guided = GuidedDenoiser(ConditionalLaw(law), scale=2.0)
-        >>> sample(given(guided, 1), VPSchedule(), (5, 8), steps=4).shape
+        >>> sample(condition_on(guided, 1), VPSchedule(), (5, 8), steps=4).shape
         torch.Size([5, 8])
 
     References:
         Ho & Salimans, arXiv 2207.12598, section 3.2.
     """
 
-    unconditional = True
+    null_expert = True
 
-    def __init__(self, network: ExpertDenoiser, scale: float, interval: tuple[float, float] | None = None) -> None:
+    def __init__(self, network: SupportsDenoise, scale: float, interval: tuple[float, float] | None = None) -> None:
         """Guide a denoiser.
 
         Args:
@@ -70,21 +82,16 @@ class GuidedDenoiser(ScoreNetwork):
             ValueError: the denoiser does not answer without an expert, or a number is out of its range.
         """
         super().__init__()
-        if not getattr(network, "unconditional", False):
+        if not has_null_expert(network):
             raise ValueError(
                 f"this {type(network).__name__} does not answer without an expert, as guidance needs: build it with "
                 "unconditional=True and train it with drop_expert=0.1, or wrap a law in ConditionalLaw"
             )
         check_guidance(scale, interval)
-        self.network = network
-        self.dim = int(cast(Any, network).dim)
+        self.network = as_module(network)
+        self.dim, self.num_experts = dim_of(network), num_experts_of(network)
         self.scale = float(scale)
         self.interval = None if interval is None else (float(interval[0]), float(interval[1]))
-
-    @property
-    def experts(self) -> int:
-        """Number K of experts."""
-        return cast(Any, self.network).experts
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,7 +102,7 @@ class GuidedDenoiser(ScoreNetwork):
         """
         return {
             "denoiser": "GuidedDenoiser",
-            "network": config_of(self.network),
+            "network": description_of(self.network),
             "scale": self.scale,
             "interval": self.interval,
         }
@@ -103,51 +110,39 @@ class GuidedDenoiser(ScoreNetwork):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, untrained."""
-        network = cast(ExpertDenoiser, build_denoiser(config["network"]))
-        return cls(network, config["scale"], config["interval"])
+        return cls(build(config["network"], "denoiser"), config["scale"], config["interval"])
 
     @property
     def num_parameters(self) -> int:
         """Numbers that are trained in the network."""
-        return cast(ScoreNetwork, self.network).num_parameters
+        return num_parameters_of(self.network)
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
-        """D_w(x_t | k) with shape (B, D), by one call of the network on up to 2B rows.
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index k, one for all rows or one per row with shape (B,); None for no expert, or -1 in a row that is
-                told none: these are not guided.
-
-        Raises:
-            ValueError: wrong shapes, or an expert that the network does not know.
-        """
-        told = expert_of_rows(expert, x, self.experts, unconditional=True)
-        at = self._guided(x, s, gamma, told)
+        """D_w(x_t | k) with shape (B, D), by one call of the network on up to 2B rows."""
+        index = expert_of_rows(expert, x, self.num_experts, null_expert=True)
+        at = self._guided(x, s, gamma, index)
         if self.scale in (0.0, 1.0) or not len(at):  # one of the two answers
-            told = told if self.scale else told.index_fill(0, at, NO_EXPERT)
-            return self.network.denoise(x, s, gamma, told)
+            index = index if self.scale else index.index_fill(0, at, NULL_EXPERT)
+            return denoise_with(self.network, x, s, gamma, index)
 
         def both(level: Noise) -> Noise:
             return torch.cat([level, level[at]]) if isinstance(level, Tensor) and level.numel() > 1 else level
 
-        free = torch.full_like(at, NO_EXPERT)
-        answers = self.network.denoise(torch.cat([x, x[at]]), both(s), both(gamma), torch.cat([told, free]))
-        D_told, D_free = answers.split([len(x), len(at)])
-        return D_told.index_copy(0, at, torch.lerp(D_free, D_told[at], self.scale))
+        null = torch.full_like(at, NULL_EXPERT)
+        answers = denoise_with(self.network, torch.cat([x, x[at]]), both(s), both(gamma), torch.cat([index, null]))
+        D_k, D_null = answers.split([len(x), len(at)])
+        return D_k.index_copy(0, at, torch.lerp(D_null, D_k[at], self.scale))
 
-    def _guided(self, x: Tensor, s: Noise, gamma: Noise, told: Tensor) -> Tensor:
+    def _guided(self, x: Tensor, s: Noise, gamma: Noise, index: Tensor) -> Tensor:
         """Which rows are guided, as indices."""
-        guided = told != NO_EXPERT
+        guided = index != NULL_EXPERT
         if self.interval is not None:
             sigma = level_of_rows(gamma, x) / level_of_rows(s, x)
             guided &= (self.interval[0] <= sigma) & (sigma <= self.interval[1])
         return guided.nonzero()[:, 0]
 
 
-def guide(network: ExpertDenoiser, scale: float = 1.0, interval: tuple[float, float] | None = None) -> ExpertDenoiser:
+def guide(network: SupportsDenoise, scale: float = 1.0, interval: tuple[float, float] | None = None) -> SupportsDenoise:
     """The network guided, or itself where there is nothing to guide.
 
     Args:
@@ -158,7 +153,7 @@ def guide(network: ExpertDenoiser, scale: float = 1.0, interval: tuple[float, fl
     Raises:
         ValueError: the network cannot be guided, see :class:`GuidedDenoiser`.
     """
-    return network if scale == 1 else cast(ExpertDenoiser, GuidedDenoiser(network, scale, interval))
+    return network if scale == 1 else GuidedDenoiser(network, scale, interval)
 
 
 def check_guidance(

@@ -47,12 +47,12 @@ class MLPDenoiser(Preconditioned):
             dim: dimension D of the rows.
             width: of the hidden layers, even.
             depth: number of residual blocks.
-            experts: number of experts it is told apart by; 0 for none.
+            experts: number of experts it may be conditional on; 0 for none.
             dropout: probability, inside the blocks.
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents.
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
             gates: how many gates it sees beside them, inside a `ResidualDenoiser` with gates.
-            unconditional: whether rows may be told no expert; train it with `drop_expert`.
+            unconditional: whether there is a null expert; train it with `drop_expert`.
 
         Raises:
             ValueError: a size is out of range.
@@ -80,7 +80,7 @@ class MLPDenoiser(Preconditioned):
         """F, with shape (B, D); x with shape (B, inputs D), c_noise and expert (B,), gates (B, K)."""
         e = self.noise(waves(c_noise, self.width))
         if self.expert is not None and expert is not None:
-            e = e + self.expert(expert % self.classes)  # -1, no expert, is the last
+            e = e + self.expert(expert % self.classes)  # -1, the null expert, is the last
         h = self.enter(x if gates is None else torch.cat([x, gates], 1))
         for block in self.blocks:
             h = block(h, e)

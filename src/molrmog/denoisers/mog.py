@@ -22,28 +22,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from molrmog.denoisers.base import ScoreNetwork
-from molrmog.laws.base import Noise, Subspace
+from molrmog.laws.base import Law, Subspace
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 
-LEARNABLE = {  # what may be learned, and the parameter of the law that holds it
-    "basis": "basis",
-    "offset": "offset",
-    "mean": "mean",
-    "factor": "factor",
-    "tau": "tau",
-    "subspace_weights": "subspace_logits",
-    "mode_weights": "mode_logits",
-}
+LEARNABLE = MoLRMoG.learnable  # what may be learned, and the parameter of the law that holds it
 
 
-class MoGDenoiser(ScoreNetwork):
+def can_learn(law: object) -> TypeGuard[MoLRMoG]:
+    """Whether it is a law whose parameters may be learned, see :class:`MoGDenoiser`."""
+    return isinstance(law, Law) and bool(law.learnable)
+
+
+class MoGDenoiser(Denoiser):
     """A law that is trained like a network.
 
     Attributes:
@@ -71,24 +68,22 @@ class MoGDenoiser(ScoreNetwork):
             orthonormal_factors: restrict factors to orthonormal columns; those of the law are replaced by the nearest.
 
         Raises:
-            ValueError: `learn` names something else.
+            ValueError: `learn` names something else, or the law has no parameters that may be learned.
         """
         super().__init__()
+        if not can_learn(law):
+            raise ValueError(f"a {type(law).__name__} has no parameters that are learned: pass a MoLRMoG")
         self.learn = tuple(LEARNABLE) if learn == "all" else (learn,) if isinstance(learn, str) else tuple(learn)
         unknown = [name for name in self.learn if name not in LEARNABLE]
         if unknown:
             raise ValueError(f"learn = {unknown}: choose among {', '.join(LEARNABLE)}, or 'all'")
         self.law = copy.deepcopy(law).requires_grad_(False)
+        self.dim = law.dim
         for name in self.learn:
-            getattr(self.law, LEARNABLE[name]).requires_grad_()
+            self.law.get_parameter(LEARNABLE[name]).requires_grad_()
         self.orthonormal_factors = orthonormal_factors
         if orthonormal_factors:
             self._orthonormalise_factors()
-
-    @property
-    def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Dimension D of the rows."""
-        return self.law.dim
 
     @property
     def config(self) -> dict[str, Any]:
@@ -156,17 +151,13 @@ class MoGDenoiser(ScoreNetwork):
         )
         return cls(MoLRMoG.from_subspaces([whole]), **options)
 
-    def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """E[x_0 | x_t = x] under the law, with shape (B, D).
 
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-
         Raises:
-            ValueError: wrong shapes, a negative gamma, or gamma = 0 where tau = 0.
+            ValueError: wrong shapes, a negative gamma, gamma = 0 where tau = 0, or an expert.
         """
+        refuse_expert(self, expert)
         if self.orthonormal_factors and torch.is_grad_enabled() and self.law.factor.requires_grad:
             # One Newton step to U (U^T U)^-1/2: at orthonormal U it changes nothing but makes the gradient tangent.
             U = self.law.factor
@@ -185,7 +176,7 @@ class MoGDenoiser(ScoreNetwork):
         """
         for name, real in _real_entries(self.law).items():
             if not bool(real.all()):
-                getattr(self.law, name).mul_(real)
+                self.law.get_parameter(name).mul_(real)
         if "basis" in self.learn:
             for k, d in enumerate(self.law.latent_dims):
                 self.law.basis[:, k, :d] = nearest_orthonormal(self.law.basis[:, k, :d]).to(self.law.basis.dtype)
@@ -254,4 +245,4 @@ def _real_entries(law: MoLRMoG) -> dict[str, Tensor]:
         "subspace_logits": torch.ones(1, dtype=torch.bool, device=device),
         "mode_logits": in_modes,
     }
-    return {name: mask.expand_as(getattr(law, name)) for name, mask in real.items()}
+    return {name: mask.expand_as(law.get_parameter(name)) for name, mask in real.items()}

@@ -19,19 +19,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import ScoreNetwork, check_columns, level_of_rows
-from molrmog.denoisers.saved import build_law, config_of
-from molrmog.laws.base import Noise
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.denoisers.base import check_columns, level_of_rows
+from molrmog.laws.base import Law
+from molrmog.models import Denoiser, Expert, Noise, refuse_expert
+from molrmog.registry import build
 
 
-class PatchDenoiser(ScoreNetwork):
+class PatchDenoiser(Denoiser):
     """The average of what a law says of each patch; an approximation, not the denoiser of a law of pictures.
 
     Attributes:
@@ -42,6 +41,7 @@ class PatchDenoiser(ScoreNetwork):
         top: how many modes of a patch speak; all where None.
 
     Example:
+        >>> from molrmog import MoLRMoG
         >>> law = MoLRMoG.random(dim=9, latent_dims=(4,), modes=(2,), noise=0.1, seed=0)
         >>> PatchDenoiser(law, shape=(1, 8, 8), size=3, stride=2).denoise(torch.zeros(5, 64), 1.0, 0.3).shape
         torch.Size([5, 64])
@@ -50,9 +50,7 @@ class PatchDenoiser(ScoreNetwork):
     index: Tensor
     covered: Tensor
 
-    def __init__(
-        self, law: MoLRMoG | HeadTail, shape: Sequence[int], size: int, stride: int = 1, top: int | None = None
-    ) -> None:
+    def __init__(self, law: Law, shape: Sequence[int], size: int, stride: int = 1, top: int | None = None) -> None:
         """Make a denoiser of pictures from a law of their patches, see :func:`patches_of`.
 
         Args:
@@ -61,7 +59,7 @@ class PatchDenoiser(ScoreNetwork):
             size: P, in pixels.
             stride: between patches, in pixels, at most P.
             top: how many modes of a patch speak; all where None, and where gradients in the picture are asked for.
-                Needs a `MoLRMoG`, whose parameters get no gradients.
+                Needs a law with `denoise_by_top_modes`, whose parameters get no gradients.
 
         Raises:
             ValueError: law, shape, size, stride and top do not fit together.
@@ -73,10 +71,11 @@ class PatchDenoiser(ScoreNetwork):
                 f"a law over R^{law.dim} for patches of {index.shape[1]} numbers: fit it to "
                 "molrmog.denoisers.patches.patches_of(x, ...)"
             )
-        if top is not None and not (top >= 1 and isinstance(law, MoLRMoG)):
+        if top is not None and not (top >= 1 and law.has_top_modes):
             raise ValueError(f"top = {top} modes of a {type(law).__name__}: pass 1 or more of a MoLRMoG, or None")
         self.law = law
-        self.shape = cast("tuple[int, int, int]", tuple(int(side) for side in shape))
+        C, H, W = (int(side) for side in shape)
+        self.shape = C, H, W
         self.size, self.stride, self.top = size, stride, top
         self.dim = math.prod(self.shape)
         self.register_buffer("index", index, persistent=False)
@@ -86,28 +85,19 @@ class PatchDenoiser(ScoreNetwork):
     @property
     def config(self) -> dict[str, Any]:
         """What builds the denoiser."""
-        names = ("shape", "size", "stride", "top")
-        shapes = {name: getattr(self, name) for name in names}
-        return {"denoiser": "PatchDenoiser", "law": config_of(self.law), **shapes}
+        shapes = {"shape": self.shape, "size": self.size, "stride": self.stride, "top": self.top}
+        return {"denoiser": "PatchDenoiser", "law": self.law.description, **shapes}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, before its law is read."""
-        law = build_law(config["law"]).requires_grad_(False)
+        law = build(config["law"], "law").requires_grad_(False)
         return cls(law, config["shape"], config["size"], config["stride"], config["top"])
 
-    def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-        """Average of the patches' posterior means, with shape (B, D).
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-
-        Raises:
-            ValueError: wrong shapes.
-        """
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """Average of the patches' posterior means, with shape (B, D)."""
         check_columns(x, self.dim)
+        refuse_expert(self, expert)
         if not len(x):
             return x.clone()
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
@@ -116,7 +106,7 @@ class PatchDenoiser(ScoreNetwork):
             L = len(self.index)
             clean = self.law.denoise(patches.flatten(0, 1), s.repeat_interleave(L), gamma.repeat_interleave(L))
         else:
-            clean = cast(MoLRMoG, self.law).denoise_by_top_modes(patches, s, gamma, self.top)
+            clean = self.law.denoise_by_top_modes(patches, s, gamma, self.top)
         total = torch.zeros_like(x).index_add(1, self.index.flatten(), clean.reshape(len(x), -1))
         return total / self.covered
 

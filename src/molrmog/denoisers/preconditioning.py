@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Expert, ScoreNetwork, check_columns, expert_of_rows, level_of_rows
-from molrmog.laws.base import Noise
+from molrmog.denoisers.base import check_columns, expert_of_rows, level_of_rows
+from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 
 _RATIO = 1e-4  # smallest gamma / s or s / gamma that c_noise tells from zero
 
@@ -33,13 +33,11 @@ def noise_condition(s: Tensor, gamma: Tensor) -> Tensor:
     return 0.25 * (gamma.maximum(least).log() - s.maximum(least).log())
 
 
-class Preconditioned(ScoreNetwork):
+class Preconditioned(Denoiser):
     """Base class of the neural denoisers: owns the preconditioning, a subclass writes F as `forward`.
 
     Attributes:
         sigma_data: standard deviation sd of a coordinate of the data; 1 for standardised latents.
-        experts: how many experts the network is told apart by; 0 where it is told none.
-        unconditional: whether rows may be told no expert, as guidance needs.
         inputs: how many rows F sees side by side; more than one only inside a `ResidualDenoiser`.
         gates: how many gates F sees beside them; more than none only inside a `ResidualDenoiser`.
     """
@@ -57,18 +55,18 @@ class Preconditioned(ScoreNetwork):
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
         if experts < 0:
-            raise ValueError(f"experts = {experts}: pass 0 for a network that is told no expert")
+            raise ValueError(f"experts = {experts}: pass 0 for a network that knows no experts")
         if unconditional and not experts:
-            raise ValueError("unconditional=True: a network of experts may be told none, so pass experts=K, too")
+            raise ValueError("unconditional=True: the null expert is one beside others, so pass experts=K, too")
         if inputs < 1:
             raise ValueError(f"inputs = {inputs}: pass 1, or 2 for a network inside a ResidualDenoiser")
         if gates < 0:
             raise ValueError(f"gates = {gates}: pass 0, or the number of subspaces inside a ResidualDenoiser")
         self.dim = dim
-        self.experts = experts
+        self.num_experts = experts
+        self.null_expert = unconditional
         self.sigma_data = sigma_data
         self.inputs = inputs
-        self.unconditional = unconditional
         self.gates = gates
 
     @property
@@ -78,21 +76,14 @@ class Preconditioned(ScoreNetwork):
 
     @property
     def classes(self) -> int:
-        """How many embeddings F chooses from: one per expert, and a last one for rows that are told none."""
-        return self.experts + self.unconditional
+        """How many embeddings F chooses from: one per expert, and a last one for the null expert."""
+        return self.num_experts + self.null_expert
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
-        """Estimate E[x_0 | x_t] with shape (B, D).
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index of the expert, one for all rows or one per row with shape (B,); where the network is
-                `unconditional`, None for no expert, or -1 in a row that is told none.
+        """c_skip x_t + c_out F(c_in x_t, c_noise), with shape (B, D).
 
         Raises:
-            ValueError: wrong shapes, or an expert that the network does not know.
+            ValueError: wrong shapes, an expert that the network does not know, or a network with more inputs than x_t.
         """
         check_columns(x, self.dim)
         if self.inputs > 1 or self.gates:
@@ -100,9 +91,8 @@ class Preconditioned(ScoreNetwork):
                 f"this network sees {self.inputs} rows side by side and {self.gates} gates: put it into a "
                 "ResidualDenoiser"
             )
-        if expert is not None and not self.experts:
-            raise ValueError(f"this {type(self).__name__} is told no expert: build it with experts=K, or pass none")
-        index = expert_of_rows(expert, x, self.experts, self.unconditional) if self.experts else None
+        refuse_expert(self, expert, "build it with experts=K, or pass none")
+        index = expert_of_rows(expert, x, self.num_experts, self.null_expert) if self.num_experts else None
         s, gamma = level_of_rows(s, x), level_of_rows(gamma, x)
         c_noise = noise_condition(s, gamma)
         c_skip, c_out, c_in = edm_scales(s[:, None], gamma[:, None], self.sigma_data)  # (B, 1)

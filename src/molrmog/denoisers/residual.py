@@ -11,8 +11,8 @@ so that the target of F, (x_0 - B) / c_res, has unit mean square at every noise 
 sigma = gamma / s alone. It is measured on rows and kept as a table; on samples of the law itself, where B is its
 denoiser, it is the law's posterior variance, E tr Cov[x_0 | x_t] / D.
 
-Where the base is a law, F may see its gates, too: r_k = P(x_0 on subspace k | x_t), one for the expert of a row that a
-`ConditionalLaw` is told. A network of pictures sees each gate as a constant plane.
+Where the base is a law, F may see its gates, too: r_k = P(x_0 on subspace k | x_t), one for the expert that a row of a
+`ConditionalLaw` names. A network of pictures sees each gate as a constant plane.
 
 What F stands on may be less than the base, a share `added` = a of it beside EDM's own,
 
@@ -29,39 +29,42 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import (
-    Denoiser,
-    Expert,
-    ExpertDenoiser,
-    ScoreNetwork,
-    check_columns,
-    expert_of_rows,
-    level_of_rows,
-)
+from molrmog.denoisers.base import check_columns, expert_of_rows, level_of_rows
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.preconditioning import Preconditioned, edm_scales, noise_condition
-from molrmog.denoisers.saved import build_base, build_denoiser, config_of
-from molrmog.laws.base import Noise
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
+from molrmog.models import (
+    Denoiser,
+    Expert,
+    Noise,
+    SupportsDenoise,
+    as_module,
+    denoise_with,
+    description_of,
+    dim_of,
+    has_null_expert,
+    num_experts_of,
+    refuse_expert,
+)
+from molrmog.registry import build
 
 _ROWS = 256  # rows measured at each noise level
 _LEAST = 1e-3  # a base that leaves less than this share of c_out is scaled as if it left so much
 
 
-class ResidualDenoiser(ScoreNetwork):
+class ResidualDenoiser(Denoiser):
     """A base plus what a network learns on top of it.
 
     The base is trained along where its parameters ask for gradients; a law that comes from a fit does not.
 
     Attributes:
-        base: any denoiser over R^D; one that takes experts is told them.
+        base: any denoiser over R^D, conditional on the expert where it knows experts.
         network: F, over 2D inputs and D outputs where the base is an input.
         added: share a of the base that F is added to.
         gates: whether F sees the gates of the base.
@@ -83,7 +86,7 @@ class ResidualDenoiser(ScoreNetwork):
 
     def __init__(
         self,
-        base: Denoiser | ExpertDenoiser,
+        base: SupportsDenoise,
         network: nn.Module,
         *,
         as_input: bool = True,
@@ -111,20 +114,25 @@ class ResidualDenoiser(ScoreNetwork):
             raise ValueError(
                 f"added = {added}, as_input = {as_input}: pass a share from 0 to 1, above 0 or as an input"
             )
-        dim = cast(Any, base).dim
-        wanted = 2 if as_input else 1
-        if getattr(network, "inputs", wanted) != wanted:
-            raise ValueError(f"the network has inputs={cast(Any, network).inputs}: build it with inputs={wanted}")
+        dim, wanted = dim_of(base), 2 if as_input else 1
         weighed = gates_of(base) if gates else 0
-        if isinstance(network, Preconditioned) and network.gates != weighed:
-            raise ValueError(f"the network has gates={network.gates}: build it with gates={weighed}")
-        if getattr(network, "dim", dim) != dim:
-            raise ValueError(f"a network over R^{cast(Any, network).dim} on a base over R^{dim}: pass equal dimensions")
+        if isinstance(network, Preconditioned):
+            if network.inputs != wanted:
+                raise ValueError(f"the network has inputs={network.inputs}: build it with inputs={wanted}")
+            if network.gates != weighed:
+                raise ValueError(f"the network has gates={network.gates}: build it with gates={weighed}")
+            if network.dim != dim:
+                raise ValueError(f"a network over R^{network.dim} on a base over R^{dim}: pass equal dimensions")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
-        self.base = cast(nn.Module, base)
+        as_module(base)
+        assert isinstance(base, nn.Module)  # to be told so
+        self.base = base
         self.network = network
-        self.dim = int(dim)
+        self.dim = dim
+        conditional = [part for part in (network, base) if num_experts_of(part)]
+        self.num_experts = max(map(num_experts_of, conditional), default=0)
+        self.null_expert = bool(conditional) and all(map(has_null_expert, conditional))
         self.as_input, self.added, self.gates = as_input, float(added), gates
         self.log_ratio = LevelTable()
         self.register_buffer("_sigma_data", torch.tensor(float(sigma_data)))
@@ -135,17 +143,6 @@ class ResidualDenoiser(ScoreNetwork):
         return float(self._sigma_data)
 
     @property
-    def experts(self) -> int:
-        """How many experts network or base are told apart by; 0 where neither is told any."""
-        return max(_experts(self.network), _experts(self.base))
-
-    @property
-    def unconditional(self) -> bool:
-        """Whether rows may be told no expert: whoever of network and base is told experts need not be."""
-        told = [part for part in (self.network, self.base) if _experts(part)]
-        return bool(told) and all(getattr(part, "unconditional", False) for part in told)
-
-    @property
     def config(self) -> dict[str, Any]:
         """What builds the network.
 
@@ -154,8 +151,8 @@ class ResidualDenoiser(ScoreNetwork):
         """
         return {
             "denoiser": "ResidualDenoiser",
-            "base": config_of(self.base),
-            "network": config_of(self.network),
+            "base": description_of(self.base),
+            "network": description_of(self.network),
             "as_input": self.as_input,
             "added": self.added,
             **({"gates": True} if self.gates else {}),
@@ -170,11 +167,11 @@ class ResidualDenoiser(ScoreNetwork):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the network that `config` describes, untrained."""
-        base = build_base(config["base"])
+        base = build(config["base"], "denoiser")
         if not config.get("learned", False):
             base.requires_grad_(False)
         options: dict[str, Any] = {name: config[name] for name in ("as_input", "added", "gates") if name in config}
-        return cls(cast(Any, base), build_denoiser(config["network"]), **options)
+        return cls(base, build(config["network"], "denoiser"), **options)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a base that is not trained along stays as it answers."""
@@ -189,7 +186,7 @@ class ResidualDenoiser(ScoreNetwork):
 
         Args:
             x: rows with shape (N, D) that the base may know; samples of the law give its own posterior variance.
-            expert: of each row, with shape (N,), where the base is told experts.
+            expert: of each row, with shape (N,), where the base knows experts.
             seed: of the rows that are taken, and of the noise.
 
         Returns:
@@ -214,21 +211,9 @@ class ResidualDenoiser(ScoreNetwork):
         return self
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
-        """Estimate E[x_0 | x_t] with shape (B, D).
-
-        Args:
-            x: the noised rows x_t, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
-            expert: index of the expert, one for all rows or one per row with shape (B,); where the network is
-                `unconditional`, None for no expert, or -1 in a row that is told none.
-
-        Raises:
-            ValueError: wrong shapes, or an expert that nobody knows.
-        """
+        """What the base says and what the network adds, with shape (B, D)."""
         check_columns(x, self.dim)
-        if expert is not None and not self.experts:
-            raise ValueError("neither base nor network is told experts: pass none")
+        refuse_expert(self, expert, "neither do base and network, so pass none")
         base, gates = self._base(x, s, gamma, expert), ()
         if self.gates:
             gates = (_weigh(self.base, x, s, gamma, expert),)
@@ -236,11 +221,11 @@ class ResidualDenoiser(ScoreNetwork):
         sd = self._sigma_data.to(x.dtype)
         _, c_out, c_in = edm_scales(s, gamma, sd)  # (B,)
         seen = torch.cat([c_in[:, None] * x, base / sd], 1) if self.as_input else c_in[:, None] * x
-        K = _experts(self.network)
-        index = expert_of_rows(expert, x, K, self.unconditional) if K else None
+        K = num_experts_of(self.network)
+        index = expert_of_rows(expert, x, K, self.null_expert) if K else None
         width = next((parameter.dtype for parameter in self.network.parameters()), x.dtype)
-        told = (index, *(r.to(width) for r in gates))
-        F = self.network(seen.to(width), noise_condition(s, gamma).to(width), *told).to(x.dtype)
+        beside = (index, *(r.to(width) for r in gates))
+        F = self.network(seen.to(width), noise_condition(s, gamma).to(width), *beside).to(x.dtype)
         c_res = self.log_ratio(s, gamma).exp() * c_out if self.added else c_out
         return self._start(x, base, s, gamma) + c_res[:, None] * F
 
@@ -252,8 +237,7 @@ class ResidualDenoiser(ScoreNetwork):
         return self.added * base + ((1 - self.added) * c_skip)[:, None] * x
 
     def _base(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
-        told = {"expert": expert} if _experts(self.base) else {}
-        return cast(Any, self.base).denoise(x, s, gamma, **told)
+        return denoise_with(self.base, x, s, gamma, expert if num_experts_of(self.base) else None)
 
 
 def gates_of(base: object) -> int:
@@ -265,23 +249,22 @@ def gates_of(base: object) -> int:
     Raises:
         ValueError: it weighs none.
     """
+    return _law_of(base).subspaces
+
+
+def _law_of(base: object) -> Law:
     law = base.law if isinstance(base, ConditionalLaw) else base
-    if not isinstance(law, MoLRMoG | HeadTail):
+    if not isinstance(law, Law):
         raise ValueError(f"a {type(base).__name__} weighs no subspaces: leave out gates, or pass a law as base")
-    return law.subspaces
+    return law
 
 
 def _weigh(base: nn.Module, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None) -> Tensor:
-    """P(x_0 on subspace k | x_t) with shape (B, K), one for the expert of a row that is told it."""
-    law = cast("MoLRMoG | HeadTail", base.law if isinstance(base, ConditionalLaw) else base)
-    modes = law.posterior(x, s, gamma).responsibilities
-    r = modes.new_zeros(len(x), law.subspaces).index_add(1, law.component_of, modes)
+    """P(x_0 on subspace k | x_t) with shape (B, K), one for the expert that a row of a `ConditionalLaw` names."""
+    law = _law_of(base)
+    r = law.subspace_responsibilities(x, s, gamma)
     if expert is None or not isinstance(base, ConditionalLaw):
         return r
-    index = expert_of_rows(expert, x, law.subspaces, unconditional=True)
+    index = expert_of_rows(expert, x, law.subspaces, null_expert=True)
     known = torch.eye(law.subspaces).to(r)[index]
     return torch.where(index[:, None] < 0, r, known)
-
-
-def _experts(module: nn.Module) -> int:
-    return int(getattr(module, "experts", 0))

@@ -25,7 +25,7 @@ _NOISE_SCALE = 100.0  # c_noise within +-2.3 becomes what the time embedding of 
 
 
 class UNetDenoiser(Preconditioned):
-    """A U-Net with EDM preconditioning, told the expert of each row where `experts` > 0.
+    """A U-Net with EDM preconditioning, conditional on the expert of each row where `experts` > 0.
 
     Attributes:
         shape: (C, H, W) of a row.
@@ -53,12 +53,12 @@ class UNetDenoiser(Preconditioned):
             layers: residual blocks per level.
             attention: self-attention at the lowest level, whose channels must then be a multiple of 8.
             dropout: probability, inside the residual blocks.
-            experts: number of experts it is told apart by; 0 for none.
+            experts: number of experts it may be conditional on; 0 for none.
             sigma_data: standard deviation of a coordinate of the data; 1 for standardised latents, about 0.5 for
                 pixels in [-1, 1].
             inputs: how many rows it sees side by side: 2 inside a `ResidualDenoiser`.
             gates: how many gates it sees beside them, inside a `ResidualDenoiser` with gates.
-            unconditional: whether rows may be told no expert; train it with `drop_expert`.
+            unconditional: whether there is a null expert; train it with `drop_expert`.
             groups: of the group norms; where None, at most 32 with three channels or more in each, for a norm of one
                 channel takes away what the embedding of the noise level adds to it.
 
@@ -117,8 +117,8 @@ class UNetDenoiser(Preconditioned):
         if gates is not None:
             images = torch.cat([images, gates[..., None, None].expand(-1, -1, height, width)], 1)
         images = nn.functional.pad(images, (0, more_width, 0, more_height))
-        told = None if expert is None else expert % self.classes  # -1, no expert, is the last
-        out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=told, return_dict=False)[0]
+        index = None if expert is None else expert % self.classes  # -1, the null expert, is the last
+        out = self.unet(images, _NOISE_SCALE * c_noise, class_labels=index, return_dict=False)[0]
         return out[..., :height, :width].flatten(1)
 
 

@@ -22,17 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import ScoreNetwork
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.experts import PerExpert
-from molrmog.denoisers.mog import MoGDenoiser
-from molrmog.denoisers.saved import load
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.denoisers.mog import MoGDenoiser, can_learn
+from molrmog.laws.base import Law
 from molrmog.learning.em import EMState
 from molrmog.learning.fit import fit
-
-Base = ScoreNetwork | MoLRMoG | HeadTail
+from molrmog.models import Denoiser
+from molrmog.registry import load
 
 
 def fitted_base(
@@ -46,7 +43,7 @@ def fitted_base(
     learn: Sequence[str] | str = (),
     seed: int = 0,
     on_iteration: Callable[[EMState], None] | None = None,
-) -> ScoreNetwork:
+) -> Denoiser:
     """Fit a law to rows, a subspace per expert; experts of few rows get smaller subspaces, and fewer modes.
 
     Args:
@@ -61,7 +58,7 @@ def fitted_base(
         on_iteration: called after every pass of EM.
 
     Returns:
-        A denoiser that is told the expert.
+        A denoiser that is conditional on the expert.
 
     Raises:
         ValueError: the sizes do not fit the rows, or a head/tail law is to be trained along.
@@ -79,12 +76,12 @@ def fitted_base(
         seed=seed,
         on_iteration=on_iteration,
     )
-    return _told(law.cpu(), learn)
+    return _as_conditional(law.cpu(), learn)
 
 
 def saved_base(
     path: str | Path, dim: int, experts: int, *, learn: Sequence[str] | str = (), by_expert: bool = False
-) -> Base:
+) -> Denoiser:
     """Read a law or a denoiser to put a network on.
 
     Args:
@@ -98,33 +95,28 @@ def saved_base(
         FileNotFoundError: there is no model.
         ValueError: it is of another dimension, knows other experts, or is no law and is to be trained along.
     """
-    base = load(path)
+    base = load(path, "denoiser")
     if base.dim != dim:
         raise ValueError(
             f"--base {path} is a {type(base).__name__} over R^{base.dim}, and the rows have {dim} columns: name one "
             "that was made for such rows"
         )
-    if learn and not isinstance(base, MoLRMoG):
+    if learn and not can_learn(base):
         raise ValueError(
             f"--base {path} is a {type(base).__name__}, which stays as it is: leave out --learn, or pass a law"
         )
     base.requires_grad_(False)
-    if isinstance(base, ScoreNetwork):
-        known = int(getattr(base, "experts", 0))
-        if known not in (0, experts):
-            raise ValueError(
-                f"--base {path} knows {known} experts, and the rows have {experts}: pass --experts {known}"
-            )
-        return base
-    if by_expert and base.subspaces == experts:
-        return _told(base, learn)
-    return MoGDenoiser(base, learn) if learn and isinstance(base, MoLRMoG) else base
+    if base.num_experts not in (0, experts):
+        known = base.num_experts
+        raise ValueError(f"--base {path} knows {known} experts, and the rows have {experts}: pass --experts {known}")
+    if isinstance(base, Law) and by_expert and base.subspaces == experts:
+        return _as_conditional(base, learn)
+    return MoGDenoiser(base, learn) if learn and can_learn(base) else base
 
 
-def _told(law: MoLRMoG | HeadTail, learn: Sequence[str] | str) -> ScoreNetwork:
-    """The law as a denoiser that is told the subspace."""
-    whole = ConditionalLaw(law)
+def _as_conditional(law: Law, learn: Sequence[str] | str) -> Denoiser:
+    """The law as a denoiser that is conditional on the subspace."""
     if not learn:
-        return whole
-    parts = [whole.part(k) for k in range(whole.experts)]
-    return PerExpert([MoGDenoiser(part, learn) for part in parts if isinstance(part, MoLRMoG)])
+        return ConditionalLaw(law)
+    parts = [law.alone(k) for k in range(law.subspaces)]
+    return PerExpert([MoGDenoiser(part, learn) for part in parts if can_learn(part)])

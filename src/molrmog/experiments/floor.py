@@ -49,7 +49,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.experiments.cells import check_choice, keep_settings, report_progress, run_cells
 from molrmog.experiments.floor_page import write_report, write_tables
@@ -59,10 +58,11 @@ from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
 from molrmog.learning.run import METRICS_NAME
-from molrmog.learning.score_matching import ScoreMatching
+from molrmog.learning.score_matching import D, ScoreMatching
 from molrmog.learning.starts import mog_start
 from molrmog.learning.trainer import training
 from molrmog.metrics import Stopwatch
+from molrmog.models import SupportsDenoise
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule, VPSchedule
 
@@ -191,13 +191,13 @@ class Excess:
         return self.excess / self.floor
 
 
-class WatchedMatching(ScoreMatching):
+class WatchedMatching(ScoreMatching[D]):
     """Score matching whose loss in eval mode is the excess over the floor, row by row and without noise of targets.
 
     So the validation losses of a training are its curve, loss minus floor.
     """
 
-    def __init__(self, denoiser: Denoiser, truth: MoLRMoG, schedule: Schedule, **options: Any) -> None:
+    def __init__(self, denoiser: D, truth: MoLRMoG, schedule: Schedule, **options: Any) -> None:
         super().__init__(denoiser, schedule, **options)
         self.truth = copy.deepcopy(truth).requires_grad_(False)
 
@@ -207,13 +207,19 @@ class WatchedMatching(ScoreMatching):
             return super().forward(x0, *rest)
         s, gamma, eps = (part.to(x0.dtype) for part in rest)
         xt = s[:, None] * x0 + gamma[:, None] * eps
-        apart = cast(Denoiser, self.denoiser).denoise(xt, s, gamma) - self.truth.denoise(xt, s, gamma)
+        apart = self.denoiser.denoise(xt, s, gamma) - self.truth.denoise(xt, s, gamma)
         return self.weight(s, gamma) * apart.square().mean(1)
 
 
 @torch.no_grad()
 def excess_loss(
-    denoiser: Denoiser, truth: MoLRMoG, x: Tensor, *, schedule: Schedule = _SCHEDULE, seed: int = 0, **options: Any
+    denoiser: SupportsDenoise,
+    truth: MoLRMoG,
+    x: Tensor,
+    *,
+    schedule: Schedule = _SCHEDULE,
+    seed: int = 0,
+    **options: Any,
 ) -> Excess:
     """Excess of a denoiser over the floor, on rows noised alike for both.
 
@@ -241,7 +247,7 @@ def excess_loss(
     return Excess(above, above_error, least, least_error)
 
 
-def missing_nats(denoiser: Denoiser, truth: MoLRMoG, x: Tensor, *, seed: int = 0) -> tuple[float, float]:
+def missing_nats(denoiser: SupportsDenoise, truth: MoLRMoG, x: Tensor, *, seed: int = 0) -> tuple[float, float]:
     """KL(p_a || q_a) - KL(p_b || q_b) between the ends of the schedule, from scores alone, and its standard error.
 
     Args:
@@ -346,7 +352,7 @@ def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         lines = [json.loads(line) for line in (folder / name / METRICS_NAME).read_text().splitlines()]
         last = [line for line in lines if line["kind"] == "train"][-1]
         return {
-            **measured(cast(MoGDenoiser, objective.denoiser).law.cpu(), truth, fresh, seed, **loss),
+            **measured(objective.denoiser.law.cpu(), truth, fresh, seed, **loss),
             "curve": [(line["step"], line["loss"]) for line in lines if line["kind"] == "validation"],
             "start_seconds": wall,
             "start_cpu_seconds": cpu,

@@ -29,12 +29,10 @@ from torch import Tensor
 
 from molrmog import metrics
 from molrmog.data import Dataset
-from molrmog.denoisers.base import Denoiser, ScoreNetwork
 from molrmog.denoisers.blend import BlendDenoiser
 from molrmog.denoisers.centred import CentredDenoiser
 from molrmog.denoisers.patches import PatchDenoiser, patches_of
 from molrmog.denoisers.residual import ResidualDenoiser
-from molrmog.denoisers.saved import load
 from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.experiments.cells import experiment_of, report_progress
 from molrmog.experiments.image_cells import parts, space
@@ -44,6 +42,8 @@ from molrmog.learning.options import TrainingOptions
 from molrmog.learning.run import CHECKPOINTS_NAME
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.trainer import training
+from molrmog.models import Denoiser, SupportsDenoise, as_module
+from molrmog.registry import load
 from molrmog.sampling import sample
 from molrmog.saving import write_atomically
 from molrmog.schedules import VPSchedule
@@ -63,7 +63,7 @@ def compute_base(settings: Settings, folder: Path) -> dict[str, Any]:
     rows, held = parts(settings["source"])
     with metrics.Stopwatch() as watch:
         base = make_base(settings["base"], rows, lambda name: base_of(folder, name))
-    cast(Any, base).save_pretrained(folder / "model")
+    base.save_pretrained(folder / "model")
     drawn = _drawn(base, rows, settings, sampler="heun", steps=settings["sampler_steps"])
     np.save(folder / "samples.npy", drawn[:SHOWN])
     return {
@@ -87,7 +87,7 @@ def make_base(chosen: Mapping[str, Any], rows: Dataset, made: Callable[[str], De
     x = torch.from_numpy(np.asarray(rows.x))
     labels = rows.labels if chosen.get("labels") else None
     if chosen["kind"] == "law":
-        return cast(Denoiser, fit(x, labels, **options))
+        return fit(x, labels, **options)
     if chosen["kind"] == "patches":
         size, stride, drawn, top = (options.pop(name) for name in ("size", "stride", "patches", "top"))
         patches = patches_of(x, rows.shape, size, drawn, torch.Generator().manual_seed(0))
@@ -97,8 +97,11 @@ def make_base(chosen: Mapping[str, Any], rows: Dataset, made: Callable[[str], De
 
 def base_of(folder: Path, name: str) -> Denoiser:
     """A base that was computed before, frozen; `folder` is that of any cell."""
-    base = load(experiment_of(folder) / "cells" / "bases" / name / "model")
-    return cast(Denoiser, base.requires_grad_(False).eval())
+    return load(_place_of(folder, name), "denoiser").requires_grad_(False).eval()
+
+
+def _place_of(folder: Path, name: str) -> Path:
+    return experiment_of(folder) / "cells" / "bases" / name / "model"
 
 
 def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
         keep=2,
     )
     _forget_unmeasured(folder)
-    loss = ScoreMatching(cast(Denoiser, network), SCHEDULE, **settings["loss"])
+    loss = ScoreMatching(network, SCHEDULE, **settings["loss"])
     validation = [torch.from_numpy(np.asarray(held.x)[:_LOSS_ROWS])]
     for state in training(loss, [x], options, validation=validation):
         report_progress(folder, 0.9 * state.step / options.steps)
@@ -131,7 +134,7 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
             "validation_loss": state.validation_loss,
         }
         if state.step in settings["marks"]:
-            trained = cast(Denoiser, cast(ScoreMatching, state.average).denoiser)
+            trained = cast(ScoreMatching[Denoiser], state.average).denoiser
             drawn = _drawn(trained, rows, settings, sampler="heun", steps=settings["sampler_steps"])
             reached |= quality(drawn, rows, held, full=state.step == options.steps)
             np.save(folder / "samples.npy", drawn[:SHOWN])
@@ -142,11 +145,11 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"marks": marks, "parameters": network.num_parameters, "start_cpu": start.cpu}
     if isinstance(network, ResidualDenoiser):
         batch = settings["training"]["batch_size"]
-        spent = _price(cast(Denoiser, network.base), rows, batch, settings["loss"]) * batch
+        spent = _price(network.base, rows, batch, settings["loss"]) * batch
         clock = "cpu" if settings["device"] == "cpu" else "wall"
         result["base_share"] = spent / (marks[-1][clock] / marks[-1]["step"])
     with _precision(settings):
-        result |= _loss(cast(Denoiser, network), held)
+        result |= _loss(network, held)
     return result
 
 
@@ -157,7 +160,7 @@ def _forget_unmeasured(folder: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> ScoreNetwork:
+def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> Denoiser:
     """The untrained network of an arm: a U-Net alone, or on a base."""
     torch.manual_seed(settings["seed"])
     arm = settings["arm"]
@@ -174,9 +177,8 @@ def compute_sampling(settings: Settings, folder: Path) -> dict[str, Any]:
     """Quality of a trained network by evaluations, from pure noise and from where the law takes over."""
     rows, held = parts(settings["source"])
     device = settings["device"]
-    trained = load(experiment_of(folder) / "cells" / settings["network"] / "model")
-    network = cast(Denoiser, trained.eval().to(device))
-    law = cast(Law, cast(Any, base_of(folder, settings["law"])).to(device))
+    network = load(experiment_of(folder) / "cells" / settings["network"] / "model", "denoiser").to(device)
+    law = load(_place_of(folder, settings["law"]), "law").to(device)
     with _precision(settings):
         seen = np.asarray(rows.x)[:_JUMP_ROWS]
         jump = metrics.jump_time(network, law, seen, SCHEDULE, tolerance=settings["tolerance"])
@@ -236,9 +238,9 @@ def quality(x: np.ndarray, rows: Dataset, held: Dataset, *, full: bool) -> dict[
     return found
 
 
-def _price(base: Denoiser, rows: Dataset, batch: int, loss: Settings) -> float:
+def _price(base: SupportsDenoise, rows: Dataset, batch: int, loss: Settings) -> float:
     """Seconds per row of a base at noise levels as in training: of the processor, or of the clock on a GPU."""
-    device = next(cast(Any, base).parameters()).device
+    device = next(as_module(base).parameters()).device
     x = torch.from_numpy(np.asarray(rows.x)[:batch])
     s, gamma, eps = ScoreMatching(base, SCHEDULE, **loss).draw(len(x), torch.Generator().manual_seed(0))
     xt, s, gamma = (t.to(device) for t in (s[:, None] * x + gamma[:, None] * eps, s, gamma))

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from molrmog import metrics
+from molrmog.autoencoders import AutoencoderList, Autoencoders
 from molrmog.data import Dataset, load_parts
-from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork, given
+from molrmog.denoisers.base import condition_on
 from molrmog.denoisers.experts import Experts, PerExpert
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser
@@ -47,11 +48,12 @@ from molrmog.experiments.latents import (
     encode_all,
 )
 from molrmog.experiments.networks import latent_network
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
 from molrmog.learning.fit import fit
 from molrmog.learning.run import METRICS_NAME
 from molrmog.learning.score_matching import ScoreMatching
 from molrmog.learning.train import train
+from molrmog.models import SupportsDenoise, num_parameters_of
 from molrmog.sampling import sample, sample_experts
 from molrmog.schedules import VPSchedule
 
@@ -115,7 +117,7 @@ def compute_latents(settings: Settings, folder: Path) -> dict[str, Any]:
     if (perceptual := _lpips(rows)) is not None:
         found["LPIPS"] = perceptual.reconstruction(real[:_NEIGHBOURS], decoded[:_NEIGHBOURS]).mean
     parameters = sum(p.numel() for p in model.parameters())
-    return {"latent_shape": list(cast(Any, model)[0].latent_shape), "parameters": parameters, **found}
+    return {"latent_shape": list(model[0].latent_shape), "parameters": parameters, **found}
 
 
 def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -134,14 +136,14 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
             "mog" if name == "em" else name,
             z,
             own,
-            cast(Any, autoencoders)[0].latent_shape,
+            autoencoders[0].latent_shape,
             seed=seed,
             **({"start": "em"} if name == "em" else {}),
             **settings["options"],
         )
         if name != "em":
             train(
-                cast(Any, network),
+                network,
                 z,
                 SCHEDULE,
                 experts=own,
@@ -160,11 +162,11 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
             )
     network, z_held = network.to(settings["device"]).eval(), z_held.to(settings["device"])
     autoencoders = autoencoders.to(settings["device"])
-    model = Experts(cast(Any, autoencoders), cast(ExpertDenoiser, network), torch.bincount(own).float())
+    model = Experts(autoencoders, network, torch.bincount(own).float())
     model = model.to(settings["device"])
     model.save_pretrained(folder / "model")
     result: dict[str, Any] = {"train wall": watch.wall, "train cpu": watch.cpu, "curve": _curve(folder / "run")}
-    loss = ScoreMatching(cast(Any, network), SCHEDULE, sigma_data=1.0, level_mean=_LEVEL_MEAN)
+    loss = ScoreMatching(network, SCHEDULE, sigma_data=1.0, level_mean=_LEVEL_MEAN)
     result |= _held_out_loss(loss, z_held, others)
     if model.latent_laws is not None:
         result["log-likelihood"] = _log_likelihood(model.latent_laws, z_held, others)
@@ -185,19 +187,19 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
     return result | {"cost": asdict(price) | counted} | _quality(x, rows, held, expert, folder)
 
 
-def _numbers(network: ScoreNetwork) -> int:
+def _numbers(network: SupportsDenoise) -> int:
     """All numbers of a network, learned or not, with those of a base beneath it.
 
     A law of a subspace that is all of R^d is written with A = I and b = 0, which are free.
     """
     if isinstance(network, ResidualDenoiser):
-        return network.num_parameters + _numbers(cast(ScoreNetwork, network.base))
+        return network.num_parameters + _numbers(network.base)
     if isinstance(network, PerExpert):
         return sum(_numbers(each) for each in network.networks)
     if isinstance(network, MoGDenoiser):
         law = network.law
         return law.num_parameters - (law.dim * (law.dim + 1) if law.latent_dims[0] == law.dim else 0)
-    return network.num_parameters
+    return num_parameters_of(network)
 
 
 def _in_pixels(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -249,13 +251,13 @@ def _pixel_unet(
 
     def draw(expert: Tensor, generator: torch.Generator) -> Tensor:
         parts = [
-            sample(given(network, k), SCHEDULE, (len(k), rows.dim), "heun", settings["sampler_steps"], generator)
+            sample(condition_on(network, k), SCHEDULE, (len(k), rows.dim), "heun", settings["sampler_steps"], generator)
             for k in expert.split(256)
         ]
         return torch.cat(parts).cpu()
 
     device = next(network.parameters()).device
-    return draw, metrics.cost(given(network, 0), x[:16].to(device), *SCHEDULE(0.5))
+    return draw, metrics.cost(condition_on(network, 0), x[:16].to(device), *SCHEDULE(0.5))
 
 
 def _quality(x: np.ndarray, rows: Dataset, held: Dataset, expert: np.ndarray, folder: Path) -> dict[str, Any]:
@@ -327,7 +329,7 @@ def _held_out_loss(loss: ScoreMatching, z: Tensor, expert: Tensor) -> dict[str, 
     return {"loss": float(each.mean()), "loss error": float(each.std()) / math.sqrt(len(z))}
 
 
-def _log_likelihood(laws: Sequence[MoLRMoG], z: Tensor, expert: Tensor) -> float:
+def _log_likelihood(laws: Sequence[Law], z: Tensor, expert: Tensor) -> float:
     """Mean log p(z | k) of held-out latents, in nats."""
     with torch.no_grad():
         total = sum(float(law.log_prob(z[expert == k]).double().sum()) for k, law in enumerate(laws))
@@ -381,14 +383,14 @@ def _autoencoder_folder(folder: Path, chosen: Settings) -> Path:
     return experiment_of(folder) / "autoencoders" / chosen["name"]
 
 
-def _autoencoders(folder: Path, chosen: Settings, rows: Dataset, own: Tensor, **how: Any) -> torch.nn.Module:
+def _autoencoders(folder: Path, chosen: Settings, rows: Dataset, own: Tensor, **how: Any) -> Autoencoders:
     made, place = _autoencoder_settings(chosen), _autoencoder_folder(folder, chosen)
     if made.kind != "linear":
         return build_autoencoders(rows.x, own, rows.shape, made, place, **how)
     # Principal components of 3,000 pixels take seconds an expert: every cell reads them, one computes.
     x = torch.from_numpy(np.asarray(rows.x))
     at = enumerate(place / f"expert-{k:02d}" for k in range(chosen["experts"]))
-    return torch.nn.ModuleList(build_autoencoder(x[own == k], rows.shape, made, out) for k, out in at).eval()
+    return AutoencoderList(build_autoencoder(x[own == k], rows.shape, made, out) for k, out in at).eval()
 
 
 def _watched(folder: Path) -> Callable[[str, int, int, float], None]:

@@ -28,11 +28,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from molrmog import autoencoders as ae
 from molrmog.autoencoders.lora import rows_by_expert
@@ -41,6 +41,7 @@ from molrmog.learning.fit import fit
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.trainer import training
 from molrmog.metrics import assign
+from molrmog.models import Model
 from molrmog.saving import write_atomically
 
 KINDS = ("linear", "vae", "shared", "lora", "taef2")
@@ -72,7 +73,7 @@ class AutoencoderSettings:
     batch_size: int = 64
     learning_rate: float = 2e-3
     beta: float = 0.01
-    reconstruction: str = "l1"
+    reconstruction: Literal["mse", "l1"] = "l1"
     channels: tuple[int, ...] = (32, 64)
     rank: int = 8
     seed: int = 0
@@ -158,7 +159,7 @@ def build_autoencoders(
     *,
     device: str | None = "cpu",
     on_step: Callable[[str, int, int, float], object] | None = None,
-) -> nn.Module:
+) -> ae.Autoencoders:
     """The autoencoders of all experts, standardised on their rows, frozen, in eval mode.
 
     Args:
@@ -180,19 +181,19 @@ def build_autoencoders(
     rows = [(expert == k).nonzero()[:, 0] for k in range(int(expert.max()) + 1)]
     how: Any = {"device": device, "on_step": on_step}
     if settings.kind == "linear":
-        return nn.ModuleList(build_autoencoder(x[mine], shape, settings) for mine in rows).eval()
+        return ae.AutoencoderList(build_autoencoder(x[mine], shape, settings) for mine in rows).eval()
     if settings.kind == "vae":
         several = [
             build_autoencoder(x[mine], shape, settings, _within(out, f"expert-{k:02d}"), name=f"VAE {k}", **how)
             for k, mine in enumerate(rows)
         ]
-        return nn.ModuleList(several).eval()
+        return ae.AutoencoderList(several).eval()
     if settings.kind in ("shared", "lora"):
         shared = build_autoencoder(x, shape, settings, _within(out, "shared"), name="shared VAE", **how)
         if settings.kind == "shared":
-            return nn.ModuleList([shared]).eval()
+            return ae.AutoencoderList([shared]).eval()
         return _lora(x, expert, shared, len(rows), settings, _within(out, "lora"), **how)
-    return nn.ModuleList([_pretrained(settings.kind, shape).standardise_(x)]).requires_grad_(False).eval()
+    return ae.AutoencoderList([_pretrained(settings.kind, shape).standardise_(x)]).requires_grad_(False).eval()
 
 
 def build_autoencoder(
@@ -211,20 +212,20 @@ def build_autoencoder(
     """
     made = _described(settings, x)
     if _is_kept(out, made):
-        return ae.load_autoencoder(cast(Path, out))
+        return ae.load_autoencoder(out)
     if settings.kind == "linear":
         flat = ae.LinearAutoencoder.from_pca(x, math.prod(settings.latent_shape), shape).requires_grad_(False)
-        return cast(ae.Autoencoder, _kept(flat, out, made))
+        return _kept(flat, out, made)
     torch.manual_seed(settings.seed)
     vae = (
         ae.ConvVAE(shape, latent_shape=settings.latent_shape, channels=settings.channels)
         if len(shape) == 3
         else ae.MLPVAE(shape, math.prod(settings.latent_shape))
     )
-    loss = ae.VAELoss(vae, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
+    loss = ae.VAELoss(vae, beta=settings.beta, reconstruction=settings.reconstruction)
     _minimise(loss, [x], settings, len(x), out, name, device, on_step)
     vae.standardise_(x).cpu().requires_grad_(False)
-    return cast(ae.Autoencoder, _kept(vae, out, made))
+    return _kept(vae, out, made)
 
 
 def _lora(
@@ -236,13 +237,13 @@ def _lora(
     out: Path | None,
     device: str | None,
     on_step: Callable[[str, int, int, float], object] | None,
-) -> nn.Module:
+) -> ae.LoRAExperts:
     made = _described(settings, x, expert)
     if _is_kept(out, made):
-        return ae.LoRAExperts.from_pretrained(cast(Path, out))
+        return ae.LoRAExperts.from_pretrained(out)
     torch.manual_seed(settings.seed)
-    adapters = ae.LoRAExperts(cast(ae.VAE, shared), experts, rank=settings.rank)
-    loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
+    adapters = ae.LoRAExperts(shared, experts, rank=settings.rank)
+    loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=settings.reconstruction)
     _minimise(loss, [x, expert], settings, len(x), out, "adapters", device, on_step)
     adapters.standardise_(x, expert).cpu()
     return _kept(adapters, out, made).requires_grad_(False)
@@ -287,31 +288,30 @@ def _pretrained(kind: str, shape: tuple[int, ...]) -> ae.Autoencoder:
         return ae.PretrainedAutoencoder.from_diffusers(folder, shape)
 
 
-def encode_all(autoencoders: nn.Module, x: Any, expert: Tensor) -> Tensor:
+def encode_all(autoencoders: ae.Autoencoders, x: Any, expert: Tensor) -> Tensor:
     """Standardised latents with shape (N, d) of all rows, each by its expert's autoencoder."""
-    several = cast("Any", autoencoders)
     x = torch.as_tensor(np.asarray(x))
-    if len(several) == 1:
-        return several[0].encode_data(x)
-    z = several[0].latent_mean.new_empty(len(x), several[0].latent_dim)
-    for k, mine in rows_by_expert(expert, len(several)):
-        z[mine] = several[k].encode_data(x[mine])
+    if len(autoencoders) == 1:
+        return autoencoders[0].encode_data(x)
+    z = autoencoders[0].latent_mean.new_empty(len(x), autoencoders[0].latent_dim)
+    for k, mine in rows_by_expert(expert, len(autoencoders)):
+        z[mine] = autoencoders[k].encode_data(x[mine])
     return z
 
 
-def decode_all(autoencoders: nn.Module, z: Tensor, expert: Tensor) -> Tensor:
+def decode_all(autoencoders: ae.Autoencoders, z: Tensor, expert: Tensor) -> Tensor:
     """Rows with shape (N, D) of standardised latents, each by its expert's autoencoder; the inverse of `encode_all`."""
-    several = cast("Any", autoencoders)
-    owned = [(0, torch.arange(len(z)))] if len(several) == 1 else rows_by_expert(expert, len(several))
-    x = z.new_empty(len(z), several[0].dim)
+    owned = [(0, torch.arange(len(z)))] if len(autoencoders) == 1 else rows_by_expert(expert, len(autoencoders))
+    x = z.new_empty(len(z), autoencoders[0].dim)
     with torch.no_grad():
         for k, mine in owned:
             for at in mine.split(512):
-                x[at] = several[k].decode(z[at])
+                x[at] = autoencoders[k].decode(z[at])
     return x
 
 
 _SETTINGS = "settings.json"
+M = TypeVar("M", bound=Model)
 
 
 def _within(out: Path | None, name: str) -> Path | None:
@@ -326,7 +326,7 @@ def _described(settings: AutoencoderSettings, *tables: Tensor) -> dict[str, Any]
     return {**json.loads(json.dumps(asdict(settings))), "rows": digest.hexdigest()}
 
 
-def _is_kept(out: Path | None, made: dict[str, Any]) -> bool:
+def _is_kept(out: Path | None, made: dict[str, Any]) -> TypeGuard[Path]:
     if out is None or not (out / _SETTINGS).is_file():
         return False
     try:
@@ -339,7 +339,7 @@ def _is_kept(out: Path | None, made: dict[str, Any]) -> bool:
     return True
 
 
-def _kept(model: Any, out: Path | None, made: dict[str, Any]) -> nn.Module:
+def _kept(model: M, out: Path | None, made: dict[str, Any]) -> M:
     """The finished model; what it is made of is written last, as the mark that it is finished."""
     if out is not None:
         model.save_pretrained(out)

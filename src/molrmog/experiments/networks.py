@@ -15,12 +15,11 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser, ExpertDenoiser, ScoreNetwork
 from molrmog.denoisers.experts import PerExpert
 from molrmog.denoisers.gaussian import GaussianDenoiser
 from molrmog.denoisers.mlp import MLPDenoiser
@@ -28,6 +27,7 @@ from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser, gates_of
 from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.learning.starts import mog_start
+from molrmog.models import Denoiser, SupportsDenoise
 
 NETWORKS = ("mog", "gaussian", "unet", "mlp", "residual")
 
@@ -52,13 +52,13 @@ def latent_network(
     attention: bool = True,
     width: int = 256,
     depth: int = 3,
-    base: Denoiser | ExpertDenoiser | None = None,
+    base: SupportsDenoise | None = None,
     gates: bool = False,
     added: float = 1.0,
     unconditional: bool = False,
     sigma_data: float = 1.0,
     seed: int = 0,
-) -> ScoreNetwork:
+) -> Denoiser:
     """Make an untrained network for standardised latents.
 
     Args:
@@ -96,7 +96,7 @@ def latent_network(
     d = z.shape[1]
     picture = len(latent_shape) == 3
 
-    def neural(kind: str, **inside: Any) -> ScoreNetwork:
+    def neural(kind: str, **inside: Any) -> Denoiser:
         torch.manual_seed(seed)
         told: dict[str, Any] = {"experts": experts, "sigma_data": sigma_data, "unconditional": unconditional, **inside}
         if kind == "mlp":
@@ -110,12 +110,12 @@ def latent_network(
         if base is None:
             start_at: dict[str, Any] = {"experts": experts, "latent_dim": latent_dim, "modes": modes, "rank": rank}
             start_at |= {"start": "em", "learn": learn or (), "seed": seed}
-            base = cast(ExpertDenoiser, latent_network("mog", z, expert, latent_shape, **start_at))
+            base = latent_network("mog", z, expert, latent_shape, **start_at)
         seen = {"inputs": 2, "gates": gates_of(base) if gates else 0}
         network = neural("unet" if picture else "mlp", **seen)
         return ResidualDenoiser(base, network, gates=gates, added=added).measure_(z, expert, seed)
     learn = _LEARN if learn is None else learn
-    networks: list[ScoreNetwork] = []
+    networks: list[Denoiser] = []
     for k in range(experts):
         own = z[expert == k]
         subspace_dim = min(latent_dim or d, len(own) - 1)

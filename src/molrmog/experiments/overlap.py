@@ -286,7 +286,7 @@ def compute_data(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         scale = 1.0
         x, x_held = z, z_held
         if chosen.kind == "linear":
-            scale = float(torch.stack([encoder.latent_scale for encoder in cast(Any, encoders)]).mean())
+            scale = float(torch.stack([encoder.latent_scale for encoder in encoders]).mean())
             x, x_held = (torch.from_numpy(np.asarray(part.x)) / scale for part in (rows, held))
         law = fit(x, labels=own, modes=chosen.modes[0], **shape)
         picked = torch.randperm(len(x_held), generator=draw)[: settings["samples"]]

@@ -21,8 +21,9 @@ from typing import Any, Literal, NoReturn, get_args
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from molrmog.interfaces import package_version
+from molrmog.registry import SAMPLERS
 
-_SAMPLERS = Literal["exact", "euler", "heun", "dpm++", "ancestral", "sde"]
+_SAMPLERS: Any = Literal[*SAMPLERS]
 _SCHEDULES = Literal["vp", "ve", "cosine", "flow"]
 _FEATURES = Literal["pca", "classifier", "squeezenet"]
 _NETWORKS = Literal["mog", "gaussian", "unet", "mlp", "residual"]

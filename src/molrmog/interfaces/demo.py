@@ -138,7 +138,7 @@ def _train_networks(
     labels, held_labels = cast(np.ndarray, train.labels), cast(np.ndarray, held.labels)
     expert, held_expert = assign_experts(train.x, labels, 10, others=(held.x, held_labels), seed=seed)
     settings = AutoencoderSettings(kind="linear", latent_dim=_LATENT_DIM)
-    autoencoders = cast(Any, build_autoencoders(train.x, expert, train.shape, settings))
+    autoencoders = build_autoencoders(train.x, expert, train.shape, settings)
     z, held_z = encode_all(autoencoders, train.x, expert), encode_all(autoencoders, held.x, cast(Tensor, held_expert))
     schedule, weights = VPSchedule(), expert.bincount() / len(expert)
     trained: dict[str, Trained] = {}
@@ -146,7 +146,7 @@ def _train_networks(
     with tempfile.TemporaryDirectory() as scratch:
         for name, shape in NETWORKS.items():
             network = molrmog.train(
-                cast(Any, latent_network(z=z, expert=expert, latent_shape=(_LATENT_DIM,), seed=seed, **shape)),
+                latent_network(z=z, expert=expert, latent_shape=(_LATENT_DIM,), seed=seed, **shape),
                 z,
                 schedule,
                 steps=STEPS,

@@ -20,8 +20,7 @@ from molrmog.experiments.page import machine
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
 from molrmog.learning.em import EMState
 from molrmog.learning.fit import fit
 from molrmog.progress import progress, status
@@ -173,7 +172,7 @@ def fit_and_record(
 
 def save_run(
     folder: Path,
-    law: MoLRMoG | HeadTail,
+    law: Law,
     train: Dataset,
     held_out: Dataset,
     settings: Mapping[str, Any],

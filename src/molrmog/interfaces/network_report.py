@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from molrmog import pictures
 from molrmog.data import Dataset
@@ -21,8 +20,8 @@ from molrmog.interfaces import report
 from molrmog.interfaces.evaluation import NETWORK_COST, in_short
 from molrmog.interfaces.runs import Run
 from molrmog.interfaces.trained import Trained
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
+from molrmog.models import SupportsDenoise, as_module, num_experts_of
 
 NAMES = {
     "mog": "MoG network",
@@ -165,14 +164,14 @@ def _left(trained: Trained) -> list[tuple[str, str]] | None:
     return [(number(level), number(float(left))) for level, left in zip(_LEVELS, ratio, strict=True)]
 
 
-def _about(base: object) -> str:
+def _about(base: SupportsDenoise) -> str:
     """What a base is, in a line."""
-    told = f", told which of {getattr(base, 'experts', 0)} experts" if getattr(base, "experts", 0) else ""
-    law = base.law if isinstance(base, ConditionalLaw | MoGDenoiser) else base
-    if isinstance(base, PerExpert):
-        law = getattr(base.networks[0], "law", base)
-    learned = ", trained along" if any(p.requires_grad for p in cast(nn.Module, base).parameters()) else ", frozen"
-    if not isinstance(law, MoLRMoG | HeadTail):
+    K = num_experts_of(base)
+    told = f", told which of {K} experts" if K else ""
+    first = base.networks[0] if isinstance(base, PerExpert) else base
+    law = first.law if isinstance(first, ConditionalLaw | MoGDenoiser) else first
+    learned = ", trained along" if any(p.requires_grad for p in as_module(base).parameters()) else ", frozen"
+    if not isinstance(law, Law):
         return type(base).__name__ + told + learned
     several = (
         "a law per expert" if isinstance(base, PerExpert) else f"one law ({type(law).__name__}), K = {law.subspaces}"

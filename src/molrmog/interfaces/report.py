@@ -14,9 +14,7 @@ from molrmog.data import Dataset
 from molrmog.experiments.page import machine, number
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.runs import REPORT_NAME, Run
-from molrmog.laws.base import Subspace
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law, Subspace
 from molrmog.saving import write_atomically
 
 _DRAWN = 12  # subspaces drawn, the heaviest ones
@@ -27,7 +25,7 @@ _GRID = 64  # pictures in a grid
 
 def write_report(
     run: Run,
-    law: MoLRMoG | HeadTail,
+    law: Law,
     train: Dataset,
     held_out: Dataset,
     samples: np.ndarray,
@@ -66,13 +64,13 @@ def write_report(
         samples,
         others=others,
         introduction=introduction,
-        about=_describe(law),
+        about=law.summary(),
         made=fit,
         cards=_cards([r for r in records if r["kind"] == "measurement"], fit, train),
         curve=_curve(records),
         losses=None if curves is None else pictures.svg_uri(pictures.losses(held_out_losses(curves))),
         labelled=bool(fit.get("labels")),
-        head=law.head.dim if isinstance(law, HeadTail) else None,
+        head=law.head_dim,
         drawn=_drawn(law, train, gates),
         hidden=max(0, law.subspaces - _DRAWN),
         usage=pictures.svg_uri(pictures.gate_usage(_weights(law), gates)) if law.subspaces > 1 else None,
@@ -148,41 +146,20 @@ def held_out_losses(
     return {name: [r for r in records if r["kind"] == "validation"] for name, records in curves.items()}
 
 
-def _weights(law: MoLRMoG | HeadTail) -> np.ndarray:
+def _weights(law: Law) -> np.ndarray:
     """Weights w_k, with shape (K,)."""
     parts = [law.subspace(k).weight for k in range(law.subspaces)]
     return np.array(parts)
 
 
-def _mean_gates(law: MoLRMoG | HeadTail, rows: Dataset) -> np.ndarray:
+def _mean_gates(law: Law, rows: Dataset) -> np.ndarray:
     """Mean responsibility of each subspace, with shape (K,)."""
     total = torch.zeros(law.subspaces, dtype=torch.float64)
     with torch.no_grad():
         for start in range(0, len(rows), 4096):
-            gates = law.posterior(torch.tensor(np.asarray(rows.x[start : start + 4096]))).responsibilities
-            total.index_add_(0, law.component_of, gates.sum(0).double())
+            r = law.subspace_responsibilities(torch.tensor(np.asarray(rows.x[start : start + 4096])))
+            total += r.sum(0).double()
     return (total / len(rows)).numpy()
-
-
-def _range(values: Sequence[int]) -> str:
-    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
-
-
-def _describe(law: MoLRMoG | HeadTail) -> list[tuple[str, str]]:
-    """What the law is, as name and value."""
-    config: dict[str, Any] = law.config
-    out = [
-        ("dimension D", f"{law.dim:,}"),
-        ("subspaces K", str(law.subspaces)),
-        ("latent dimension d", _range(law.latent_dims)),
-        ("modes per subspace n", _range(law.modes)),
-        ("parameters", f"{law.num_parameters:,}"),
-        ("noise floor", f"{number(law.noise_floor)} data units"),
-    ]
-    if "head" in config:
-        head = config["head"]["dim"]
-        out.insert(1, ("form", f"mixture in {head} leading coordinates, Gaussian in {config['tail']} more"))
-    return out
 
 
 def _table(measured: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
@@ -272,7 +249,7 @@ def _sample_pictures(
     return out
 
 
-def _drawn(law: MoLRMoG | HeadTail, layout: Dataset, gates: np.ndarray) -> list[dict[str, Any]]:
+def _drawn(law: Law, layout: Dataset, gates: np.ndarray) -> list[dict[str, Any]]:
     """The heaviest subspaces, as pictures."""
     order = np.argsort(-_weights(law), kind="stable")[:_DRAWN]
     out: list[dict[str, Any]] = []
@@ -308,7 +285,7 @@ def _images(part: Subspace, layout: Dataset) -> dict[str, Any]:
     }
 
 
-def _composition(law: MoLRMoG | HeadTail, held_out: Dataset) -> dict[str, Any] | None:
+def _composition(law: Law, held_out: Dataset) -> dict[str, Any] | None:
     """Share of every class's held-out rows that each subspace owns."""
     if held_out.labels is None or law.subspaces < 2 or law.subspaces > 40:
         return None
@@ -345,7 +322,7 @@ def _data_rows(train: Dataset, held_out: Dataset) -> list[tuple[str, str]]:
     return out
 
 
-def _notes(law: MoLRMoG | HeadTail, train: Dataset, fit: Mapping[str, Any]) -> list[str]:
+def _notes(law: Law, train: Dataset, fit: Mapping[str, Any]) -> list[str]:
     """What a reader must know before comparing these numbers with others."""
     floor = (
         f"The noise floor, the smallest standard deviation in any direction, is {number(law.noise_floor)} in data units"

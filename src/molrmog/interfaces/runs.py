@@ -31,11 +31,9 @@ import torch
 from torch import Tensor
 
 from molrmog.data import Layout
-from molrmog.denoisers.base import ScoreNetwork
-from molrmog.denoisers.saved import load
 from molrmog.interfaces.trained import Trained
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
+from molrmog.registry import load
 from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked, write_atomically
 from molrmog.schedules import Schedule
 
@@ -70,14 +68,14 @@ class Run:
             why = f"{' and '.join(missing)} missing" if self.folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"no run at {self.folder} ({why}): make one with molrmog fit DATA --out RUN")
 
-    def model(self) -> MoLRMoG | HeadTail | Trained:
+    def model(self) -> Law | Trained:
         """Read the law, or the network.
 
         Raises:
             ValueError: the model is corrupt, or no model of a run.
         """
-        found = load(self.folder)
-        if not isinstance(found, ScoreNetwork):
+        found = load(self.folder, "denoiser")
+        if isinstance(found, Law):
             return found
         rows = self.info().get("expert_rows")
         if not rows:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork, expert_of_rows, given
+from molrmog.denoisers.base import condition_on, expert_of_rows
 from molrmog.denoisers.experts import Experts, PerExpert
 from molrmog.denoisers.guidance import guide
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser
-from molrmog.laws.base import draw
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
 from molrmog.metrics import Cost, cost
+from molrmog.models import Denoiser
 from molrmog.sampling import sample, sample_experts
 from molrmog.sampling.experts import ExpertSamples
 from molrmog.schedules import Schedule
@@ -28,12 +28,12 @@ class Trained:
     """A score network with all that sampling needs.
 
     Attributes:
-        model: `Experts`, or a network of the rows themselves that is told their expert.
+        model: `Experts`, or a network of the rows themselves.
         schedule: the noise schedule it was trained with.
         weights: of the experts, with shape (K,).
     """
 
-    model: ScoreNetwork
+    model: Denoiser
     schedule: Schedule
     weights: Tensor
 
@@ -43,15 +43,15 @@ class Trained:
         return isinstance(self.model, Experts)
 
     @property
-    def denoiser(self) -> ExpertDenoiser:
+    def denoiser(self) -> Denoiser:
         """The score network alone."""
-        return self.model.denoiser if isinstance(self.model, Experts) else cast(ExpertDenoiser, self.model)
+        return self.model.denoiser if isinstance(self.model, Experts) else self.model
 
     @property
-    def laws(self) -> list[MoLRMoG] | None:
+    def laws(self) -> list[Law] | None:
         """The law of each expert's latents, or rows; None where the network is not made of laws."""
         networks = self.denoiser.networks if isinstance(self.denoiser, PerExpert) else []
-        laws = [network.law for network in networks if isinstance(network, MoGDenoiser)]
+        laws: list[Law] = [network.law for network in networks if isinstance(network, MoGDenoiser)]
         return laws if len(laws) == len(self.weights) else None
 
     @property
@@ -59,10 +59,10 @@ class Trained:
         """What a network on a base is while it adds nothing: the base alone; None for other networks."""
         if not isinstance(self.denoiser, ResidualDenoiser):
             return None
-        alone = ResidualDenoiser(cast(Any, self.denoiser.base), _Nothing(self.denoiser.experts), as_input=False)
-        model: ScoreNetwork = alone
+        alone = ResidualDenoiser(self.denoiser.base, _Nothing(self.denoiser.num_experts), as_input=False)
+        model: Denoiser = alone
         if isinstance(self.model, Experts):
-            model = Experts(cast(Any, self.model.autoencoders), alone, self.model.weights)
+            model = Experts(self.model.autoencoders, alone, self.model.weights)
         return type(self)(model.to(self.device).eval(), self.schedule, self.weights)
 
     @property
@@ -121,7 +121,7 @@ class Trained:
             raise ValueError(f"--expert {expert}: the network has experts 0 to {K - 1}")
         if sampler == "exact" and self.laws is None:
             raise ValueError("--sampler exact draws from laws, and this network is none: try --sampler heun")
-        if guidance != 1 and not getattr(self.denoiser, "unconditional", False):
+        if guidance != 1 and not self.denoiser.null_expert:
             raise ValueError(
                 f"--guidance {guidance}: this network was never trained without an expert: train a unet, mlp or "
                 "residual with --drop-expert 0.1"
@@ -133,7 +133,7 @@ class Trained:
             walk |= {"guidance": guidance, "guidance_interval": guidance_interval}
             return sample_experts(self.model, schedule, num, expert=expert, batch_size=_BATCH, **walk)
         denoiser = guide(self.denoiser, guidance, guidance_interval)
-        k = draw(self.weights[None], num, generator)[0] if expert is None else torch.full((num,), expert)
+        k = categorical(self.weights[None], num, generator)[0] if expert is None else torch.full((num,), expert)
         k = expert_of_rows(k.to(self.device), torch.empty(num, 0, device=self.device), K)
         if sampler == "exact":
             x = torch.empty(num, self.model.dim, device=self.device)
@@ -142,8 +142,8 @@ class Trained:
                 x[mine] = law.sample(len(mine), generator).x
         else:
             shapes = [(len(part), self.model.dim) for part in k.split(_BATCH)]
-            walkers = [given(denoiser, part) for part in k.split(_BATCH)]
-            x = torch.cat([sample(w, schedule, shape, **walk) for w, shape in zip(walkers, shapes, strict=True)])
+            parts = [condition_on(denoiser, part) for part in k.split(_BATCH)]
+            x = torch.cat([sample(part, schedule, shape, **walk) for part, shape in zip(parts, shapes, strict=True)])
         return ExpertSamples(x, k, x)
 
     def cost(self, num: int = 256) -> Cost:
@@ -151,15 +151,15 @@ class Trained:
         drawn = self.sample(num, steps=4)
         s = gamma = 0.5**0.5
         noise = torch.randn(drawn.latent.shape, generator=torch.Generator().manual_seed(0)).to(drawn.latent)
-        return cost(cast(Any, self.model), s * drawn.latent + gamma * noise, s, gamma, drawn.expert)
+        return cost(self.model, s * drawn.latent + gamma * noise, s, gamma, drawn.expert)
 
 
 class _Nothing(nn.Module):
     """A network that adds nothing to its base."""
 
-    def __init__(self, experts: int) -> None:
+    def __init__(self, num_experts: int) -> None:
         super().__init__()
-        self.experts = experts
+        self.num_experts = num_experts
 
     def forward(self, x: Tensor, c_noise: Tensor, expert: Tensor | None) -> Tensor:
         return torch.zeros_like(x)

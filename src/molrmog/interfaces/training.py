@@ -33,13 +33,11 @@ from torch import Tensor
 
 from molrmog import pictures
 from molrmog.data import Dataset, load_parts
-from molrmog.denoisers.base import ScoreNetwork
 from molrmog.denoisers.conditional import ConditionalLaw
-from molrmog.denoisers.experts import Autoencoders, Experts
+from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.mog import LEARNABLE
-from molrmog.denoisers.saved import load
 from molrmog.denoisers.unet import diffusers_unet
-from molrmog.experiments.bases import Base, fitted_base, saved_base
+from molrmog.experiments.bases import fitted_base, saved_base
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.networks import latent_network
 from molrmog.experiments.page import machine
@@ -65,7 +63,9 @@ from molrmog.learning.run import CHECKPOINTS_NAME
 from molrmog.learning.score_matching import ScoreMatching, check_level_mean
 from molrmog.learning.trainer import train_objective
 from molrmog.metrics import Stopwatch
+from molrmog.models import Denoiser
 from molrmog.progress import progress, status
+from molrmog.registry import load
 from molrmog.saving import MODEL_NAME, locked, write_atomically
 from molrmog.schedules import Schedule
 
@@ -300,7 +300,7 @@ def _train(
             place, device = folder / AUTOENCODERS_NAME, settings["device"]
             autoencoders = build_autoencoders(train.x, expert, train.shape, made, place, device=device, on_step=on_step)
             z, held_z = (encode_all(autoencoders, *rows) for rows in ((train.x, expert), (held.x, held_expert)))
-        latent_shape, sigma_data = cast(Any, autoencoders)[0].latent_shape, 1.0
+        latent_shape, sigma_data = autoencoders[0].latent_shape, 1.0
 
     base = None
     if settings["network"] == "residual":
@@ -319,7 +319,7 @@ def _train(
             rank=rank,
             learn=_learned(settings),
             learned_mean=not settings["zero_mean"],
-            base=cast(Any, base),
+            base=base,
             unconditional=settings["drop_expert"] > 0,
             sigma_data=sigma_data,
             **{name: settings[name] for name in same},
@@ -327,10 +327,10 @@ def _train(
     schedule = Schedule.from_config({"name": settings["schedule"]})
     weights = count / count.sum()
 
-    def assembled(network: ScoreNetwork) -> Trained:
+    def assembled(network: Denoiser) -> Trained:
         if autoencoders is None:
             return Trained(network, schedule, weights)
-        model = Experts(cast(Autoencoders, autoencoders), cast(Any, network), weights)
+        model = Experts(autoencoders, network, weights)
         return Trained(model.to(next(network.parameters()).device), schedule, weights)
 
     def on_grid(average: Any, step: int) -> None:
@@ -339,7 +339,7 @@ def _train(
         write_atomically(folder / GRIDS_NAME / f"step-{step:08d}.png", lambda part: part.write_bytes(picture))
 
     objective = ScoreMatching(
-        cast(Any, network),
+        network,
         schedule,
         sigma_data=sigma_data,
         **{name: settings[name] for name in ("weighting", "levels", "targets", "drop_expert")},
@@ -361,7 +361,7 @@ def _learned(settings: Mapping[str, Any]) -> str | list[str] | None:
 
 def _base(
     folder: Path, settings: Mapping[str, Any], train: Dataset, z: Tensor, expert: Tensor, latent_dim: int
-) -> Base:
+) -> Denoiser:
     """What a residual network stands on, made once and kept."""
     place, learn = folder / BASE_NAME, _learned(settings) or ()
     if not (place / MODEL_NAME).is_file():
@@ -374,13 +374,13 @@ def _base(
             else:
                 base = _fitted(folder, settings, z, expert, latent_dim, learn)
         base.save_pretrained(place)
-    base = load(place)
+    base = load(place, "denoiser")
     return base if learn else base.requires_grad_(False)
 
 
 def _fitted(
     folder: Path, settings: Mapping[str, Any], z: Tensor, expert: Tensor, latent_dim: int, learn: Sequence[str] | str
-) -> Base:
+) -> Denoiser:
     """A law of rows or of latents that the experts share, or one for the latents of each expert."""
     same: dict[str, Any] = {name: settings[name] for name in ("modes", "rank", "seed")}
     if settings["autoencoder"] in _APART:

@@ -18,9 +18,9 @@ row by itself where few need it. What that takes is for each law to say; noise l
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torch._C import _DisableFuncTorch  # pyright: ignore
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.utils.checkpoint import checkpoint
 
-from molrmog.models import Denoiser, Expert, Noise
+from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 
 NumPy = np.ndarray[Any, Any]
 Rows = TypeVar("Rows", Tensor, NumPy)
@@ -125,14 +125,17 @@ class Law(Denoiser):
         modes: number n_k of modes in each subspace.
         head_dim: how many leading coordinates the mixture lives in, where these are not all; None otherwise.
         has_top_modes: whether `denoise_by_top_modes` is offered.
+        learnable: what a network made of the law may learn, and the parameter that holds it; empty where none can.
         parameter_names: of the tensors that the law owns itself.
     """
 
     kind = "law"
+    frozen = True
     latent_dims: tuple[int, ...]
     modes: tuple[int, ...]
     head_dim: int | None = None
-    has_top_modes: bool = False
+    has_top_modes: ClassVar[bool] = False
+    learnable: ClassVar[Mapping[str, str]] = {}
     parameter_names: tuple[str, ...]
 
     def __init__(self) -> None:
@@ -194,18 +197,15 @@ class Law(Denoiser):
         """The single Gaussian with the mean and covariance of x_0, as a law with one subspace and one mode."""
 
     def summary(self) -> list[tuple[str, str]]:
-        """What the law is made of, as (label, text) pairs for people."""
-
-        def either(values: Sequence[int]) -> str:
-            least, most = min(values), max(values)
-            return f"{least}" if least == most else f"{least} to {most}"
-
+        """What the law is, as name and value."""
+        d, n = self.latent_dims, self.modes
         return [
-            ("subspaces", f"{self.subspaces}"),
-            ("dimension of each", either(self.latent_dims)),
-            ("modes in each", either(self.modes)),
+            ("dimension D", f"{self.dim:,}"),
+            ("subspaces K", str(self.subspaces)),
+            ("latent dimension d", str(d[0]) if min(d) == max(d) else f"{min(d)} to {max(d)}"),
+            ("modes per subspace n", str(n[0]) if min(n) == max(n) else f"{min(n)} to {max(n)}"),
             ("parameters", f"{self.num_parameters:,}"),
-            ("smallest noise", f"{self.noise_floor:.3g}"),
+            ("noise floor", f"{self.noise_floor:.4g} data units"),
         ]
 
     # --- what it says of rows
@@ -232,8 +232,7 @@ class Law(Denoiser):
 
         A law is not conditional on an expert: `alone` is the law of one subspace, and a `ConditionalLaw` takes experts.
         """
-        if expert is not None:
-            raise ValueError("a law is not conditional on an expert: ask law.alone(k), or wrap it in a ConditionalLaw")
+        refuse_expert(self, expert, "ask law.alone(k), wrap the law in a ConditionalLaw, or pass none")
         return self._by_rows(lambda *rows: (self._denoise(*rows),), x, s, gamma)[0]
 
     def divergence(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
@@ -460,11 +459,6 @@ class Law(Denoiser):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_derived": {}}
 
-    @classmethod
-    def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> Self:
-        """Build a law from its description and tensors, frozen; see :meth:`from_pretrained`."""
-        return super().from_saved(config, tensors, where).requires_grad_(False)
-
 
 _CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**26}  # numbers held at once: 64 MiB in float32, 256 MiB on a GPU
 
@@ -683,6 +677,3 @@ def _diagonal(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             for i in range(x.shape[1])
         ]
     return torch.stack(columns, 1)
-
-
-draw, routes = categorical, active_rows

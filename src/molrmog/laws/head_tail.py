@@ -211,8 +211,10 @@ class HeadTail(Law):
         return cls(head, torch.eye(dim, head.dim + tail), torch.zeros(dim), torch.zeros(tail), torch.zeros(()))
 
     def summary(self) -> list[tuple[str, str]]:
-        """What the law is made of, as (label, text) pairs for people."""
-        return [*super().summary(), ("head, tail", f"{self.head.dim}, {len(self.spread)} of {self.dim} coordinates")]
+        """What the law is, as name and value."""
+        first, *rest = super().summary()
+        form = f"mixture in {self.head.dim} leading coordinates, Gaussian in {len(self.spread)} more"
+        return [first, ("form", form), *rest]
 
     @torch.no_grad()
     def scaled(self, c: float) -> Self:

@@ -47,8 +47,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,15 @@ class MoLRMoG(Law):
     """
 
     has_top_modes = True
+    learnable: ClassVar[Mapping[str, str]] = {
+        "basis": "basis",
+        "offset": "offset",
+        "mean": "mean",
+        "factor": "factor",
+        "tau": "tau",
+        "subspace_weights": "subspace_logits",
+        "mode_weights": "mode_logits",
+    }
     parameter_names = ("basis", "offset", "mean", "factor", "tau", "subspace_logits", "mode_logits")
 
     def __init__(

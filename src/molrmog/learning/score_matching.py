@@ -30,8 +30,8 @@ An end where sigma is infinite or zero, as at t = 1 of the flow schedule, counts
 The last two trade the variance of the gradient for a bias (small in large batches) or for a law that is known. The
 batch is what one process handles at once, so with "batch" the loss depends on how rows are split.
 
-With `drop_expert` = p a row is told no expert with probability p, so that one denoiser learns E[x_0 | x_t, k] and
-E[x_0 | x_t], the two that guidance needs. This is of the training alone: in eval mode every row is told its own.
+With `drop_expert` = p a row names no expert with probability p, so that one denoiser learns E[x_0 | x_t, k] and
+E[x_0 | x_t], the two that guidance needs. This is of the training alone: in eval mode every row names its own.
 
 References:
     Vincent, A Connection Between Score Matching and Denoising Autoencoders, Neural Computation 23(7), 2011.
@@ -46,12 +46,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import NO_EXPERT, Denoiser, ExpertDenoiser
+from molrmog.models import NULL_EXPERT, SupportsDenoise, denoise_with, dim_of, has_null_expert
 from molrmog.schedules import _SIGMA_CAP, _SIGMA_FLOOR, Schedule
 
 WEIGHTINGS = ("edm", "x0", "eps", "min-snr")
@@ -59,13 +59,14 @@ LEVELS = ("log-normal", "log-snr")
 
 Weighting = Literal["edm", "x0", "eps", "min-snr"]
 Levels = Literal["log-normal", "log-snr"]
-Targets = Literal["sample", "batch"] | Denoiser | ExpertDenoiser
+Targets = Literal["sample", "batch"] | SupportsDenoise
+D = TypeVar("D", bound=SupportsDenoise)
 
 _EDM_LEVEL_MEAN, _EDM_DEVIATION = -1.2, 0.5  # EDM's mean of log sigma, and the deviation of data it is made for
 _MAX_SNR = 5.0  # the gamma of min-SNR-gamma
 
 
-class ScoreMatching(nn.Module):
+class ScoreMatching(nn.Module, Generic[D]):
     """The denoising loss of rows, as an objective that `training` can minimise.
 
     Attributes:
@@ -84,7 +85,7 @@ class ScoreMatching(nn.Module):
 
     def __init__(
         self,
-        denoiser: Denoiser | ExpertDenoiser,
+        denoiser: D,
         schedule: Schedule,
         *,
         weighting: Weighting = "edm",
@@ -107,8 +108,8 @@ class ScoreMatching(nn.Module):
             sigma_data: the standard deviation c in the weight of EDM, in data units.
             level_mean: mean of log sigma, for "log-normal"; where None EDM's for data of deviation c, -1.2 + log(2c).
             level_std: standard deviation of log sigma, for "log-normal".
-            drop_expert: probability that a row is told no expert while training, in [0, 1); more than 0 needs a
-                denoiser that is `unconditional`, and rows with experts.
+            drop_expert: probability that a row names no expert while training, in [0, 1); more than 0 needs a
+                denoiser with a null expert, and rows with experts.
 
         Raises:
             ValueError: an unknown name, a number out of its range, or experts dropped for a denoiser that needs them.
@@ -127,7 +128,7 @@ class ScoreMatching(nn.Module):
             check_level_mean(level_mean, schedule)
         if not 0 <= drop_expert < 1:
             raise ValueError(f"drop_expert = {drop_expert}: pass a probability in [0, 1)")
-        if drop_expert and not getattr(denoiser, "unconditional", False):
+        if drop_expert and not has_null_expert(denoiser):
             raise ValueError(
                 f"drop_expert = {drop_expert}: this {type(denoiser).__name__} does not answer without an expert, build "
                 "it with unconditional=True"
@@ -163,7 +164,7 @@ class ScoreMatching(nn.Module):
     def draw(self, rows: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Noise levels s and gamma, with shape (rows,), and noise eps, with shape (rows, D), on the CPU.
 
-        Where experts are dropped, a fourth tensor, with shape (rows,), is true in the rows that are told none.
+        Where experts are dropped, a fourth tensor, with shape (rows,), is true in the rows that name none.
 
         Args:
             rows: how many.
@@ -177,7 +178,7 @@ class ScoreMatching(nn.Module):
             log_sigma = low + (high - low) * torch.rand(rows, generator=generator).double()
         t = self.schedule.time(-2 * log_sigma).clamp(self.schedule.t_min, self.schedule.t_max)
         s, gamma = self.schedule(t)
-        eps = torch.randn(rows, self.denoiser.dim, generator=generator)  # pyright: ignore[reportAttributeAccessIssue]
+        eps = torch.randn(rows, dim_of(self.denoiser), generator=generator)
         if not self.drop_expert:
             return s.float(), gamma.float(), eps
         return s.float(), gamma.float(), eps, torch.rand(rows, generator=generator) < self.drop_expert
@@ -196,16 +197,17 @@ class ScoreMatching(nn.Module):
         if self.drop_expert and not expert:
             raise ValueError(f"drop_expert = {self.drop_expert}: pass the expert of each row")
         dropped = rest[-1] if self.drop_expert and self.training else None
-        told = expert if dropped is None else [expert[0].masked_fill(dropped, NO_EXPERT)]
-        given = {"expert": told[0]} if told else {}
+        index = expert[0] if expert else None
+        if index is not None and dropped is not None:
+            index = index.masked_fill(dropped, NULL_EXPERT)
         s, gamma, eps = s.to(x0.dtype), gamma.to(x0.dtype), eps.to(x0.dtype)
         xt = s[:, None] * x0 + gamma[:, None] * eps  # (B, D)
-        estimate = self.denoiser.denoise(xt, s, gamma, **given)
+        estimate = denoise_with(self.denoiser, xt, s, gamma, index)
         with torch.no_grad():
             if isinstance(self.targets, str):
                 target = x0 if self.targets == "sample" else batch_mean(x0, s, gamma, eps, *expert, dropped=dropped)
             else:
-                target = self.targets.denoise(xt, s, gamma, **given)
+                target = denoise_with(self.targets, xt, s, gamma, index)
         return self.weight(s, gamma) * (estimate.to(x0.dtype) - target).square().mean(1)
 
     def weight(self, s: Tensor, gamma: Tensor) -> Tensor:
@@ -237,7 +239,7 @@ def batch_mean(
         gamma: noise standard deviation of each row, with shape (B,).
         eps: noise of each row, with shape (B, D).
         expert: of each row, with shape (B,): only rows of the same expert count.
-        dropped: which rows are told none, with shape (B,): for them rows of every expert count.
+        dropped: which rows name none, with shape (B,): for them rows of every expert count.
 
     References:
         Xu, Tong, Jaakkola, arXiv 2302.00670, eq. 5.

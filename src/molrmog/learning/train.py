@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import Denoiser, ExpertDenoiser
-from molrmog.denoisers.mog import MoGDenoiser
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.denoisers.mog import MoGDenoiser, can_learn
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
 from molrmog.learning.run import Table, is_main_process
 from molrmog.learning.score_matching import Levels, ScoreMatching, Targets, Weighting
 from molrmog.learning.trainer import train_objective
+from molrmog.models import SupportsDenoise, as_module, dim_of, num_experts_of
 from molrmog.schedules import Schedule
 
-Network = TypeVar("Network", bound=Denoiser | ExpertDenoiser)
+Network = TypeVar("Network", bound=SupportsDenoise)
 
 
 def train(
@@ -67,12 +66,13 @@ def train(
     `torchrun --standalone --nproc_per_node 2 SCRIPT` (`accelerate launch --cpu` starts one, whatever it is told).
 
     Args:
-        denoiser: a score network, or a `MoLRMoG`, all of whose parameters are then learned; it is trained in place.
+        denoiser: a score network, or a law such as `MoLRMoG`, all of whose parameters are then learned; it is trained
+            in place.
         data: rows with shape (N, D): tensor, array, memory map or Dataset (whose labels are not used).
         schedule: the noise schedule.
         steps: optimiser steps.
         out: the run folder, with checkpoints, metrics.jsonl and in the end the model; None keeps nothing.
-        experts: the expert of each row, with shape (N,), for denoisers that are told.
+        experts: the expert of each row, with shape (N,), for denoisers that know experts.
         validation: rows on which the loss of the averaged weights is taken.
         validation_experts: their experts.
         weighting: "edm", "x0", "eps" or "min-snr"; see `learning.score_matching`, also for the next six.
@@ -81,7 +81,7 @@ def train(
         sigma_data: standard deviation in the weight of EDM; that of the data where None.
         level_mean: mean of log sigma; -1.2 + log(2 sigma_data), as EDM has it, where None.
         level_std: standard deviation of log sigma.
-        drop_expert: probability that a row is told no expert, so that the denoiser can be guided.
+        drop_expert: probability that a row names no expert, so that the denoiser can be guided.
         batch_size: see `TrainingOptions`, also for all that follow but the last two.
         micro_batch_size: rows that a process handles at once.
         optimizer: "adamw" or "adam".
@@ -121,13 +121,14 @@ def train(
     References:
         arXiv 2601.01475, section 5, for the networks that are compared; `molrmog.learning.score_matching` for the loss.
     """
-    network = cast("nn.Module", MoGDenoiser(denoiser) if isinstance(denoiser, MoLRMoG) else denoiser)
+    learner = MoGDenoiser(denoiser) if can_learn(denoiser) else None
+    network = as_module(denoiser) if learner is None else learner
     tables = _rows_and_experts(network, data, experts)
     held_out = None if validation is None else _rows_and_experts(network, validation, validation_experts)
     if held_out is not None and len(held_out) != len(tables):
         raise ValueError("experts and validation_experts belong together: pass both or none")
     objective = ScoreMatching(
-        cast(Denoiser, network),
+        denoiser if learner is None else learner,
         schedule,
         weighting=weighting,
         levels=levels,
@@ -160,26 +161,26 @@ def train(
         tensorboard=tensorboard,
     )
 
-    def grid(average: ScoreMatching, step: int) -> None:
-        trained = cast(MoGDenoiser, average.denoiser).law if isinstance(denoiser, MoLRMoG) else average.denoiser
+    def grid(average: ScoreMatching[Any], step: int) -> None:
         assert on_grid is not None
-        on_grid(cast(Network, trained), step)
+        on_grid(average.denoiser if learner is None else average.denoiser.law, step)
 
     on_average = None if on_grid is None else grid
     train_objective(objective, tables, options, validation=held_out, on_grid=on_average, progress=progress)
-    if isinstance(denoiser, MoLRMoG):
-        device_of = next(network.parameters()).device
-        denoiser.to(device_of).load_state_dict(cast(MoGDenoiser, network).law.state_dict())
-        denoiser.requires_grad_(False).eval()
-    if out is not None and hasattr(denoiser, "save_pretrained") and is_main_process():
-        cast(Any, denoiser).save_pretrained(out)
+    if learner is not None:
+        law = as_module(denoiser).to(next(learner.parameters()).device)
+        law.load_state_dict(learner.law.state_dict())
+        law.requires_grad_(False).eval()
+    save = getattr(denoiser, "save_pretrained", None)  # networks of users may have it, too
+    if out is not None and save is not None and is_main_process():
+        save(out)
     return denoiser
 
 
 def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, ...]:
     """Rows in the dtype of the network, and the expert of each where given."""
     rows = Rows(x, dtype=next(network.parameters()).dtype)
-    dim = getattr(network, "dim", rows.dim)
+    dim = dim_of(network)
     if dim != rows.dim:
         raise ValueError(f"the data have {rows.dim} columns, but the denoiser has D = {dim}: pass rows it was made for")
     rows.check_finite()
@@ -189,8 +190,8 @@ def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, 
     whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
     if index.shape != (len(rows),) or not whole or bool((index < 0).any()):
         raise ValueError(f"experts must be {len(rows)} integers >= 0, one per row: pass e.g. the labels of the data")
-    known = getattr(network, "experts", 0)
-    if isinstance(known, int) and 0 < known <= int(index.max()):
+    known = num_experts_of(network)
+    if 0 < known <= int(index.max()):
         raise ValueError(f"expert {int(index.max())} of a row is unknown: the denoiser has experts 0 to {known - 1}")
     return rows, index.long()
 

@@ -32,15 +32,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser, ExpertDenoiser
-from molrmog.laws.base import Subspace
+from molrmog.laws.base import Law, Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
+from molrmog.models import SupportsDenoise, denoise_with, num_experts_of
 from molrmog.schedules import Schedule
 
 _BLOCK = 256  # rows that a denoiser sees at once
@@ -174,15 +173,15 @@ class Outputs:
 
 
 def outputs(
-    denoiser: Denoiser | ExpertDenoiser,
-    law: Denoiser | ExpertDenoiser,
+    denoiser: SupportsDenoise,
+    law: SupportsDenoise,
     x: Rows,
     schedule: Schedule,
     times: Sequence[float] | int = 24,
     seed: int = 0,
     *,
     expert: Tensor | None = None,
-    gaussian: Denoiser | ExpertDenoiser | None = None,
+    gaussian: SupportsDenoise | None = None,
 ) -> Iterator[Outputs]:
     """What a denoiser and a law say of the same noised rows, level by level.
 
@@ -221,15 +220,15 @@ def outputs(
 
 
 def agreement(
-    denoiser: Denoiser | ExpertDenoiser,
-    law: Denoiser | ExpertDenoiser,
+    denoiser: SupportsDenoise,
+    law: SupportsDenoise,
     x: Rows,
     schedule: Schedule,
     times: Sequence[float] | int = 24,
     seed: int = 0,
     *,
     expert: Tensor | None = None,
-    gaussian: Denoiser | ExpertDenoiser | None = None,
+    gaussian: SupportsDenoise | None = None,
 ) -> list[Agreement]:
     """Compare a denoiser with a law on the same noised rows.
 
@@ -258,8 +257,8 @@ def agreement(
         >>> f"{low.share:.3f} {high.apart:.3f}"
         '1.000 0.000'
     """
-    if gaussian is None and hasattr(law, "moment_matched"):
-        gaussian = cast(Any, law).moment_matched()
+    if gaussian is None and isinstance(law, Law):
+        gaussian = law.moment_matched()
     levels = outputs(denoiser, law, x, schedule, times, seed, expert=expert, gaussian=gaussian)
     return [level.agreement() for level in levels]
 
@@ -322,7 +321,7 @@ def time_levels(schedule: Schedule, n: int) -> list[float]:
 
 
 def jump_time(
-    denoiser: Denoiser, law: Denoiser, x: Rows, schedule: Schedule, tolerance: float = 0.05, seed: int = 0
+    denoiser: SupportsDenoise, law: SupportsDenoise, x: Rows, schedule: Schedule, tolerance: float = 0.05, seed: int = 0
 ) -> float | None:
     """The earliest time from which on, up to pure noise, denoiser and law agree.
 
@@ -330,7 +329,7 @@ def jump_time(
     and spend all its steps below.
 
     Args:
-        denoiser: any, over R^D; bind its expert with `given` where it has several.
+        denoiser: any, over R^D; see `condition_on` where it knows experts.
         law: the law to start from.
         x: clean rows with shape (N, D).
         schedule: of the sampler.
@@ -368,13 +367,13 @@ def agree_from(apart: Sequence[float], tolerance: float) -> int | None:
 
 
 @torch.no_grad()
-def _denoised(denoiser: Denoiser | ExpertDenoiser, xt: Tensor, s: float, gamma: float, expert: Tensor | None) -> Tensor:
+def _denoised(denoiser: SupportsDenoise, xt: Tensor, s: float, gamma: float, expert: Tensor | None) -> Tensor:
     dtype, device = placement(denoiser)
-    told = expert is not None and getattr(denoiser, "experts", 0) > 0
+    known = expert if num_experts_of(denoiser) else None
     parts: list[Tensor] = []
     for at in blocks(len(xt), _BLOCK):
-        known = {"expert": cast(Tensor, expert)[at].to(device)} if told else {}
-        parts.append(cast(Any, denoiser).denoise(xt[at].to(device, dtype), s, gamma, **known))
+        index = None if known is None else known[at].to(device)
+        parts.append(denoise_with(denoiser, xt[at].to(device, dtype), s, gamma, index))
     return torch.cat(parts).to(xt)
 
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import flop_counter
 
-from molrmog.denoisers.base import Denoiser
+from molrmog.denoisers.experts import Experts
+from molrmog.models import SupportsDenoise, denoise_with, num_parameters_of
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -53,13 +54,12 @@ class Cost:
 
 
 def cost(
-    denoiser: Denoiser, x: Tensor, s: float | Tensor, gamma: float | Tensor, expert: int | Tensor | None = None
+    denoiser: SupportsDenoise, x: Tensor, s: float | Tensor, gamma: float | Tensor, expert: int | Tensor | None = None
 ) -> Cost:
     """Count the parameters of a denoiser and its operations on a batch, per row.
 
     Args:
-        denoiser: anything with `denoise`. One with autoencoders has `latent_denoise` and `decode`, which are measured
-            in its place, and `autoencoder_parameters`.
+        denoiser: anything with `denoise`; of `Experts` the latent denoiser and the autoencoders, each by itself.
         x: noised rows with shape (B, D), or noised latents with shape (B, d) where there are autoencoders.
         s: signal scale, a float or one per row with shape (B,).
         gamma: noise standard deviation, a float or one per row with shape (B,).
@@ -79,16 +79,14 @@ def cost(
     """
     if not len(x):
         raise ValueError("x has no rows: pass at least one")
-    model: Any = denoiser
-    given = () if expert is None else (expert,)
-    denoise = getattr(model, "latent_denoise", model.denoise)
-    decode = getattr(model, "decode", None)
+    whole = denoiser if isinstance(denoiser, Experts) else None
+    network = denoiser if whole is None else whole.denoiser
     with torch.no_grad():
-        work = count_flops(lambda: denoise(x, s, gamma, *given))
-        decoding = 0 if decode is None else count_flops(lambda: decode(x, *given))
+        work = count_flops(lambda: denoise_with(network, x, s, gamma, expert))
+        decoding = 0 if whole is None else count_flops(lambda: whole.decode(x, expert))
     return Cost(
-        parameters=_parameters(model),
-        autoencoder_parameters=int(getattr(model, "autoencoder_parameters", 0)),
+        parameters=num_parameters_of(denoiser),
+        autoencoder_parameters=0 if whole is None else whole.autoencoder_parameters,
         flops=work / len(x),
         autoencoder_flops=decoding / len(x),
     )
@@ -112,13 +110,6 @@ def count_flops(call: Callable[[], object]) -> int:
     with flop_counter.FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
         call()
     return counter.get_total_flops()
-
-
-def _parameters(model: object) -> int:
-    own = getattr(model, "num_parameters", None)
-    if own is not None:
-        return int(own)
-    return sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
 
 
 class Stopwatch:

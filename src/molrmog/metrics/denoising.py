@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from molrmog.denoisers.base import Denoiser
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
+from molrmog.models import SupportsDenoise
 
 # Rows noised together; a constant, because it fixes the order in which random numbers are drawn.
 _BLOCK = 256
@@ -87,7 +87,7 @@ def _range_loss(loss: np.ndarray, inside: np.ndarray, low: float, high: float) -
 
 
 def denoising_loss(
-    denoiser: Denoiser,
+    denoiser: SupportsDenoise,
     x: Rows,
     *,
     log_gamma: Distribution | None = None,

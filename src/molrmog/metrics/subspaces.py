@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
 from molrmog.metrics._rows import Rows, as_array
 
 
@@ -74,7 +74,7 @@ def principal_angles(a: Rows, b: Rows) -> np.ndarray:
     return np.degrees(np.arctan2(sines, cosines))
 
 
-def subspace_error(fitted: MoLRMoG | Sequence[Rows], true: MoLRMoG | Sequence[Rows]) -> SubspaceError:
+def subspace_error(fitted: Law | Sequence[Rows], true: Law | Sequence[Rows]) -> SubspaceError:
     """Error of fitted subspaces against true ones.
 
     Where a pair differs in dimension the angles are those of the smaller one, so 0 means that it lies in the larger;
@@ -93,7 +93,7 @@ def subspace_error(fitted: MoLRMoG | Sequence[Rows], true: MoLRMoG | Sequence[Ro
     from scipy.optimize import linear_sum_assignment
 
     ours, theirs = (
-        [side.subspace(k).basis for k in range(side.subspaces)] if isinstance(side, MoLRMoG) else list(side)
+        [side.subspace(k).basis for k in range(side.subspaces)] if isinstance(side, Law) else list(side)
         for side in (fitted, true)
     )
     if not ours or not theirs:

@@ -3,9 +3,9 @@
 from molrmog.sampling.base import Sampler, Trajectory
 from molrmog.sampling.exact import Exact
 from molrmog.sampling.experts import ExpertSamples, sample_experts
-from molrmog.sampling.front_door import JUMPS, SAMPLERS, sample
 from molrmog.sampling.jumps import gaussian_flow
 from molrmog.sampling.ode import DPMSolver, Euler, Heun
+from molrmog.sampling.sample import JUMPS, SAMPLERS, sample
 from molrmog.sampling.sde import Ancestral, EulerMaruyama
 
 __all__ = [

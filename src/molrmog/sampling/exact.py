@@ -5,15 +5,11 @@ No noise level and no steps; it is what every other sampler is to be compared wi
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser
-from molrmog.laws.base import Law
-from molrmog.sampling.base import Sampler
-from molrmog.schedules import Schedule
+from molrmog.models import SupportsDenoise
+from molrmog.sampling.base import Sampler, SupportsSample, as_law
 
 
 class Exact(Sampler):
@@ -23,17 +19,13 @@ class Exact(Sampler):
         ValueError: the denoiser is not a law.
     """
 
-    def __init__(self, denoiser: Denoiser, schedule: Schedule, generator: torch.Generator | None = None) -> None:
-        super().__init__(denoiser, schedule, generator)
-        if not hasattr(denoiser, "sample"):
-            raise ValueError(
-                f"sampler 'exact' draws from a law, and a {type(denoiser).__name__} is not one: try 'heun'"
-            )
+    def check(self, denoiser: SupportsDenoise) -> None:
+        """Refuse what is no law."""
+        _law(denoiser)
 
     def start(self, shape: tuple[int, int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Draw exact samples with shape (n, D)."""
-        law = cast(Law, self.denoiser)
-        return law.sample(shape[0], self.generator).x.to(dtype=dtype, device=device)
+        return _law(self.denoiser).sample(shape[0], self.generator).x.to(dtype=dtype, device=device)
 
     def step(self, x: Tensor, t: float, t_next: float) -> Tensor:
         """Leave x as it is."""
@@ -42,3 +34,7 @@ class Exact(Sampler):
     def finish(self, x: Tensor, t: float) -> Tensor:
         """Leave x as it is."""
         return x
+
+
+def _law(denoiser: SupportsDenoise) -> SupportsSample:
+    return as_law(denoiser, "sampler 'exact' draws from a law, and a {} is not one: try 'heun'")

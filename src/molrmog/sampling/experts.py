@@ -1,9 +1,9 @@
-"""Sampling from experts: draw an expert, walk in its latents, decode.
+"""Sampling from experts: draw an expert, sample its latents, decode.
 
     k ~ Cat(w),      z_0 by any sampler with the latent denoiser of expert k,      x_0 = decode_k(z_0)
 
-All rows walk together, each told its own expert. With guidance the denoiser follows the expert more than it was trained
-to, see `molrmog.denoisers.guidance`.
+All rows are sampled together, each conditional on its own expert. With guidance the denoiser follows the expert more
+than it was trained to, see `molrmog.denoisers.guidance`.
 
 References:
     arXiv 2601.01475, section 5 (the experts); Ho & Salimans, arXiv 2207.12598 (guidance).
@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import expert_of_rows, given
+from molrmog.denoisers.base import condition_on, expert_of_rows
 from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.guidance import guide
-from molrmog.laws.base import draw
-from molrmog.sampling.front_door import sample
+from molrmog.laws.base import categorical
+from molrmog.sampling.base import Sampler
+from molrmog.sampling.exact import Exact
+from molrmog.sampling.sample import sample, sampler_of
 from molrmog.schedules import Schedule
 
 
@@ -46,7 +48,7 @@ def sample_experts(
     n: int,
     *,
     expert: int | Tensor | None = None,
-    sampler: str = "heun",
+    sampler: str | type[Sampler] | Sampler = "heun",
     steps: int = 32,
     generator: torch.Generator | None = None,
     batch_size: int = 1024,
@@ -60,10 +62,10 @@ def sample_experts(
         schedule: the noise schedule, in latent units.
         n: number of samples.
         expert: draw from this expert only, or from one per sample with shape (n,); by the weights where None.
-        sampler: a name in `SAMPLERS`; "exact" draws from the laws of the latents, where the latent denoisers are laws.
+        sampler: as for `sample`; "exact" draws from the laws of the latents, where the latent denoisers are laws.
         steps: steps from the first time to t_min.
         generator: the source of every random number; torch's global one where None.
-        batch_size: rows that walk and are decoded together.
+        batch_size: rows that are sampled and decoded together.
         guidance: scale w; 1 is none, more than 1 follows the expert more than it was trained to.
         guidance_interval: least and greatest gamma / s that are guided, in latent units; all where None.
 
@@ -73,22 +75,24 @@ def sample_experts(
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n}, batch_size = {batch_size}: ask for at least 1")
-    if guidance != 1 and sampler == "exact":
-        raise ValueError(f"guidance = {guidance} needs a sampler that walks, and exact does not: try 'heun'")
+    solver = sampler_of(sampler)
+    exact = isinstance(solver, Exact)
+    if guidance != 1 and exact:
+        raise ValueError(f"guidance = {guidance} needs a sampler with steps, and exact has none: try 'heun'")
     denoiser = guide(model.denoiser, guidance, guidance_interval)
     if expert is None:
-        chosen = draw(model.weights[None], n, generator)[0]
+        index = categorical(model.weights[None], n, generator)[0]
     else:
-        chosen = expert_of_rows(expert, model.weights.new_empty(n, 0), model.experts)
+        index = expert_of_rows(expert, model.weights.new_empty(n, 0), model.num_experts)
     parts: list[tuple[Tensor, Tensor]] = []
-    for k in chosen.split(batch_size):
-        if sampler == "exact":
+    for k in index.split(batch_size):
+        if exact:
             z = _exact(model, k, generator)
         else:
-            z = sample(given(denoiser, k), schedule, (len(k), model.latent_dim), sampler, steps, generator)
+            z = sample(condition_on(denoiser, k), schedule, (len(k), model.latent_dim), solver, steps, generator)
         parts.append((model.decode(z, k), z))
     x, latent = (torch.cat(part) for part in zip(*parts, strict=True))
-    return ExpertSamples(x, chosen, latent)
+    return ExpertSamples(x, index, latent)
 
 
 def _exact(model: Experts, expert: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -96,8 +100,8 @@ def _exact(model: Experts, expert: Tensor, generator: torch.Generator | None) ->
     laws = model.latent_laws
     if laws is None:
         raise ValueError("sampler 'exact' draws from laws, and these latent denoisers are none: try 'heun'")
-    z = laws[0].mean.new_empty(len(expert), model.latent_dim)
+    z = next(laws[0].parameters()).new_empty(len(expert), model.latent_dim)
     for k, law in enumerate(laws):
-        mine = (expert == k).nonzero()[:, 0]
-        z[mine] = law.sample(len(mine), generator).x.to(z.dtype)
+        rows = (expert == k).nonzero()[:, 0]
+        z[rows] = law.sample(len(rows), generator).x.to(z.dtype)
     return z

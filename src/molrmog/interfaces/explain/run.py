@@ -20,9 +20,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from molrmog.denoisers.base import ExpertDenoiser
 from molrmog.experiments.page import number
 from molrmog.interfaces.evaluation import FEW_ROWS
 from molrmog.interfaces.explain.drawings import Drawn
@@ -37,6 +36,7 @@ from molrmog.interfaces.explain.page import (
 )
 from molrmog.interfaces.explain.subject import Subject, read_subject
 from molrmog.metrics import Agreement, Outputs, outputs
+from molrmog.models import SupportsDenoise, as_module
 from molrmog.progress import Show, progress
 
 _LOW, _HIGH = 1 / 50, 20.0  # the levels that are looked at, in standard deviations of the data
@@ -68,7 +68,7 @@ def explain_run(settings: Mapping[str, Any], command: str) -> Path:
         law, about = law_of(subject, settings, show)
         gaussian = gaussian_for(subject, show)
         for model in (law, gaussian):
-            cast(nn.Module, model).to(subject.trained.device)
+            as_module(model).to(subject.trained.device)
         levels, groups, drawn = _compare(subject, law, gaussian, times, settings, show)
     sd = float(subject.held.var(0).mean().sqrt())
     found = Explanation(
@@ -125,8 +125,8 @@ def _times(levels: int | Sequence[float], subject: Subject) -> list[float]:
 
 def _compare(
     subject: Subject,
-    law: ExpertDenoiser,
-    gaussian: ExpertDenoiser,
+    law: SupportsDenoise,
+    gaussian: SupportsDenoise,
     times: Sequence[float],
     settings: Mapping[str, Any],
     show: Show,

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from molrmog.data import Dataset, load_parts
-from molrmog.denoisers.base import ExpertDenoiser, ScoreNetwork
-from molrmog.denoisers.saved import load
 from molrmog.interfaces.network_report import NAMES
 from molrmog.interfaces.runs import Run, settings_in
 from molrmog.interfaces.trained import Trained
-from molrmog.laws.head_tail import HeadTail
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.base import Law
+from molrmog.models import Denoiser
 from molrmog.progress import status
+from molrmog.registry import load
 from molrmog.schedules import Schedule
 
 _LATENT_ROWS = 20_000  # training rows that are encoded for the fit
@@ -50,7 +49,7 @@ class Subject:
     data: Dataset
 
     @property
-    def network(self) -> ExpertDenoiser:
+    def network(self) -> Denoiser:
         """The score network alone."""
         return self.trained.denoiser
 
@@ -68,14 +67,13 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
     """
     folder = Path(settings["run"])
     own = settings_in(folder) if folder.is_dir() else {}
-    model: Any = load(folder) if "network" not in own or settings["data"] else Run(folder).model()
-    if isinstance(model, MoLRMoG | HeadTail):
+    model = load(folder, "denoiser") if "network" not in own or settings["data"] else Run(folder).model()
+    if isinstance(model, Law):
         raise ValueError(f"{folder} holds a law, which explains itself: name the folder of a network")
     source = settings["data"] or own.get("data")
     if source is None:
         raise ValueError(f"{folder} does not say what it was trained on: pass --data DATA")
-    is_own = isinstance(model, Trained)
-    asked: dict[str, Any] = own if is_own else {}
+    asked: dict[str, Any] = own if isinstance(model, Trained) else {}
     with status(f"reading {source}"):
         train, held = load_parts(
             source,
@@ -85,14 +83,14 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
             held_out=asked.get("held_out", 0.1),
             seed=asked.get("seed", 0),
         )
-    network = model.model if is_own else model
+    network = model.model if isinstance(model, Trained) else model
     if network.dim != train.dim:
         raise ValueError(f"{source} has rows of {train.dim} values, {folder} has {network.dim}: pass its own data")
-    if is_own:
+    if isinstance(model, Trained):
         expert, held_expert = Run(folder).experts()
         if (len(expert), len(held_expert)) != (len(train), len(held)):
             raise ValueError(f"{source} has other rows than the run was trained on: pass --data {source}")
-        trained: Trained = model
+        trained = model
     else:
         expert, held_expert, trained = _experts_by_label(network, train, held, settings)
     told = len(trained.weights) > 1
@@ -110,7 +108,7 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
         )
     if not told:
         expert, held_expert = _labels(train, held) if train.labels is not None else (None, None)
-    kind = own.get("network") if is_own else None
+    kind = asked.get("network")
     return Subject(
         trained=trained,
         name=NAMES.get(kind, type(trained.denoiser).__name__) if kind else type(trained.denoiser).__name__,
@@ -124,10 +122,10 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
 
 
 def _experts_by_label(
-    network: ScoreNetwork, train: Dataset, held: Dataset, settings: Mapping[str, Any]
+    network: Denoiser, train: Dataset, held: Dataset, settings: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Trained]:
     """Experts of rows that no run has kept: the classes, in the order of their labels."""
-    K = max(1, int(getattr(network, "experts", 0)))
+    K = max(1, network.num_experts)
     schedule = Schedule.from_config({"name": settings["schedule"] or "vp"})
     if K == 1:
         first, second = (torch.zeros(len(data), dtype=torch.long) for data in (train, held))

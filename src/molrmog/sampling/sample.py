@@ -1,4 +1,4 @@
-"""The front door: `sample` picks a sampler by name, makes the first state, and runs.
+"""`sample`: from noise to data. It takes a sampler, by name or as it is, makes the first state, and runs.
 
 | name      | class         | equation        | calls a step | order | reference |
 | --------- | ------------- | --------------- | ------------ | ----- | --------- |
@@ -13,45 +13,36 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, cast, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import Denoiser
-from molrmog.laws.base import Law
+from molrmog import registry
+from molrmog.models import SupportsDenoise, dim_of
 from molrmog.progress import progress as stages
-from molrmog.sampling.base import Sampler, Trajectory
+from molrmog.sampling.base import Sampler, SupportsSample, Trajectory, as_law
 from molrmog.sampling.exact import Exact
 from molrmog.sampling.jumps import gaussian_flow
-from molrmog.sampling.ode import DPMSolver, Euler, Heun
-from molrmog.sampling.sde import Ancestral, EulerMaruyama
 from molrmog.schedules import Schedule
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "exact": Exact,
-    "euler": Euler,
-    "heun": Heun,
-    "dpm++": DPMSolver,
-    "ancestral": Ancestral,
-    "sde": EulerMaruyama,
-}
+SAMPLERS: dict[str, type[Sampler]] = {name: registry.find(name, "sampler") for name in registry.SAMPLERS}
 JUMPS = ("gaussian", "law")
 
 
 @overload
 def sample(
-    denoiser: Denoiser,
+    denoiser: SupportsDenoise,
     schedule: Schedule,
     shape: tuple[int, int],
-    sampler: str = "heun",
+    sampler: str | type[Sampler] | Sampler = "heun",
     steps: int = 32,
     generator: torch.Generator | None = None,
     *,
     spacing: str = "log-snr",
     jump: float | None = None,
     jump_by: str = "gaussian",
-    jump_law: Law | None = None,
+    jump_law: SupportsSample | None = None,
     batch_size: int | None = None,
     trajectory: Literal[False] = False,
     progress: bool = False,
@@ -60,17 +51,17 @@ def sample(
 ) -> Tensor: ...
 @overload
 def sample(
-    denoiser: Denoiser,
+    denoiser: SupportsDenoise,
     schedule: Schedule,
     shape: tuple[int, int],
-    sampler: str = "heun",
+    sampler: str | type[Sampler] | Sampler = "heun",
     steps: int = 32,
     generator: torch.Generator | None = None,
     *,
     spacing: str = "log-snr",
     jump: float | None = None,
     jump_by: str = "gaussian",
-    jump_law: Law | None = None,
+    jump_law: SupportsSample | None = None,
     batch_size: int | None = None,
     trajectory: Literal[True],
     progress: bool = False,
@@ -78,17 +69,17 @@ def sample(
     device: torch.device | str | None = None,
 ) -> Trajectory: ...
 def sample(
-    denoiser: Denoiser,
+    denoiser: SupportsDenoise,
     schedule: Schedule,
     shape: tuple[int, int],
-    sampler: str = "heun",
+    sampler: str | type[Sampler] | Sampler = "heun",
     steps: int = 32,
     generator: torch.Generator | None = None,
     *,
     spacing: str = "log-snr",
     jump: float | None = None,
     jump_by: str = "gaussian",
-    jump_law: Law | None = None,
+    jump_law: SupportsSample | None = None,
     batch_size: int | None = None,
     trajectory: bool = False,
     progress: bool = False,
@@ -104,7 +95,7 @@ def sample(
         denoiser: anything with `denoise(x_t, s, gamma)`; a law is one.
         schedule: the noise schedule.
         shape: (n, D): how many samples, of what dimension.
-        sampler: a name in `SAMPLERS`.
+        sampler: a name in `SAMPLERS`, a sampler such as `Heun()` or one of your own, or its class.
         steps: steps from the first time to t_min; the denoiser is called once more at the end.
         generator: the source of every random number; torch's global one where None.
         spacing: how the times are spread: "log-snr", "uniform" or "karras" (see `Schedule.time_grid`).
@@ -112,7 +103,7 @@ def sample(
         jump_by: how it is reached: "gaussian" carries the noise along the exact probability flow of a single Gaussian
             (the same noise gives nearly the same sample as without the jump); "law" draws exact noised samples.
         jump_law: that law, or the one whose `moment_matched()` is that Gaussian; the denoiser itself where None.
-        batch_size: rows that walk together, to bound the memory of a network; a law bounds its own.
+        batch_size: rows that are sampled together, to bound the memory of a network; a law bounds its own.
         trajectory: return a `Trajectory` (samples, every noised state, times) instead of the samples alone.
         progress: show a progress bar on stderr.
         dtype: of the states; that of the denoiser's parameters where None, or else torch's default.
@@ -132,22 +123,21 @@ def sample(
         >>> sample(law, VPSchedule(), (5, 8), steps=8, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([5, 8])
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    solver = sampler_of(sampler)
     if jump_by not in JUMPS:
         raise ValueError(f"unknown jump_by {jump_by!r}: choose one of {', '.join(JUMPS)}")
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"shape must be (n, D) with n, D >= 1, not {tuple(shape)}")
-    if getattr(denoiser, "dim", shape[1]) != shape[1]:
-        raise ValueError(f"shape {tuple(shape)} asks for D = {shape[1]}, but the denoiser has D = {denoiser.dim}")  # pyright: ignore
+    if hasattr(denoiser, "dim") and dim_of(denoiser) != shape[1]:
+        raise ValueError(f"shape {tuple(shape)} asks for D = {shape[1]}, but the denoiser has D = {dim_of(denoiser)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if jump is not None and sampler == "exact":
+    if jump is not None and isinstance(solver, Exact):
         raise ValueError("sampler 'exact' has no times to jump over: leave out jump, or try sampler='heun'")
     if jump is not None and not schedule.t_min < jump < schedule.t_max:
         raise ValueError(f"jump must be a time in (t_min, t_max) = ({schedule.t_min}, {schedule.t_max}), not {jump}")
     times = schedule.time_grid(steps, spacing, t_start=jump)
-    walker = SAMPLERS[sampler](denoiser, schedule, generator)
+    solver = solver.bind(denoiser, schedule, generator)
     like = torch.empty(0)
     if isinstance(denoiser, torch.nn.Module):
         like = next(denoiser.parameters(), like)
@@ -156,12 +146,12 @@ def sample(
 
     with torch.no_grad():
         if jump is None:
-            x = walker.start(shape, dtype=dtype, device=device)
+            x = solver.start(shape, dtype=dtype, device=device)
         else:
             law = _law_of_jump(denoiser if jump_law is None else jump_law, shape[1])
             s, gamma = schedule(jump)
             if jump_by == "gaussian":
-                noise = walker.start(shape, dtype=dtype, device=device)
+                noise = solver.start(shape, dtype=dtype, device=device)
                 x = gaussian_flow(law.moment_matched(), noise, *schedule(schedule.t_max), s, gamma)
             else:
                 x = law.sample(shape[0], generator, s=s, gamma=gamma).x.to(dtype=dtype, device=device)
@@ -175,17 +165,40 @@ def sample(
                     states.append(state)
                 show("sampling", next(done), len(chunks) * len(times))
 
-            x = torch.cat([walker.run(chunk, times, on_state) for chunk in chunks])
+            x = torch.cat([solver.run(chunk, times, on_state) for chunk in chunks])
     if not trajectory:
         return x
     by_time = [torch.cat(states[i :: len(times)]) for i in range(len(times))]
     return Trajectory(x, torch.stack(by_time), times)
 
 
-def _law_of_jump(candidate: object, dim: int) -> Law:
-    if not (hasattr(candidate, "moment_matched") and hasattr(candidate, "sample")):
-        raise ValueError(f"a jump needs a law and a {type(candidate).__name__} is not one: pass jump_law=law")
-    law = cast(Law, candidate)
+def sampler_of(sampler: object) -> Sampler:
+    """The sampler that is asked for, not yet bound to a denoiser.
+
+    Args:
+        sampler: a name in `SAMPLERS`, a sampler, or its class.
+
+    Raises:
+        ValueError: there is none of that name, it is no sampler, or its class cannot be built without arguments.
+    """
+    if isinstance(sampler, Sampler):
+        return sampler
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}, or pass a Sampler")
+        sampler = SAMPLERS[sampler]
+    if not (isinstance(sampler, type) and issubclass(sampler, Sampler)):
+        raise ValueError(f"sampler {sampler!r}: pass one of {', '.join(SAMPLERS)}, a Sampler, or its class")
+    try:
+        return sampler()
+    except TypeError as error:
+        raise ValueError(
+            f"a {sampler.__name__} cannot be built ({error}): pass sampler={sampler.__name__}(...)"
+        ) from None
+
+
+def _law_of_jump(candidate: object, dim: int) -> SupportsSample:
+    law = as_law(candidate, "a jump needs a law and a {} is not one: pass jump_law=law")
     if law.dim != dim:
         raise ValueError(f"jump_law has D = {law.dim}, but the samples are to have D = {dim}")
     return law

@@ -1,0 +1,167 @@
+"""Which classes there are: the one place where a law, a denoiser, an autoencoder or a sampler is listed.
+
+    name  ->  module          find(name, kind) imports the class; nothing else is imported on a file's word
+
+What a model was saved as, {kind: class, **config}, names its class under its kind. A class that is added here is read
+by `molrmog.load`, built inside other models and importable from `molrmog`; a sampler is a choice of `molrmog sample`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+if TYPE_CHECKING:
+    from molrmog.autoencoders.base import Autoencoder
+    from molrmog.autoencoders.lora import LoRAExperts
+    from molrmog.laws.base import Law
+    from molrmog.models import Denoiser, Model
+    from molrmog.sampling.base import Sampler
+
+LAWS = {
+    "MoLRMoG": "laws.molrmog",
+    "HeadTail": "laws.head_tail",
+}
+DENOISERS = {
+    "MoGDenoiser": "denoisers.mog",
+    "GaussianDenoiser": "denoisers.gaussian",
+    "UNetDenoiser": "denoisers.unet",
+    "MLPDenoiser": "denoisers.mlp",
+    "PerExpert": "denoisers.experts",
+    "Experts": "denoisers.experts",
+    "PatchDenoiser": "denoisers.patches",
+    "BlendDenoiser": "denoisers.blend",
+    "ResidualDenoiser": "denoisers.residual",
+    "CentredDenoiser": "denoisers.centred",
+    "ConditionalLaw": "denoisers.conditional",
+    "GuidedDenoiser": "denoisers.guidance",
+    "Given": "denoisers.base",
+    "DiffusersDenoiser": "denoisers.pipeline",
+}
+AUTOENCODERS = {
+    "LinearAutoencoder": "autoencoders.linear",
+    "MLPVAE": "autoencoders.vae",
+    "ConvVAE": "autoencoders.vae",
+    "LoRAExperts": "autoencoders.lora",
+    "PretrainedAutoencoder": "autoencoders.pretrained",
+    "TAEF2": "autoencoders.pretrained",
+}
+SAMPLERS = {  # by the name that `sample` knows them by
+    "exact": "sampling.exact:Exact",
+    "euler": "sampling.ode:Euler",
+    "heun": "sampling.ode:Heun",
+    "dpm++": "sampling.ode:DPMSolver",
+    "ancestral": "sampling.sde:Ancestral",
+    "sde": "sampling.sde:EulerMaruyama",
+}
+ALIASES = {"LatentExperts": "Experts", "PerExpertDenoiser": "PerExpert"}  # other names of the same classes
+
+KINDS: dict[str, Mapping[str, str]] = {
+    "law": LAWS,
+    "denoiser": DENOISERS,
+    "autoencoder": AUTOENCODERS,
+    "sampler": SAMPLERS,
+}
+_OF_MODELS = ("denoiser", "autoencoder", "law")  # in this order: that of a denoiser may have parts called law
+
+Kind = Literal["denoiser", "autoencoder", "law", "sampler"]
+
+
+def homes() -> dict[str, str]:
+    """The module of every class, by the name of the class."""
+    found = {**LAWS, **DENOISERS, **AUTOENCODERS}
+    found |= {each.partition(":")[2]: each.partition(":")[0] for each in SAMPLERS.values()}
+    return found | {alias: f"{found[name]}:{name}" for alias, name in ALIASES.items()}
+
+
+@overload
+def find(name: object, kind: Literal["law"], where: str = ...) -> type[Law]: ...
+@overload
+def find(name: object, kind: Literal["denoiser"], where: str = ...) -> type[Denoiser]: ...
+@overload
+def find(name: object, kind: Literal["autoencoder"], where: str = ...) -> type[Autoencoder | LoRAExperts]: ...
+@overload
+def find(name: object, kind: Literal["sampler"], where: str = ...) -> type[Sampler]: ...
+@overload
+def find(name: object, kind: str, where: str = ...) -> Any: ...
+def find(name: object, kind: str, where: str = "the configuration") -> Any:
+    """Import a class.
+
+    Args:
+        name: as above, or one of `ALIASES`.
+        kind: "law", "denoiser", "autoencoder" or "sampler".
+        where: what an error calls the place that names the class.
+
+    Raises:
+        ValueError: there is none of that name, or no such kind.
+
+    Example:
+        >>> find("MLPDenoiser", "denoiser").__module__
+        'molrmog.denoisers.mlp'
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
+    table = KINDS[kind]
+    known = ALIASES.get(name, name) if isinstance(name, str) else name
+    if not isinstance(known, str) or known not in table:
+        raise ValueError(f"{where} names the {kind} {name!r}: there are {', '.join(table)}")
+    module, _, own = table[known].partition(":")
+    return getattr(importlib.import_module(f"molrmog.{module}"), own or known)
+
+
+@overload
+def build(description: Mapping[str, Any], kind: Literal["law"]) -> Law: ...
+@overload
+def build(description: Mapping[str, Any], kind: Literal["denoiser"]) -> Denoiser: ...
+@overload
+def build(description: Mapping[str, Any], kind: Literal["autoencoder"]) -> Autoencoder | LoRAExperts: ...
+@overload
+def build(description: Mapping[str, Any], kind: None = None) -> Model: ...
+def build(description: Mapping[str, Any], kind: Kind | None = None) -> Any:
+    """Build a model from its description, before its tensors are read.
+
+    Args:
+        description: of a law, a denoiser or an autoencoder.
+        kind: what it must be; a law serves where a denoiser is asked for.
+
+    Raises:
+        ValueError: there is no such class, or it is of another kind.
+    """
+    return _class_of(description, kind, "the configuration").from_config(dict(description))
+
+
+@overload
+def load(path: str | Path, kind: Literal["law"]) -> Law: ...
+@overload
+def load(path: str | Path, kind: Literal["denoiser"]) -> Denoiser: ...
+@overload
+def load(path: str | Path, kind: Literal["autoencoder"]) -> Autoencoder | LoRAExperts: ...
+@overload
+def load(path: str | Path, kind: None = None) -> Any: ...
+def load(path: str | Path, kind: Kind | None = None) -> Any:
+    """Read a law, a denoiser or an autoencoder from a folder, or from the Hugging Face hub; in eval mode.
+
+    Args:
+        path: a folder that `save_pretrained` wrote, or a name such as "owner/name".
+        kind: what it must be; a law serves where a denoiser is asked for.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the model is corrupt or of another kind.
+    """
+    from molrmog.saving import load_model
+
+    config, tensors = load_model(path)
+    return _class_of(config, kind, f"the configuration in {path}").from_saved(config, tensors, where=str(path))
+
+
+def _class_of(description: Mapping[str, Any], kind: str | None, where: str) -> Any:
+    """The class that a description names."""
+    found = next((each for each in _OF_MODELS if each in description), None)
+    if found is None:
+        raise ValueError(f"{where} names no {kind or 'model'}: save the model again, with save_pretrained")
+    if kind not in (None, found) and (kind, found) != ("denoiser", "law"):
+        raise ValueError(f"{where} is that of the {found} {description[found]}, and of no {kind}")
+    return find(description[found], found, where)
