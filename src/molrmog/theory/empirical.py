@@ -55,7 +55,7 @@ class EmpiricalDenoiser(nn.Module):
         rows, energy = self.rows, self.rows.square().sum(1)
 
         def mean(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
-            s, gamma = s[:, None], gamma[:, None]
+            s, gamma = s[:, None].to(x.dtype), gamma[:, None].to(x.dtype)
             # |x_t - s x_i|^2 without |x_t|^2, which all i share
             logits = (s * x @ rows.T.to(x.dtype) - 0.5 * s.square() * energy.to(x.dtype)) / gamma.square()
             return (logits.softmax(1) @ rows.to(x.dtype),)
