@@ -41,7 +41,7 @@ def ask(model):
     x = x if model.dim == X.shape[1] else torch.cat([x, x[:, : model.dim - X.shape[1]]], 1)
     with torch.no_grad():
         if isinstance(model, ConditionalLaw):
-            return model.denoise(x, 1.0, 0.5, expert=1).clone()
+            return model.denoise(x, 1.0, 0.5, expert=0).clone()
         return model.denoise(x, 1.0, 0.5).clone()
 
 
@@ -168,7 +168,10 @@ WAYS = [
 @pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 @pytest.mark.parametrize("change", WAYS, ids=lambda way: way.__name__)
 def test_every_change_is_seen(model, change):
-    model = model().requires_grad_(change is by_ema_of_diffusers)
+    trained = change is by_ema_of_diffusers  # of what is not trained, the average is the last
+    if trained and model is conditional:
+        pytest.skip("a ConditionalLaw is not trained")
+    model = model().requires_grad_(trained)
     before = ask(model)
     change(model)
     after, right = ask(model), ask(copy.deepcopy(model))  # a copy keeps nothing
