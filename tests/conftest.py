@@ -1,5 +1,7 @@
 """What all tests share: the torch threads that --threads names, fixed seeds, and the device that --device names."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -22,6 +24,15 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What the library keeps for later it keeps for one run of the suite, shared by its processes, and not at home."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOLRMOG_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -41,11 +41,6 @@ class Links(HTMLParser):
         self._inside = False
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("MOLRMOG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def digits(out):
     return run_images(out, "digits", "smoke", workers=2)
 
