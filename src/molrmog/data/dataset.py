@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from molrmog.seeds import numpy_generator
+
 if TYPE_CHECKING:
     import torch
 
@@ -237,7 +239,7 @@ def split_rows(rows: int, count: int, labels: Array | None, seed: int) -> tuple[
     The rows are shuffled and sorted by label; of every stretch of that order the first part takes its share, to within
     one row.
     """
-    order = np.random.default_rng(seed).permutation(rows)
+    order = numpy_generator(seed).permutation(rows)
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
     steps = np.arange(rows + 1) * count // rows

@@ -18,6 +18,7 @@ from molrmog.data.dataset import Array, Dataset, check_finite, scaled
 from molrmog.data.files import Raw, read_file, read_folder, read_images, read_table
 from molrmog.data.images import resized
 from molrmog.data.published import PUBLISHED, key_of, read_digits, read_published
+from molrmog.seeds import numpy_seed, seed_of
 
 # Bytes of a memory map up to which picking single rows into memory is harmless.
 _IN_MEMORY = 2**30
@@ -77,6 +78,7 @@ def load(
         >>> len(load("digits", "test"))
         500
     """
+    seed = seed_of(seed)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     name, read = _read(source, split, data_dir, image_size)
@@ -104,7 +106,7 @@ def load(
         values = resized(values, image_size, levels)
     scale, shift = 2 / (levels - 1), -1.0
     # The part goes into the seed: the same noise on train and test rows would tie them together.
-    rng = np.random.default_rng([seed, *part.encode()]) if dequantise else None
+    rng = np.random.default_rng([numpy_seed(seed), *part.encode()]) if dequantise else None
     return Dataset(
         name=name,
         x=scaled(values, scale, shift, rng),
@@ -148,6 +150,7 @@ def load_parts(
         ValueError: the data are unknown or damaged, or the share leaves a part empty.
         FileNotFoundError: they are not there.
     """
+    seed = seed_of(seed)
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
     options: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size, "seed": seed}

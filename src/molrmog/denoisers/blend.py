@@ -27,6 +27,7 @@ from molrmog.denoisers.base import Denoiser, ScoreNetwork, level_of_rows
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.denoisers.saved import build_base, config_of
 from molrmog.laws.base import Noise
+from molrmog.seeds import torch_generator
 
 _ROWS = 256  # rows at each noise level
 _RIDGE = 1e-4
@@ -95,7 +96,7 @@ class BlendDenoiser(ScoreNetwork):
             ValueError: the rows have another dimension, or are too few.
         """
         check_rows(x, self.dim)
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch_generator(seed)
         self.mean.copy_(x.double().mean(0))
         for i, log_sigma in enumerate(log_sigma_grid()):
             s, gamma = unit_level(log_sigma)

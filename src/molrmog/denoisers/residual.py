@@ -50,6 +50,7 @@ from molrmog.denoisers.saved import build_base, build_denoiser, config_of
 from molrmog.laws.base import Noise
 from molrmog.laws.head_tail import HeadTail
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.seeds import torch_generator
 
 _ROWS = 256  # rows measured at each noise level
 _LEAST = 1e-3  # a base that leaves less than this share of c_out is scaled as if it left so much
@@ -199,7 +200,7 @@ class ResidualDenoiser(ScoreNetwork):
             ValueError: the rows have another dimension, or are too few.
         """
         check_rows(x, self.dim)
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch_generator(seed)
         self._sigma_data.fill_(x.double().square().mean().sqrt())
         for i, log_sigma in enumerate(log_sigma_grid()):
             s, gamma = unit_level(log_sigma)

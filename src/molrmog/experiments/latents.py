@@ -42,6 +42,7 @@ from molrmog.learning.options import TrainingOptions
 from molrmog.learning.trainer import training
 from molrmog.metrics import assign
 from molrmog.saving import write_atomically
+from molrmog.seeds import torch_seed
 
 KINDS = ("linear", "vae", "shared", "lora", "taef2")
 
@@ -215,7 +216,7 @@ def build_autoencoder(
     if settings.kind == "linear":
         flat = ae.LinearAutoencoder.from_pca(x, math.prod(settings.latent_shape), shape).requires_grad_(False)
         return cast(ae.Autoencoder, _kept(flat, out, made))
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(torch_seed(settings.seed))
     vae = (
         ae.ConvVAE(shape, latent_shape=settings.latent_shape, channels=settings.channels)
         if len(shape) == 3
@@ -240,7 +241,7 @@ def _lora(
     made = _described(settings, x, expert)
     if _is_kept(out, made):
         return ae.LoRAExperts.from_pretrained(cast(Path, out))
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(torch_seed(settings.seed))
     adapters = ae.LoRAExperts(cast(ae.VAE, shared), experts, rank=settings.rank)
     loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=cast(Any, settings.reconstruction))
     _minimise(loss, [x, expert], settings, len(x), out, "adapters", device, on_step)

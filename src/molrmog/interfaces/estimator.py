@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from molrmog.learning.fit import fit
+from molrmog.seeds import torch_generator
 
 
 class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
@@ -212,7 +213,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         if n_samples < 1:
             raise ValueError(f"n_samples = {n_samples}: ask for at least 1")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        drawn = self.law_.sample(n_samples, torch.Generator().manual_seed(seed))
+        drawn = self.law_.sample(n_samples, torch_generator(seed))
         return drawn.x.numpy(), drawn.subspace.numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

@@ -25,6 +25,7 @@ from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_coordinates
 from molrmog.progress import progress as stages
+from molrmog.seeds import seed_of, torch_generator
 
 _SMALLEST_SPREAD = 1e-9
 _PATIENCE = 3  # passes without a better held-out log-likelihood
@@ -89,6 +90,7 @@ def fit(
     References:
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
+    seed = seed_of(seed)
     rows = Rows(x, dtype=dtype, device=device)
     rows.check_finite()
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
@@ -159,7 +161,7 @@ def _best_head(
     fitted: Callable[..., Law], rows: Rows, labels: Tensor | None, weights: Tensor | None, smallest: int, seed: int
 ) -> int | None:
     """The head, None for the pure law, whose fit to nine tenths of the rows gives the last tenth most density."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(rows), generator=torch_generator(seed))
     groups = [order] if labels is None else [order[labels[order] == k] for k in labels.unique()]
     test, train = (
         torch.cat(parts) for parts in zip(*((g[: len(g) // 10], g[len(g) // 10 :]) for g in groups), strict=True)

@@ -16,6 +16,7 @@ from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.fit import fit
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_flat
+from molrmog.seeds import seed_of, torch_generator
 
 STARTS = ("random", "k-means", "em")
 
@@ -60,11 +61,12 @@ def mog_start(
     """
     if start not in STARTS:
         raise ValueError(f"unknown start {start!r}: choose one of {', '.join(STARTS)}")
+    seed = seed_of(seed)
     rows = Rows(x)
     if not 1 <= latent_dim <= rows.dim or modes < 1:
         raise ValueError(f"latent_dim = {latent_dim}, modes = {modes}: pass 1 to {rows.dim}, and at least one mode")
     rows.check_finite()
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     sample = rows[torch.randperm(len(rows), generator=draw)[:_ROWS]]
     if noise_floor is None:
         noise_floor = 1e-3 * float(sample.double().var(0, correction=0).mean().sqrt())

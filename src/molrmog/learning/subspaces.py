@@ -21,6 +21,7 @@ from torch import Tensor
 
 from molrmog.laws.molrmog import MoLRMoG, Subspace
 from molrmog.learning.rows import Rows
+from molrmog.seeds import seed_of, sklearn_seed, torch_generator
 
 _ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them
 _WIDEST = 4_096  # principal coordinates that a head/tail law holds at most
@@ -142,6 +143,7 @@ def cluster_flats(
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
+    seed = seed_of(seed)
     K = len(latent_dims)
     # Flats of more than half the dimensions hold nearly every row: the clusters stay those of k-means.
     steps = steps if 2 * max(latent_dims) <= x.shape[1] else 1
@@ -150,7 +152,7 @@ def cluster_flats(
     for start in range(starts):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty flats restart below
-            means = KMeans(K, n_init=1, max_iter=10, random_state=seed + start).fit(rows)  # pyright: ignore[reportArgumentType]
+            means = KMeans(K, n_init=1, max_iter=10, random_state=sklearn_seed(seed + start)).fit(rows)  # pyright: ignore[reportArgumentType]
         assigned = torch.from_numpy(np.asarray(means.labels_, dtype=np.int64)).to(x.device)
         flats: list[Flat] = []
         energy = float("inf")
@@ -203,7 +205,7 @@ def initial_law(
     Raises:
         ValueError: a class has fewer rows than modes.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     K = len(modes)
     if labels is None:
         keep = torch.randperm(len(rows), generator=draw)[:_ROWS]
@@ -261,12 +263,12 @@ def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tupl
         off = h - mean
         covariance = off.T @ off / max(N, 1) + 1e-12 * torch.eye(d, dtype=h.dtype, device=h.device)
         # Equal modes would stay equal for ever: spread their means a little.
-        nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch.Generator().manual_seed(seed)).to(h.device)
+        nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch_generator(seed)).to(h.device)
         apart = 0.1 * nudge * covariance.diagonal().sqrt() if modes > 1 and not zero_mean else torch.zeros_like(nudge)
         return h.new_full((modes,), 1 / modes), mean + apart, covariance.expand(modes, d, d)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty clusters are dealt with below
-        found = KMeans(modes, n_init=1, max_iter=30, random_state=seed)  # pyright: ignore[reportArgumentType]
+        found = KMeans(modes, n_init=1, max_iter=30, random_state=sklearn_seed(seed))  # pyright: ignore[reportArgumentType]
         found.fit(h.cpu().numpy())
     member = torch.nn.functional.one_hot(torch.from_numpy(found.labels_).long(), modes).to(h)  # (N, n)
     count = member.sum(0)

@@ -21,6 +21,7 @@ from molrmog.laws.head_tail import HeadTail
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.progress import status
 from molrmog.schedules import Schedule
+from molrmog.seeds import numpy_generator
 
 _LATENT_ROWS = 20_000  # training rows that are encoded for the fit
 
@@ -96,7 +97,7 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
     else:
         expert, held_expert, trained = _experts_by_label(network, train, held, settings)
     told = len(trained.weights) > 1
-    draw = np.random.default_rng(settings["seed"])
+    draw = numpy_generator(settings["seed"])
 
     def some(rows: int, most: int) -> np.ndarray:
         return np.sort(draw.choice(rows, min(rows, most), replace=False))
