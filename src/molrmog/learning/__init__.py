@@ -1,5 +1,6 @@
 """How laws and networks are learned from rows of data."""
 
+from molrmog.learning import _stopgap  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.run import Objective, TrainingState
 from molrmog.learning.score_matching import ScoreMatching
