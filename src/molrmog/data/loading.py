@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from molrmog.data.dataset import Array, Dataset, check_finite, scaled
+from molrmog.data.dataset import Array, Dataset, check_finite, exact_precision, scaled
 from molrmog.data.files import Raw, read_file, read_folder, read_images, read_table
 from molrmog.data.images import resized
 from molrmog.data.published import PUBLISHED, key_of, read_digits, read_published
@@ -53,7 +53,8 @@ def load(
     downloaded into the user's cache folder and checked against their published md5 sums.
 
     In .npy and .npz, uint8 arrays with shape (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3, are images of 256
-    levels and come into memory; all other arrays are rows of real numbers, flattened and unscaled.
+    levels and come into memory; all other arrays are rows of real numbers, flattened and unscaled. Rows of any source
+    are float32 where that holds every value exactly, else float64.
 
     Args:
         source: Name or path, as in the table.
@@ -99,7 +100,7 @@ def load(
         x = values.reshape(len(values), -1)
         if not isinstance(x, np.memmap):
             with np.errstate(over="ignore"):  # what overflows is reported as inf, with its row
-                x = x.astype(np.float32)
+                x = x.astype(exact_precision(x), copy=False)
         check_finite(name, x)
         return Dataset(name=name, x=x, labels=labels, shape=values.shape[1:], classes=classes, part=part)
     if image_size is not None and values.shape[2:] != (image_size, image_size):
