@@ -2,7 +2,7 @@
 
     subspaces from labels or from clustering  ->  modes by k-means  ->  EM until the log-likelihood settles
 
-All of it sees the rows about their mean and in a unit near their spread, see `molrmog.learning.units`: a law fitted to
+All of it sees the rows near the origin and in a unit near their spread, see `molrmog.learning.units`: a law fitted to
 c x is the law fitted to x, times c.
 
 With labels every subspace sees the rows of its own class only, so that EM splits into one small problem per class.

@@ -70,11 +70,15 @@ class Rows:
     def __getitem__(self, at: slice | Tensor) -> Tensor:
         """Rows as a tensor with shape (M, D)."""
         part = self._read(at)
-        if self._units is None:
-            return part.to(self.device, self.dtype)
-        # Moved before they are rounded, rows far from the origin keep their digits.
+        return part.to(self.device, self.dtype) if self._units is None else self._in_units(part).to(self.dtype)
+
+    def _in_units(self, part: Tensor) -> Tensor:
+        """(x - centre) / unit, before it is rounded to `dtype`: rows far from the origin keep their digits."""
+        assert self._units is not None
+        centre, unit = self._units.centre, self._units.unit
         part = part.to(self.device, self._wide)
-        return (part - self._units.centre.to(part)).mul_(1 / self._units.unit).to(self.dtype)
+        # One pass, and nothing but the sum is rounded: the unit is a power of two.
+        return torch.add((centre / -unit).to(part), part, alpha=1 / unit) if bool(centre.any()) else part * (1 / unit)
 
     @property
     def _wide(self) -> torch.dtype:
@@ -160,11 +164,9 @@ class Rows:
 
     def _doubled(self, at: slice) -> Tensor:
         """Rows in float64 before they are rounded to `dtype`; a copy, with shape (M, D)."""
-        part = self._read(at).to(self.device)
-        if self._units is None:
-            return part.to(torch.float64, copy=True)
-        part = part.to(self._wide)
-        return (part - self._units.centre.to(part)).mul_(1 / self._units.unit).double()
+        part = self._read(at)
+        part = part.to(self.device) if self._units is None else self._in_units(part)
+        return part.to(torch.float64, copy=True)
 
     def inside(self, units: Units) -> Rows:
         """The same rows in other units: (x - centre) / unit."""

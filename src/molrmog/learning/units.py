@@ -1,4 +1,4 @@
-"""Units of a fit: whatever rows are measured in, learning sees them about their mean and with a spread near one.
+"""Units of a fit: whatever rows are measured in, learning sees them near the origin and with a spread near one.
 
     x = centre + unit u,      log p(x) = log p(u) - D log unit
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from molrmog.laws.molrmog import MoLRMoG
     from molrmog.learning.em import EMState
 
+_FAR = 16  # spreads; rows whose mean is nearer lose no more than four bits to it, and stay where they are
+
 LawT = TypeVar("LawT", bound="MoLRMoG | HeadTail")
 
 
@@ -31,7 +33,7 @@ class Units:
     """How rows x in data units and rows u in the units of a fit are related: x = centre + unit u.
 
     Attributes:
-        centre: a point near the mean, or the origin, in data units, float64, with shape (D,).
+        centre: the origin, or the mean where that is far, in data units, float64, with shape (D,).
         unit: a power of two near the spread of the rows, in data units.
     """
 
@@ -101,13 +103,14 @@ class Moments:
 
         Args:
             dtype: in which rows are moved and divided, float32 or float64.
-            centred: about the mean, which is rounded to `dtype`; about the origin where not.
+            centred: about the mean, rounded to `dtype`, where it is far; about the origin where not.
         """
         size = self.spread or _root_mean_square(self.mean) or 1.0
         most = 126 if dtype == torch.float32 else 1000  # a power of two and its inverse are in range
         fraction, exponent = math.frexp(size)  # exact, as a logarithm is not
         exponent = min(max(exponent - (fraction < math.sqrt(0.5)), -most), most)
-        centre = self.mean.to(dtype).double() if centred else torch.zeros_like(self.mean)
+        far = centred and float(self.mean.abs().max()) > _FAR * self.spread
+        centre = self.mean.to(dtype).double() if far else torch.zeros_like(self.mean)
         return Units(centre, 2.0**exponent)
 
 
