@@ -85,16 +85,16 @@ class Rows:
         return torch.promote_types(self.exact, self.dtype)
 
     def _read(self, at: slice | Tensor) -> Tensor:
-        """Rows as the source holds them, whole numbers in `exact`, with shape (M, D)."""
+        """Rows as the source holds them, whole numbers in `exact`, row after row in memory, with shape (M, D)."""
         if self._index is not None:
             at = self._index[at]
         if isinstance(self._source, Tensor):
-            return self._source[at].detach()
+            return self._source[at].detach().contiguous()
         part = self._source[at if isinstance(at, slice) else at.numpy()]
         if part.dtype.kind != "f" or part.dtype.itemsize > 8 or not part.dtype.isnative:
-            part = part.astype(np.float64 if self.exact == torch.float64 else np.float32)
-        elif not part.flags.writeable or not part.flags.aligned or min(part.strides, default=1) < 0:
-            part = np.array(part)
+            part = part.astype(np.float64 if self.exact == torch.float64 else np.float32, order="C")
+        elif not (part.flags.writeable and part.flags.aligned and part.flags.c_contiguous and min(part.strides) >= 0):
+            part = np.array(part, order="C")
         return torch.from_numpy(part)
 
     def subset(self, index: Tensor) -> Rows:
