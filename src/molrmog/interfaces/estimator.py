@@ -176,7 +176,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             h = (x - part.offset) @ part.basis  # (N, d_k)
             zeta = torch.zeros_like(h)
             for r, mu, U in zip(own.T, part.means, part.factors, strict=True):
-                lam, V = torch.linalg.eigh((U @ U.T).double())
+                lam, V = torch.linalg.eigh(U.double() @ U.double().T)
                 lam = lam.clamp(min=0)
                 shrink = ((V * (lam / (lam + part.tau**2))) @ V.T).to(h)
                 zeta += r[:, None] * (mu + (h - mu) @ shrink)

@@ -354,7 +354,7 @@ def _standardise(network: _Classifier, x: np.ndarray) -> None:
     count = len(x) * math.prod(network.shape[1:])
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    deviation[deviation < 1e-6] = 1.0  # a constant column stays constant
+    deviation[deviation <= 1e-6 * np.sqrt(squares / count)] = 1.0  # a constant column stays constant
     for name, value in (("mean", mean), ("deviation", deviation)):
         buffer = cast(Tensor, getattr(network, name))
         buffer.copy_(torch.from_numpy(value).reshape(buffer.shape))
