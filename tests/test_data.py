@@ -256,7 +256,7 @@ def test_npz_keys(tmp_path, x, y):
     rows, labels = np.random.default_rng(0).normal(size=(7, 3)), np.arange(7, dtype=np.uint8)
     np.savez(tmp_path / "a.npz", **{x: rows, y: labels})
     data = load(tmp_path / "a.npz")
-    np.testing.assert_array_equal(data.x, rows.astype(np.float32))
+    np.testing.assert_array_equal(data.x, rows)
     np.testing.assert_array_equal(data.labels, labels)
     assert data.labels.dtype == np.int64
     with pytest.raises(ValueError, match="needs the key x_test"):

@@ -61,7 +61,8 @@ def signed_images(x: np.ndarray, layout: Layout) -> np.ndarray:
     Returns:
         uint8 with shape (N, H, W, 3).
     """
-    v = x / np.maximum(np.abs(x).max(1, keepdims=True), 1e-12)
+    largest = np.abs(x).max(1, keepdims=True)
+    v = x / np.where(largest > 0, largest, 1)
     v = v.reshape(-1, *layout.shape)  # (N, C, H, W)
     if layout.shape[0] == 3:
         return np.rint(127.5 * (1 + v)).astype(np.uint8).transpose(0, 2, 3, 1)

@@ -10,6 +10,11 @@ they are (scale = 1, shift = 0). Images are flattened in (C, H, W) order.
 
 so that bits/dim on the raw scale are -(log p(x) / D + log_scale) / log 2.
 
+**Precision.** Rows are float32 where that holds every one of their values as it came: numbers that were float32 or
+narrower, whole numbers of up to 24 bits, scaled levels. All else is float64, whichever kind of source it came from:
+float32 would tell a time in seconds to two minutes, and a place in metres on the map of a country to half a metre. See
+`exact_precision`.
+
 **Dequantisation.** A density can grow without bound on integers. With `dequantise` every level gets seeded noise u,
 uniform on [0, 1), before the scaling: E_u[log p(raw + u)] is then a lower bound of the log-probability of the integers
 under P(raw) = int_[0,1)^D p(raw + u) du. u takes the midpoints of 2^12 equal cells of [0, 1): level + u is exact in
@@ -27,9 +32,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+
+from molrmog.seeds import numpy_generator
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +47,7 @@ Values = TypeVar("Values", Array, "torch.Tensor")
 # Dequantisation noise lies on this many cells: 8 bits of level and 13 of noise fit the 24 bits of a float32.
 _CELLS = 2**12
 _CHUNK_VALUES = 2**24
+_WHOLE = 2**24  # float32 holds every whole number up to here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +159,8 @@ class Dataset(Layout):
     """A `Layout` and its rows.
 
     Attributes:
-        x: Scaled rows with shape (N, D): float32 in memory, or an `np.memmap` of any real type.
+        x: Scaled rows with shape (N, D): float32 or, where that would round them, float64 in memory; or an `np.memmap`
+            of any real type.
         labels: Labels with shape (N,), int64, or None.
         part: Which part of the data set the rows are from, "train" or "test".
 
@@ -231,13 +240,26 @@ class Dataset(Layout):
         }
 
 
+def exact_precision(x: Array) -> Literal["float32", "float64"]:
+    """The narrower of float32 and float64 that holds the values as they are; float64 for what neither does.
+
+    Args:
+        x: real numbers of any type and shape; a table of wide integers is read once.
+    """
+    if x.dtype.kind == "f":
+        return "float32" if x.dtype.itemsize <= 4 else "float64"
+    if x.dtype.itemsize <= 2 or x.size == 0:  # booleans and short integers
+        return "float32"
+    return "float32" if int(x.min()) >= -_WHOLE and int(x.max()) <= _WHOLE else "float64"
+
+
 def split_rows(rows: int, count: int, labels: Array | None, seed: int) -> tuple[Array, Array]:
     """Pick `count` of the rows at random, in equal shares of every label, and return their indices and the others'.
 
     The rows are shuffled and sorted by label; of every stretch of that order the first part takes its share, to within
     one row.
     """
-    order = np.random.default_rng(seed).permutation(rows)
+    order = numpy_generator(seed).permutation(rows)
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
     steps = np.arange(rows + 1) * count // rows

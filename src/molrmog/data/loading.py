@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from molrmog.data.dataset import Array, Dataset, check_finite, scaled
+from molrmog.data.dataset import Array, Dataset, check_finite, exact_precision, scaled
 from molrmog.data.files import Raw, read_file, read_folder, read_images, read_table
 from molrmog.data.images import resized
 from molrmog.data.published import PUBLISHED, key_of, read_digits, read_published
+from molrmog.seeds import numpy_seed, seed_of
 
 # Bytes of a memory map up to which picking single rows into memory is harmless.
 _IN_MEMORY = 2**30
@@ -52,7 +53,8 @@ def load(
     downloaded into the user's cache folder and checked against their published md5 sums.
 
     In .npy and .npz, uint8 arrays with shape (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3, are images of 256
-    levels and come into memory; all other arrays are rows of real numbers, flattened and unscaled.
+    levels and come into memory; all other arrays are rows of real numbers, flattened and unscaled. Rows of any source
+    are float32 where that holds every value exactly, else float64.
 
     Args:
         source: Name or path, as in the table.
@@ -77,6 +79,7 @@ def load(
         >>> len(load("digits", "test"))
         500
     """
+    seed = seed_of(seed)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     name, read = _read(source, split, data_dir, image_size)
@@ -97,14 +100,14 @@ def load(
         x = values.reshape(len(values), -1)
         if not isinstance(x, np.memmap):
             with np.errstate(over="ignore"):  # what overflows is reported as inf, with its row
-                x = x.astype(np.float32)
+                x = x.astype(exact_precision(x), copy=False)
         check_finite(name, x)
         return Dataset(name=name, x=x, labels=labels, shape=values.shape[1:], classes=classes, part=part)
     if image_size is not None and values.shape[2:] != (image_size, image_size):
         values = resized(values, image_size, levels)
     scale, shift = 2 / (levels - 1), -1.0
     # The part goes into the seed: the same noise on train and test rows would tie them together.
-    rng = np.random.default_rng([seed, *part.encode()]) if dequantise else None
+    rng = np.random.default_rng([numpy_seed(seed), *part.encode()]) if dequantise else None
     return Dataset(
         name=name,
         x=scaled(values, scale, shift, rng),
@@ -148,6 +151,7 @@ def load_parts(
         ValueError: the data are unknown or damaged, or the share leaves a part empty.
         FileNotFoundError: they are not there.
     """
+    seed = seed_of(seed)
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
     options: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size, "seed": seed}

@@ -37,6 +37,7 @@ from molrmog.models import (
     refuse_expert,
 )
 from molrmog.registry import build
+from molrmog.seeds import torch_generator
 
 _ROWS = 256  # rows at each noise level
 _RIDGE = 1e-4
@@ -105,7 +106,7 @@ class BlendDenoiser(Denoiser):
             ValueError: the rows have another dimension, or are too few.
         """
         check_rows(x, self.dim)
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch_generator(seed)
         self.mean.copy_(x.double().mean(0))
         for i, log_sigma in enumerate(log_sigma_grid()):
             s, gamma = unit_level(log_sigma)

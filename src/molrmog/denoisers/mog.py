@@ -31,6 +31,7 @@ from torch.func import functional_call
 from molrmog.laws.base import Law, Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
+from molrmog.seeds import torch_generator
 
 LEARNABLE = MoLRMoG.learnable  # what may be learned, and the parameter of the law that holds it
 
@@ -139,7 +140,7 @@ class MoGDenoiser(Denoiser):
         variance, axes = torch.linalg.eigh(covariance.double())
         spread = axes * variance.clamp(min=0).sqrt()  # (d, d), spread spread^T = covariance
         left = float(variance[: d - rank].clamp(min=0).mean().sqrt()) if rank < d else 0.0
-        draw = torch.randn(modes, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        draw = torch.randn(modes, d, generator=torch_generator(seed), dtype=torch.float64)
         whole = Subspace(
             weight=1.0,
             basis=torch.eye(d, dtype=mean.dtype, device=mean.device),

@@ -53,6 +53,7 @@ from molrmog.models import (
     refuse_expert,
 )
 from molrmog.registry import build
+from molrmog.seeds import torch_generator
 
 _ROWS = 256  # rows measured at each noise level
 _LEAST = 1e-3  # a base that leaves less than this share of c_out is scaled as if it left so much
@@ -196,7 +197,7 @@ class ResidualDenoiser(Denoiser):
             ValueError: the rows have another dimension, or are too few.
         """
         check_rows(x, self.dim)
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch_generator(seed)
         self._sigma_data.fill_(x.double().square().mean().sqrt())
         for i, log_sigma in enumerate(log_sigma_grid()):
             s, gamma = unit_level(log_sigma)

@@ -26,6 +26,7 @@ from typing import Any
 
 from molrmog.progress import progress
 from molrmog.saving import locked, write_atomically
+from molrmog.seeds import seed_of
 
 CELLS_NAME, CELL_NAME = "cells", "cell.json"
 _SETTINGS_NAME, _PROGRESS_NAME, _ERROR_NAME = "settings.json", "progress", "error"
@@ -34,16 +35,18 @@ Compute = Callable[[dict[str, Any], Path], dict[str, Any]]
 """What a cell computes: settings and its folder in, a result for JSON out; a function of a module."""
 
 
-def check_choice(budgets: Mapping[str, object], budget: str, seed: int, workers: int) -> None:
-    """Refuse what no experiment can be asked for.
+def check_choice(budgets: Mapping[str, object], budget: str, seed: int, workers: int) -> int:
+    """Refuse what no experiment can be asked for, and return the seed as a number that JSON knows.
 
     Raises:
         ValueError: an unknown budget, or a number out of range.
     """
     if budget not in budgets:
         raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(budgets)}")
+    seed = seed_of(seed)
     if seed < 0 or workers < 1:
         raise ValueError(f"seed = {seed}, workers = {workers}: pass a seed >= 0 and at least one worker")
+    return seed
 
 
 def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:

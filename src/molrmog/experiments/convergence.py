@@ -30,6 +30,7 @@ from typing import Any, Literal
 from molrmog.experiments.cells import keep_settings, run_cells
 from molrmog.experiments.convergence_cells import LAWS, compute_cell
 from molrmog.experiments.convergence_page import write_report
+from molrmog.seeds import seed_of
 
 Budget = Literal["smoke", "cpu", "gpu"]
 
@@ -141,6 +142,7 @@ def run_convergence(out: str | Path, budget: Budget = "cpu", seed: int = 0, work
         raise ValueError(f"unknown budget {budget!r}: choose one of {', '.join(BUDGETS)}")
     if workers < 1:
         raise ValueError(f"workers = {workers}: pass at least one")
+    seed = seed_of(seed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     spent = BUDGETS[budget]

@@ -24,6 +24,7 @@ from molrmog.experiments.cells import report_progress
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.starts import mog_start
+from molrmog.seeds import torch_generator
 from molrmog.theory.convergence import (
     Trajectory,
     descend_together,
@@ -117,7 +118,7 @@ class Problem:
         """Draw the rows of a cell and find the minimum."""
         truth, gamma = true_law(settings["law"]), settings["gamma"]
         s = math.sqrt(1 - gamma**2)
-        draw = torch.Generator().manual_seed(settings["seed"])
+        draw = torch_generator(settings["seed"])
         if settings["loss"] == "population":
             x_t, weight = stratified_rows(truth, settings["rows"], s, gamma, draw)
             target = None
@@ -156,7 +157,7 @@ def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _start(problem: Problem, size: float, seed: int) -> MoLRMoG:
     """The law at the minimum, perturbed; where modes are tied they stay so."""
-    moved = perturbed(problem.limit_law, size, torch.Generator().manual_seed(seed))
+    moved = perturbed(problem.limit_law, size, torch_generator(seed))
     return problem.loss.law_of(problem.loss.theta_of(moved))
 
 
@@ -324,7 +325,7 @@ def mode_start(truth: MoLRMoG, kind: str, rows: int, seed: int) -> MoLRMoG:
         rows: how many.
         seed: of rows and start.
     """
-    h = truth.sample(rows, torch.Generator().manual_seed(seed)).x @ truth.basis[:, 0]  # (N, d)
+    h = truth.sample(rows, torch_generator(seed)).x @ truth.basis[:, 0]  # (N, d)
     d, n, r = h.shape[1], truth.modes[0], truth.ranks[0][0]
     part = mog_start(h, d, n, cast(Any, kind), seed, rank=r).subspace(0)
     law = copy.deepcopy(truth)

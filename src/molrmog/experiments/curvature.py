@@ -127,7 +127,7 @@ def run_curvature(out: str | Path, budget: Budget = "cpu", seed: int = 0, worker
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    check_choice(BUDGETS, budget, seed, workers)
+    seed = check_choice(BUDGETS, budget, seed, workers)
     out = Path(out)
     spent = BUDGETS[budget]
     cells = _grid(spent, seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 from molrmog.experiments.cells import report_progress
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.seeds import torch_generator
 from molrmog.theory.border import block_errors, border_rows
 from molrmog.theory.landscape import (
     basis_block,
@@ -82,7 +83,7 @@ def _law(modes: int, separation: float, seed: int) -> MoLRMoG:
 
 
 def _draws(seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
@@ -94,7 +95,7 @@ def _one_subspace(randn: Any, means: Tensor, factors: Sequence[Tensor], weights:
 
 def _loss(law: MoLRMoG, gamma: float, rows: int, seed: int, learn: Sequence[str] = ("mean", "factor")) -> ScoreLoss:
     s = math.sqrt(1 - gamma**2)
-    x, weight = stratified_rows(law, rows, s, gamma, torch.Generator().manual_seed(seed))
+    x, weight = stratified_rows(law, rows, s, gamma, torch_generator(seed))
     return ScoreLoss(law, x, s, gamma, learn, weight=weight)
 
 
@@ -144,7 +145,7 @@ def _blocks(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     for separation, law_number, draw in draws:
         report_progress(folder, len(records) / len(draws))
         law = angled_law(modes, separation, seed + law_number)
-        generator = torch.Generator().manual_seed(1000 * (seed + draw) + law_number)
+        generator = torch_generator(1000 * (seed + draw) + law_number)
         x, weight = border_rows(law, settings["rows"], s, gamma, generator)
         errors = block_errors(ScoreLoss(law, x, s, gamma, weight=weight))
         where = {"modes": modes, "gamma": gamma, "separation": separation, "law": law_number, "draw": draw}
@@ -159,7 +160,7 @@ def _rows(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     draws = list(itertools.product(settings["numbers"], range(settings["draws"])))
     for n, draw in draws:
         report_progress(folder, len(records) / len(draws))
-        x = law.sample(n, torch.Generator().manual_seed(1000 * settings["seed"] + draw), s=s, gamma=gamma).x
+        x = law.sample(n, torch_generator(1000 * settings["seed"] + draw), s=s, gamma=gamma).x
         loss = ScoreLoss(law, x, s, gamma)
         G = loss.gauss_newton(loss.theta_of(law))
         errors = {"mean": 0.0, "factor": 0.0}
@@ -258,7 +259,7 @@ def _parameters(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
             report_progress(folder, len(records) / len(learned) / len(settings["separations"]) / settings["laws"])
             loss = _loss(law, gamma, settings["rows"], seed + law_number, learn)
             if "mode_logits" in learn:  # weights are seen on borders alone
-                generator = torch.Generator().manual_seed(seed + law_number)
+                generator = torch_generator(seed + law_number)
                 x, weight = border_rows(law, 4 * settings["rows"], s, gamma, generator)
                 loss = ScoreLoss(law, x, s, gamma, learn, weight=weight)
             found = curvature(loss, matrix="gauss-newton")

@@ -134,7 +134,7 @@ def run_estimation(out: str | Path, budget: Budget = "cpu", seed: int = 0, worke
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    check_choice(BUDGETS, budget, seed, workers)
+    seed = check_choice(BUDGETS, budget, seed, workers)
     out, spent = Path(out), BUDGETS[budget]
     cells = _cells(spent, seed)
     settings = {"budget": budget, "seed": seed, "cells": cells}

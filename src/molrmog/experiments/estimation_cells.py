@@ -42,6 +42,7 @@ from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.learning.starts import mog_start
 from molrmog.metrics import Stopwatch
+from molrmog.seeds import torch_generator, torch_seed
 from molrmog.theory.empirical import EmpiricalDenoiser
 from molrmog.theory.estimation import (
     GapBound,
@@ -102,7 +103,7 @@ class _Space:
         self.inner, self.dim = inner, dim
         self.Q = embedding(inner.dim, dim, seed)
         self.law = embedded(inner, self.Q)
-        self.generator = torch.Generator().manual_seed(1000 * seed + dim)
+        self.generator = torch_generator(1000 * seed + dim)
 
     def rows(self, y: Tensor) -> Tensor:
         """Rows in R^D that are y (n, q) in the span."""
@@ -133,7 +134,7 @@ def _n(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Errors against n at three noise levels; tr(F^+ G)."""
     inner = LawShape(**settings["law"]).draw(settings["seed"])
     space = _Space(inner, settings["dim"], settings["seed"])
-    draw = torch.Generator().manual_seed(settings["seed"])
+    draw = torch_generator(settings["seed"])
     asymptotic = asymptotic_error(inner, inner.sample(4 * settings["fresh"], draw).x, s_of(GAMMA), GAMMA)
     records: list[dict[str, Any]] = [{"method": "asymptotic", "D": space.dim, "gamma": GAMMA, "error": asymptotic}]
     for i, n in enumerate(settings["rows"]):
@@ -156,7 +157,7 @@ def _dim(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Errors against D on rows that agree in the span."""
     seed, n = settings["seed"], settings["rows"]
     inner = LawShape(**settings["law"]).draw(seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     y, y_fresh = inner.sample(n, draw).x, inner.sample(settings["fresh"], draw).x
     eps = torch.randn(y_fresh.shape, generator=draw, dtype=y.dtype)
     records: list[dict[str, Any]] = []
@@ -181,7 +182,7 @@ def _pair(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Errors with A known at two D, on rows, fresh rows and noise that are drawn anew every time."""
     seed, n = settings["seed"], settings["rows"]
     inner = LawShape(**settings["law"]).draw(seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     spaces = [_Space(inner, dim, seed) for dim in settings["compared"]]
     records: list[dict[str, Any]] = []
     for repeat in range(settings["repeats"]):
@@ -206,7 +207,7 @@ def _off_span(law: MoLRMoG, space: _Space, fresh: Tensor, gamma: float) -> float
 def _shape(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Errors with A known against K, n_k and d_k, one at a time, and against the noise level."""
     seed, n = settings["seed"], settings["rows"]
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     records: list[dict[str, Any]] = []
     settled = LawShape(**settings["law"])
     sweeps = [(name, value) for name, values in settings["shapes"].items() for value in values]
@@ -228,7 +229,7 @@ def _starts(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     seed, n = settings["seed"], settings["rows"]
     shape = LawShape(**settings["law"])
     space = _Space(shape.draw(seed), settings["dim"], seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     x, fresh = (space.rows(space.inner.sample(rows, draw).x) for rows in (n, settings["fresh"]))
     best = fit_modes(space.law, x)
     known = [
@@ -276,7 +277,7 @@ def _dsm(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Score matching beside EM on the same rows in R^q, and what each costs."""
     inner = LawShape(**settings["law"]).draw(settings["seed"])
     space = _Space(inner, inner.dim, settings["seed"])
-    draw = torch.Generator().manual_seed(settings["seed"])
+    draw = torch_generator(settings["seed"])
     fresh = space.rows(inner.sample(4 * settings["fresh"], draw).x)
     records: list[dict[str, Any]] = []
     for i, n in enumerate(settings["rows"]):
@@ -297,7 +298,7 @@ def _gap(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """E |L - L_n| at the truth, the largest over laws around it, and at EM's fit; the bound's shape."""
     seed, s = settings["seed"], s_of(GAMMA)
     inner = LawShape(**settings["law"]).draw(seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     y = inner.sample(settings["pool"], draw).x
     laws = [inner] + [_moved(inner, draw) for _ in range(7)]
     records: list[dict[str, Any]] = []
@@ -356,7 +357,7 @@ def _few(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     seed = settings["seed"]
     inner = LawShape(**settings["law"]).draw(seed)
     space = _Space(inner, inner.dim, seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     fresh = space.rows(inner.sample(settings["fresh"], draw).x)
     records: list[dict[str, Any]] = [{"method": "scale", "D": space.dim, "gamma": GAMMA, "error": _scale(space, fresh)}]
     for i, n in enumerate(settings["rows"]):
@@ -373,7 +374,7 @@ def _peers(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     seed, dim = settings["seed"], settings["dim"]
     inner = LawShape(**settings["law"]).draw(seed)
     space = _Space(inner, dim, seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     fresh = space.rows(inner.sample(settings["fresh"] // 2, draw).x)
     held_out = space.rows(inner.sample(settings["fresh"] // 4, draw).x)
     records: list[dict[str, Any]] = [{"method": "scale", "D": dim, "gamma": GAMMA, "error": _scale(space, fresh)}]
@@ -426,9 +427,9 @@ def flat_law(law: MoLRMoG) -> MoLRMoG:
 def _mlp(x: Tensor, space: _Space, held_out: Tensor, steps: int, seed: int) -> MLPDenoiser:
     """A small network trained at one noise level in float32, as it was when best on fresh rows (which favours it)."""
     s, best = s_of(GAMMA), math.inf
-    rows, draw = x.float(), torch.Generator().manual_seed(seed)
+    rows, draw = x.float(), torch_generator(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed))
         network = MLPDenoiser(space.dim, width=128, depth=2, sigma_data=float(rows.square().mean().sqrt()))
     kept = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)

@@ -65,6 +65,7 @@ from molrmog.metrics import Stopwatch
 from molrmog.models import SupportsDenoise
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule, VPSchedule
+from molrmog.seeds import torch_generator
 
 Budget = Literal["smoke", "cpu", "gpu"]
 
@@ -235,7 +236,7 @@ def excess_loss(
         Excess and floor with their standard errors.
     """
     loss = WatchedMatching(denoiser, truth, schedule, **options).eval().to(x.device)
-    numbers = loss.draw(len(x), torch.Generator().manual_seed(seed))
+    numbers = loss.draw(len(x), torch_generator(seed))
     excess: list[Tensor] = []
     floor: list[Tensor] = []
     for start in range(0, len(x), _MEASURED):
@@ -278,7 +279,7 @@ def run_floor(out: str | Path, budget: Budget = "cpu", seed: int = 0, workers: i
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    check_choice(BUDGETS, budget, seed, workers)
+    seed = check_choice(BUDGETS, budget, seed, workers)
     out = Path(out)
     spent = BUDGETS[budget]
     cells = {
@@ -318,7 +319,7 @@ def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     law = TrueLaw(**settings["law"])
     seed, steps, device = settings["seed"], settings["steps"], settings["device"]
     truth = law.draw(seed)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     learned = truth.sample(settings["rows"], draw)
     x, subspace, fresh = learned.x, learned.subspace, truth.sample(settings["held_out"], draw).x
     names = [*settings["em"], *settings["score_matching"]]

@@ -32,6 +32,7 @@ from molrmog.experiments.hybrid_cells import compute_arm, compute_base, compute_
 from molrmog.experiments.hybrid_page import write_hybrid_page
 from molrmog.experiments.hybrid_plans import LAW, Plan, plan
 from molrmog.experiments.image_page import slug
+from molrmog.seeds import seed_of
 
 
 def run_hybrid(
@@ -68,7 +69,7 @@ def run_hybrid(
         ValueError: an unknown name, or data that do not fit.
         RuntimeError: a cell failed.
     """
-    made = plan(dataset, budget, rows, steps, seeds)
+    made, seed = plan(dataset, budget, rows, steps, seeds), seed_of(seed)
     out = Path(out)
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
     source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}

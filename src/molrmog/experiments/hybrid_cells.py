@@ -47,6 +47,7 @@ from molrmog.registry import load
 from molrmog.sampling import sample
 from molrmog.saving import write_atomically
 from molrmog.schedules import VPSchedule
+from molrmog.seeds import torch_generator, torch_seed
 
 SCHEDULE = VPSchedule()
 SHOWN = 64  # samples kept for pictures
@@ -162,7 +163,7 @@ def _forget_unmeasured(folder: Path) -> None:
 
 def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> Denoiser:
     """The untrained network of an arm: a U-Net alone, or on a base."""
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(torch_seed(settings["seed"]))
     arm = settings["arm"]
     if arm["base"] is None:
         if not arm.get("centred"):
@@ -202,7 +203,7 @@ def _drawn(
     law: Law | None = None,
     **how: Any,
 ) -> np.ndarray:
-    generator = torch.Generator().manual_seed(settings["seed"])
+    generator = torch_generator(settings["seed"])
     start: Settings = {} if jump is None else {"jump": jump, "jump_by": "law", "jump_law": law}
     with _precision(settings):
         several = [

@@ -56,6 +56,7 @@ from molrmog.learning.train import train
 from molrmog.models import SupportsDenoise, num_parameters_of
 from molrmog.sampling import sample, sample_experts
 from molrmog.schedules import VPSchedule
+from molrmog.seeds import torch_generator, torch_seed
 
 SCHEDULE = VPSchedule()
 SHOWN = 64  # samples kept for pictures
@@ -170,7 +171,7 @@ def compute_network(settings: Settings, folder: Path) -> dict[str, Any]:
     result |= _held_out_loss(loss, z_held, others)
     if model.latent_laws is not None:
         result["log-likelihood"] = _log_likelihood(model.latent_laws, z_held, others)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     with metrics.Stopwatch() as watch:
         drawn = sample_experts(
             model, SCHEDULE, settings["samples"], sampler="heun", steps=settings["sampler_steps"], generator=generator
@@ -207,7 +208,7 @@ def _in_pixels(settings: Settings, folder: Path) -> dict[str, Any]:
     rows, held = parts(settings["source"])
     labels = np.zeros(len(rows), np.int64) if rows.labels is None else rows.labels
     x, expert = torch.from_numpy(np.asarray(rows.x)), torch.from_numpy(labels)
-    generator = torch.Generator().manual_seed(settings["seed"])
+    generator = torch_generator(settings["seed"])
     with metrics.Stopwatch() as training:
         draw, price = (_pixel_law if settings["network"] == "em" else _pixel_unet)(settings, folder, rows, x, expert)
     weights = torch.bincount(expert).float()
@@ -233,7 +234,7 @@ def _pixel_law(settings: Settings, folder: Path, rows: Dataset, x: Tensor, exper
 def _pixel_unet(
     settings: Settings, folder: Path, rows: Dataset, x: Tensor, expert: Tensor
 ) -> tuple[Draw, metrics.Cost]:
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(torch_seed(settings["seed"]))
     network = UNetDenoiser(rows.shape, experts=int(expert.max()) + 1, sigma_data=0.5, **settings["options"])
     train(
         network,

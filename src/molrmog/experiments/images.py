@@ -28,6 +28,7 @@ from molrmog.experiments import image_cells
 from molrmog.experiments.cells import Crew
 from molrmog.experiments.image_page import MOLRG, Arm, slug, write_image_page
 from molrmog.experiments.latents import AutoencoderSettings
+from molrmog.seeds import seed_of
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "parachute", "digits")
 BUDGETS = ("smoke", "cpu", "gpu")
@@ -228,7 +229,7 @@ def run_images(
         ValueError: an unknown name, or data that do not fit.
         RuntimeError: a cell failed.
     """
-    made = plan(dataset, budget)
+    made, seed = plan(dataset, budget), seed_of(seed)
     workers = workers or (1 if device != "cpu" else os.cpu_count() or 1)
     source: dict[str, Any] = {"data": made.data, "image_size": made.image_size, "data_dir": data_dir, "rows": made.rows}
     rows, held = image_cells.parts(source)

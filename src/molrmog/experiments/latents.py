@@ -43,6 +43,7 @@ from molrmog.learning.trainer import training
 from molrmog.metrics import assign
 from molrmog.models import Model
 from molrmog.saving import write_atomically
+from molrmog.seeds import torch_seed
 
 KINDS = ("linear", "vae", "shared", "lora", "taef2")
 
@@ -216,7 +217,7 @@ def build_autoencoder(
     if settings.kind == "linear":
         flat = ae.LinearAutoencoder.from_pca(x, math.prod(settings.latent_shape), shape).requires_grad_(False)
         return _kept(flat, out, made)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(torch_seed(settings.seed))
     vae = (
         ae.ConvVAE(shape, latent_shape=settings.latent_shape, channels=settings.channels)
         if len(shape) == 3
@@ -241,7 +242,7 @@ def _lora(
     made = _described(settings, x, expert)
     if _is_kept(out, made):
         return ae.LoRAExperts.from_pretrained(out)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(torch_seed(settings.seed))
     adapters = ae.LoRAExperts(shared, experts, rank=settings.rank)
     loss = ae.LoRALoss(adapters, beta=settings.beta, reconstruction=settings.reconstruction)
     _minimise(loss, [x, expert], settings, len(x), out, "adapters", device, on_step)

@@ -28,6 +28,7 @@ from molrmog.denoisers.residual import ResidualDenoiser, gates_of
 from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.learning.starts import mog_start
 from molrmog.models import Denoiser, SupportsDenoise
+from molrmog.seeds import torch_seed
 
 NETWORKS = ("mog", "gaussian", "unet", "mlp", "residual")
 
@@ -97,7 +98,7 @@ def latent_network(
     picture = len(latent_shape) == 3
 
     def neural(kind: str, **inside: Any) -> Denoiser:
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(seed))
         told: dict[str, Any] = {"experts": experts, "sigma_data": sigma_data, "unconditional": unconditional, **inside}
         if kind == "mlp":
             return MLPDenoiser(d, width=width, depth=depth, **told)

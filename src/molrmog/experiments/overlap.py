@@ -44,6 +44,7 @@ from molrmog.experiments.overlap_page import write_overlap_page
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
+from molrmog.seeds import torch_generator
 from molrmog.theory.overlap import Overlap, levels, measure_overlap, noised, smallest_near, split_curvature
 from molrmog.theory.score_loss import ScoreLoss, stratified_rows
 from molrmog.weights import weights_file
@@ -166,7 +167,7 @@ def run_overlap(
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `experiments.cells`.
     """
-    check_choice(BUDGETS, budget, seed, workers)
+    seed = check_choice(BUDGETS, budget, seed, workers)
     out, spent = Path(out), BUDGETS[budget]
     missing = {name: why for name in spent.data if (why := _missing(DATA[name], data_dir))}
     for name, why in missing.items():
@@ -224,7 +225,7 @@ def compute_random(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         64, [6] * 3, [4] * 3, rank=2, noise=0.1, seed=settings["seed"], separation=settings["separation"]
     ).requires_grad_(False)
     about = {"part": "random", "name": f"{settings['separation']:g}", "modes": 4, "expert": None, "rows": "fresh"}
-    draw = torch.Generator().manual_seed(settings["seed"] + 1_000_000)
+    draw = torch_generator(settings["seed"] + 1_000_000)
     overlaps: list[dict[str, Any]] = []
     for sigma in settings["sigmas"]:
         s, gamma = levels(sigma)
@@ -261,7 +262,7 @@ def compute_data(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     z, z_held = encode_all(encoders, rows.x, own), encode_all(encoders, held.x, cast(Tensor, others))
     shape: dict[str, Any] = {"latent_dim": chosen.latent_dim, "rank": chosen.rank, "seed": seed}
-    draw = torch.Generator().manual_seed(seed + 1_000_000)
+    draw = torch_generator(seed + 1_000_000)
     overlaps: list[dict[str, Any]] = []
 
     def measure(law: Any, x: Tensor, of: Literal["modes", "subspaces"], modes: int, expert: int | None) -> None:
@@ -322,7 +323,7 @@ def law_at_distance(kind: str, distance: float, seed: int) -> MoLRMoG:
         distance: between any two means of a subspace, in units of the latent deviation.
         seed: of the directions.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
 
     def axes(rows: int, columns: int) -> Tensor:
         return torch.linalg.qr(torch.randn(rows, columns, generator=draw, dtype=torch.float64)).Q
@@ -353,7 +354,7 @@ def compute_curvature(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         report_progress(folder, at / len(settings["distances"]))
         law = law_at_distance(settings["kind"], distance, seed)
         # The same numbers at every distance, so that a curve is smooth; not those that the law is made of.
-        draw = torch.Generator().manual_seed(seed + 1_000_000)
+        draw = torch_generator(seed + 1_000_000)
         overlap = measure_overlap(law, law.sample(settings["samples"], draw, s=s, gamma=gamma).x, s, gamma)
         x, weight = stratified_rows(law, settings["rows"], s, gamma, draw)
         found = split_curvature(ScoreLoss(law, x, s, gamma, weight=weight))

@@ -44,6 +44,7 @@ from molrmog.learning.fit import fit, mean_log_prob
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import principal_flat
 from molrmog.metrics import Stopwatch, subspace_error
+from molrmog.seeds import torch_generator
 from molrmog.theory.recovery import k_subspaces, random_bases, score_bases, turned
 
 Budget = Literal["smoke", "cpu", "gpu"]
@@ -139,7 +140,7 @@ def run_subspaces(out: str | Path, budget: Budget = "cpu", seed: int = 0, worker
         ValueError: an unknown budget, or a number out of range.
         RuntimeError: a cell failed; see `run_cells`.
     """
-    check_choice(BUDGETS, budget, seed, workers)
+    seed = check_choice(BUDGETS, budget, seed, workers)
     out, spent = Path(out), BUDGETS[budget]
     cells = {
         f"{name}/d{d}": {
@@ -177,7 +178,7 @@ def compute_cell(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         report_progress(folder, at / len(grid))
         law = setting.draw(settings["dim"], d, one)
         # Streams of their own: a start from the seed of the law would be its bases over again.
-        draw, own = (torch.Generator().manual_seed(stream + 1000 * one + N) for stream in (1_000_000, 2_000_000))
+        draw, own = (torch_generator(stream + 1000 * one + N) for stream in (1_000_000, 2_000_000))
         parts = [law.sample(N, draw, subspace=k).x for k in range(setting.subspaces)]
         for method, recover in METHODS.items():
             with Stopwatch() as watch:

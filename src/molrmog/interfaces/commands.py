@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import molrmog
 from molrmog import pictures
@@ -28,6 +27,7 @@ from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
 from molrmog.schedules import Schedule, VPSchedule
+from molrmog.seeds import torch_generator
 
 
 def fit(*, command: str, **settings: Any) -> None:
@@ -146,7 +146,7 @@ def sample(
     elif guidance != 1 and subspace is None:
         raise ValueError(f"--guidance {guidance} follows one subspace of a law: pass --subspace, too")
     elif sampler == "exact" or (sampler is None and guidance == 1):
-        drawn = model.sample(num, torch.Generator().manual_seed(seed), subspace=subspace)
+        drawn = model.sample(num, torch_generator(seed), subspace=subspace)
         x = drawn.x
         arrays = {"subspace": drawn.subspace.numpy(), "mode": drawn.mode.numpy()}
     else:
@@ -157,7 +157,7 @@ def sample(
             (num, model.dim),
             sampler=sampler or "heun",
             steps=steps,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch_generator(seed),
             progress=True,
         )
     x = x.numpy()

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from molrmog.learning.fit import fit
+from molrmog.seeds import torch_generator
 
 
 class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
@@ -175,7 +176,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             h = (x - part.offset) @ part.basis  # (N, d_k)
             zeta = torch.zeros_like(h)
             for r, mu, U in zip(own.T, part.means, part.factors, strict=True):
-                lam, V = torch.linalg.eigh((U @ U.T).double())
+                lam, V = torch.linalg.eigh(U.double() @ U.double().T)
                 lam = lam.clamp(min=0)
                 shrink = ((V * (lam / (lam + part.tau**2))) @ V.T).to(h)
                 zeta += r[:, None] * (mu + (h - mu) @ shrink)
@@ -212,7 +213,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         if n_samples < 1:
             raise ValueError(f"n_samples = {n_samples}: ask for at least 1")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        drawn = self.law_.sample(n_samples, torch.Generator().manual_seed(seed))
+        drawn = self.law_.sample(n_samples, torch_generator(seed))
         return drawn.x.numpy(), drawn.subspace.numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

@@ -23,6 +23,7 @@ from molrmog.experiments.page import number
 from molrmog.interfaces.trained import Trained
 from molrmog.laws.base import Law
 from molrmog.metrics import LPIPS, FeatureSpace
+from molrmog.seeds import numpy_generator, torch_generator
 
 NETWORK_COST, AUTOENCODERS_COST = "cost of the score network", "cost of the autoencoders"
 """Where what a network costs stands among the measurements."""
@@ -90,12 +91,12 @@ def pick(data: Dataset, rows: int, seed: int = 0) -> Dataset:
     """At most `rows` rows at random, in their old order."""
     if len(data) <= rows:
         return data
-    return data.subset(np.sort(np.random.default_rng(seed).choice(len(data), rows, replace=False)))
+    return data.subset(np.sort(numpy_generator(seed).choice(len(data), rows, replace=False)))
 
 
 def draw(law: Law, num: int, seed: int = 0) -> np.ndarray:
     """Exact samples with shape (num, D)."""
-    return law.sample(num, torch.Generator().manual_seed(seed)).x.cpu().numpy()
+    return law.sample(num, torch_generator(seed)).x.cpu().numpy()
 
 
 def feature_spaces(
@@ -287,7 +288,7 @@ def coding(
         lpips: to judge pictures by, too.
         seed: of the rows picked.
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(len(held_out))[:_CODED_ROWS])
+    rows = np.sort(numpy_generator(seed).permutation(len(held_out))[:_CODED_ROWS])
     real, k = np.asarray(held_out.x[rows]), expert[torch.from_numpy(rows)]
     z = trained.encode(real, k)
     out: list[Measurement] = []

@@ -13,12 +13,13 @@ from molrmog.denoisers.experts import Experts, PerExpert
 from molrmog.denoisers.guidance import guide
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.denoisers.residual import ResidualDenoiser
-from molrmog.laws.base import Law
+from molrmog.laws.base import Law, categorical
 from molrmog.metrics import Cost, cost
 from molrmog.models import Denoiser
 from molrmog.sampling import sample, sample_experts
 from molrmog.sampling.experts import ExpertSamples
 from molrmog.schedules import Schedule
+from molrmog.seeds import torch_generator
 
 _BATCH = 1024  # samples that walk together
 
@@ -126,7 +127,7 @@ class Trained:
                 f"--guidance {guidance}: this network was never trained without an expert: train a unet, mlp or "
                 "residual with --drop-expert 0.1"
             )
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch_generator(seed)
         schedule = schedule or self.schedule
         walk: dict[str, Any] = {"sampler": sampler, "steps": steps, "generator": generator}
         if isinstance(self.model, Experts):

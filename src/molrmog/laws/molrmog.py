@@ -66,6 +66,7 @@ from molrmog.laws.base import (
 )
 from molrmog.laws.responsibilities import Eigenform, Evidence, Noised, e_step, squared_norm
 from molrmog.laws.top_modes import denoise_by_top_modes
+from molrmog.seeds import torch_generator
 
 # |x|^2 / v up to which float32 has the digits of a score, of a denoiser, of a density.
 _SCORE, _DENOISER, _DENSITY = 1e5, 1e6, 2e3
@@ -282,7 +283,7 @@ class MoLRMoG(Law):
             raise ValueError(f"rank = {rank}: pass a rank of 0 or more, or None for full rank")
         ranks = [[d if rank is None else min(rank, d)] * n for d, n in zip(latent_dims, modes, strict=False)]
         law = cls(dim, latent_dims, modes, ranks, dtype=dtype)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch_generator(seed)
 
         def drawn(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64)

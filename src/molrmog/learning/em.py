@@ -21,8 +21,8 @@ penalised log-likelihood
 
     sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
 
-with S_c = U_c U_c^T + tau_k^2 I, and tau never falls below `noise_floor`, in data units. Where n_k = 1 there is nothing
-to lean on and no prior.
+with S_c = U_c U_c^T + tau_k^2 I, and tau never falls below `noise_floor`, in data units, nor below 1e-9 of the spread
+of the rows. Where n_k = 1 there is nothing to lean on and no prior.
 
 References:
     arXiv 2601.01475, section 3 (the family); Tipping & Bishop, "Mixtures of probabilistic principal component
@@ -32,7 +32,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import warnings
@@ -46,7 +45,7 @@ from molrmog.laws.base import Subspace, active_rows, rows_per_chunk
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 
-_SMALLEST_TAU = 1e-9
+_SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
 
 
@@ -167,10 +166,12 @@ def em_steps(
         noise_floor: smallest tau, in data units.
         zero_mean: keep b = 0 and mu = 0, the law of Wang et al. 2024.
     """
-    law = copy.deepcopy(law).requires_grad_(False)
+    rows, units = rows.standard(centred=not zero_mean)
+    law = units.law_inside(law).requires_grad_(False)
+    noise_floor = max(noise_floor / units.unit, _SMALLEST_TAU)
     nu = float(max(law.latent_dims)) if prior_rows is None else prior_rows
     with torch.no_grad():
-        law.tau.copy_(law.tau.abs().clamp(min=max(noise_floor, _SMALLEST_TAU)))
+        law.tau.copy_(law.tau.abs().clamp(min=noise_floor))
     start = _Estimate(law, [_scale(law.subspace(k)) for k in range(law.subspaces)])
     slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
     estimate, fallback, reached = start, None, -math.inf
@@ -180,11 +181,12 @@ def em_steps(
     iteration = 0
     while True:
         statistics, value = _evaluate(estimate, rows, weights, nu)
-        rejected = fallback is not None and value < reached - slack * abs(reached)
+        rejected = fallback is not None and value < reached - slack * max(abs(reached), rows.dim)
         if fallback is not None and rejected:
             estimate = fallback
             statistics, value = _evaluate(estimate, rows, weights, nu)
-        yield EMState(iteration, estimate.law, float(statistics.log_prob / statistics.rows), value, rejected)
+        log_likelihood = float(statistics.log_prob / statistics.rows)
+        yield units.state_of_rows(EMState(iteration, estimate.law, log_likelihood, value, rejected))
         reached = value
         iteration += 1
         estimate, fallback = _maximise(estimate, statistics, one_row, nu, noise_floor, zero_mean)
@@ -304,7 +306,7 @@ def _new_modes(
     ranks = torch.tensor(law.ranks[k], device=N.device)[alive]
     held = torch.arange(d, device=N.device) < ranks[:, None]  # (n, d)
     tau2 = _noise(ell, held, N + nu, off.clamp(min=0), N_k * (D - d))
-    tau2 = max(tau2, noise_floor**2, _SMALLEST_TAU**2)
+    tau2 = max(tau2, noise_floor**2)
     U = V * (torch.where(held, ell, 0.0) - tau2).clamp(min=0).sqrt()[:, None]
     dtype = law.basis.dtype
     return Subspace(

@@ -2,15 +2,18 @@
 
     subspaces from labels or from clustering  ->  modes by k-means  ->  EM until the log-likelihood settles
 
+All of it sees the rows near the origin and in a unit near their spread, see `molrmog.learning.units`: a law fitted to
+c x is the law fitted to x, times c.
+
 With labels every subspace sees the rows of its own class only, so that EM splits into one small problem per class.
 With a head, the same is done in the leading principal coordinates, and the rest of R^D gets one shared Gaussian.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -24,9 +27,14 @@ from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_coordinates
+from molrmog.learning.units import Moments, Units
 from molrmog.progress import progress as stages
+from molrmog.seeds import seed_of, torch_generator
 
-_SMALLEST_SPREAD = 1e-9
+_SMALLEST_SPREAD = 1e-9  # of the tail, in units of the fit
+_FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
+_LOOKED_AT = 10_000  # rows from which quartiles are taken
+_VISIBLE = 1e-3  # rounding of so much of a column's spread is worth a word
 _PATIENCE = 3  # passes without a better held-out log-likelihood
 _FLAT = 2  # passes running that hardly raise the log-likelihood: a single one may be a plateau
 
@@ -68,14 +76,16 @@ def fit(
         seed: of everything random.
         zero_mean: keep b = 0 and mu = 0; with modes=1 this is the low-rank Gaussian mixture of Wang et al. 2024.
         prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
-        noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given.
+        noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given. It
+            is at least 1e-9 of that deviation, or of the rows' size where they are all equal.
         max_iter: passes over the data, at most.
         tol: stop when the penalised log-likelihood per row and dimension rises by less in two passes running, in nats.
         weights: how many rows each row counts as, or shares that add up to one, with shape (N,). Where EM starts is
             found without them, but for rows of weight 0, which are left out.
         validation: held-out rows; stop when their log-likelihood no longer rises, and return the best law.
         start: a law to go on from; its shapes count, not `subspaces`, `latent_dim`, `modes` and `rank`.
-        dtype: float32 or float64, to compute in; that of the data where not given.
+        dtype: float32 or float64, to compute in; where not given, float32 if that holds every value of x exactly, else
+            float64.
         device: to compute on.
         progress: show a progress bar with the log-likelihood.
         on_iteration: called with the state after every pass.
@@ -89,8 +99,9 @@ def fit(
     References:
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
-    rows = Rows(x, dtype=dtype, device=device)
-    rows.check_finite()
+    seed = seed_of(seed)
+    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device)
+    rows.moments()
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
@@ -99,7 +110,7 @@ def fit(
     if held_out is not None:
         if held_out.dim != rows.dim:
             raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
-        held_out.check_finite("validation")
+        held_out.moments("validation")
     w = None if weights is None else _row_weights(weights, len(rows))
     y, subspaces = _classes(labels, len(rows), subspaces)
     if w is not None and not bool(w.all()):
@@ -122,44 +133,56 @@ def fit(
     dims = _per_subspace("latent_dim", latent_dim, subspaces)
     counts = _per_subspace("modes", modes, subspaces)
     _check_sizes(rows, dims, counts)
+    moments = rows.moments()
     if noise_floor is None:
-        noise_floor = 1e-3 * _overall_std(rows)
+        noise_floor = _FLOOR * moments.spread
+        _warn_of_small_columns(rows, moments, noise_floor)
+    _warn_of_rounding(rows, moments, noise_floor)
+    rows, units = rows.standard(centred=not zero_mean)
+    held_out = None if held_out is None else held_out.inside(units)
+    floor = noise_floor / units.unit
 
-    def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None) -> MoLRMoG:
-        law = copy.deepcopy(start) or initial_law(
-            rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=noise_floor
-        )
+    def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None, units: Units) -> MoLRMoG:
+        if start is None:
+            law = initial_law(rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=floor)
+        else:
+            law = units.law_inside(start)
         law = law.to(rows.device, rows.dtype)
-        options = {"prior_rows": prior_rows, "noise_floor": noise_floor, "zero_mean": zero_mean}
-        return _settle(law, rows, y, w, held_out, max_iter, tol, progress, on_iteration, **options)
+        options = {"prior_rows": prior_rows, "noise_floor": floor, "zero_mean": zero_mean}
+
+        def watch(state: EMState) -> None:
+            if on_iteration is not None:
+                on_iteration(units.state_of_rows(state))
+
+        return _settle(law, rows, y, w, held_out, max_iter, tol, progress, watch, units, **options)
 
     def fitted(
         q: int | None, rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None
     ) -> MoLRMoG | HeadTail:
         if q is None:
-            return pure(rows, y, w, held_out)
+            return pure(rows, y, w, held_out, units)
         offset, axes, variance, left = principal_coordinates(rows, w, centred=not zero_mean)
 
         def head(rows: Rows) -> Rows:
-            return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()]))
+            return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()])).as_standard()
 
-        law = pure(head(rows), y, w, None if held_out is None else head(held_out))
-        floor = max(noise_floor, _SMALLEST_SPREAD)
-        spread, tau = (t.clamp(min=floor**2).sqrt() for t in (variance[q:], left))
+        law = pure(head(rows), y, w, None if held_out is None else head(held_out), units.along(q))
+        least = max(floor, _SMALLEST_SPREAD) ** 2
+        spread, tau = (t.clamp(min=least).sqrt() for t in (variance[q:], left))
         return HeadTail(law, axes, offset, spread, tau).requires_grad_(False)
 
     if head == "auto":
         head = _best_head(fitted, rows, y, w, max(dims), seed)
     elif head is not None and (isinstance(head, str) or not max(dims) <= head <= rows.dim):
         raise ValueError(f"head = {head}: pass a number from latent_dim = {max(dims)} to D = {rows.dim}, or 'auto'")
-    return fitted(head, rows, y, w, held_out)
+    return units.law_of_rows(fitted(head, rows, y, w, held_out))
 
 
 def _best_head(
     fitted: Callable[..., Law], rows: Rows, labels: Tensor | None, weights: Tensor | None, smallest: int, seed: int
 ) -> int | None:
     """The head, None for the pure law, whose fit to nine tenths of the rows gives the last tenth most density."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(rows), generator=torch_generator(seed))
     groups = [order] if labels is None else [order[labels[order] == k] for k in labels.unique()]
     test, train = (
         torch.cat(parts) for parts in zip(*((g[: len(g) // 10], g[len(g) // 10 :]) for g in groups), strict=True)
@@ -187,10 +210,11 @@ def _settle(
     max_iter: int,
     tol: float,
     progress: bool,
-    on_iteration: Callable[[EMState], None] | None,
+    on_iteration: Callable[[EMState], None],
+    units: Units,
     **options: Any,
 ) -> MoLRMoG:
-    """Run EM until the log-likelihood settles, and return the law that was reached."""
+    """Run EM until the log-likelihood settles, and return the law that was reached; `units` are those of the rows."""
     steps = (
         em_steps(law, rows, weights=weights, **options)
         if labels is None
@@ -208,9 +232,8 @@ def _settle(
                 since += 1
             name = "log p" if held_out is None else "held-out log p"
             figure = state.log_likelihood if held_out is None else value
-            show("EM", state.iteration, text=f"{name} {figure:.2f} nats/row")
-            if on_iteration is not None:
-                on_iteration(state)
+            show("EM", state.iteration, text=f"{name} {figure - units.log_volume:.2f} nats/row")
+            on_iteration(state)
             flat = flat + 1 if state.penalised - before < tol * rows.dim else 0
             before = state.penalised
             settled = since >= _PATIENCE if held_out is not None else flat >= _FLAT
@@ -283,12 +306,40 @@ def _check_sizes(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int]) -
         )
 
 
-def _overall_std(rows: Rows) -> float:
-    """Root mean square deviation of the rows' entries from the mean row, in data units."""
-    total = torch.zeros(rows.dim, dtype=torch.float64, device=rows.device)
-    square = 0.0
-    for _, chunk in rows.chunks():
-        total += chunk.double().sum(0)
-        square += float(chunk.double().square().sum())
-    mean = total / len(rows)
-    return math.sqrt(max(square / len(rows) - float(mean.square().sum()), 0.0) / rows.dim)
+def _warn_of_small_columns(rows: Rows, moments: Moments, noise_floor: float) -> None:
+    """Say where the default noise floor, one number for all columns, exceeds the spread of some.
+
+    Columns that hold one value in most rows are left out, such as the margins of pictures, and so is what may be
+    rounding.
+    """
+    deviation = moments.deviation
+    size = float(torch.maximum(deviation, moments.mean.abs()).max())
+    small = ((deviation < noise_floor) & (deviation > 4 * torch.finfo(rows.exact).eps * size)).nonzero()[:, 0]
+    if not len(small):
+        return
+    some = torch.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT), dtype=torch.float64).long()
+    x = rows[some][:, small].sort(0).values
+    small = small[x[len(x) // 4] < x[3 * len(x) // 4]]
+    if len(small):
+        warnings.warn(
+            f"{len(small)} of {rows.dim} columns spread by less than the noise floor {noise_floor:.3g}, the least by "
+            f"{float(deviation[small].min()):.3g}, and the law will not see how: divide every column by its standard "
+            "deviation, or pass a smaller noise_floor",
+            stacklevel=3,
+        )
+
+
+def _warn_of_rounding(rows: Rows, moments: Moments, noise_floor: float) -> None:
+    """Say where a law in float32 rounds what was given in float64."""
+    if rows.dtype == torch.float64 or rows.exact == torch.float32:
+        return
+    step = 0.5 * torch.finfo(rows.dtype).eps * moments.mean.abs()
+    seen = (moments.deviation > 0) & (step > _VISIBLE * moments.deviation.clamp(min=noise_floor))
+    if bool(seen.any()):
+        worst = (step / moments.deviation).where(seen, 0).argmax()
+        warnings.warn(
+            f"float32 rounds {int(seen.sum())} of {rows.dim} columns, such as one with mean "
+            f"{float(moments.mean[worst]):.6g} and standard deviation {float(moments.deviation[worst]):.3g}: leave out "
+            "dtype, or pass torch.float64",
+            stacklevel=3,
+        )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from molrmog.seeds import seed_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -62,6 +64,7 @@ class TrainingOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed_of(self.seed))
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "validate_every", "grid_every")
         for name in (*counts, *(() if self.micro_batch_size is None else ("micro_batch_size",))):
             if getattr(self, name) < 1:

@@ -5,6 +5,8 @@ Learning reads rows in chunks and never asks for all of them at once.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.data.dataset import exact_precision
+from molrmog.learning.units import Moments, Units
+
 _CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
+_LEAST, _GREATEST = 1e-140, 1e140  # deviations that float64 can square
 
 
 class Rows:
@@ -21,24 +27,18 @@ class Rows:
     Attributes:
         dim: dimension D.
         dtype: in which chunks are handed out, float32 or float64.
+        exact: the narrower of the two that holds the rows as they are.
         device: on which chunks are handed out.
     """
 
-    def __init__(
-        self,
-        x: Any,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        index: Tensor | None = None,
-    ) -> None:
+    def __init__(self, x: Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
         """Wrap `x`.
 
         Args:
             x: (N, D) tensor, array, memory map, or anything with such an attribute `x` (a Dataset).
-            dtype: float32 or float64; that of the data where not given, float32 for anything else.
+            dtype: float32 or float64; where not given, float32 if that holds every value of x exactly, as it does what
+                is float32 already and whole numbers of up to 24 bits, else float64.
             device: where chunks go; where the data is, if not given.
-            index: keep only these rows, in this order, with shape (M,).
 
         Raises:
             ValueError: x is not a non-empty table of numbers.
@@ -50,41 +50,68 @@ class Rows:
         table = self._source
         if table.is_complex() if isinstance(table, Tensor) else table.dtype.kind not in "fiub":
             raise ValueError(f"x holds {self._source.dtype} values: pass numbers")
-        self.dim = int(self._source.shape[1])
-        wide = self._source.dtype in (torch.float64, np.dtype(np.float64))
-        self.dtype = dtype or (torch.float64 if wide else torch.float32)
-        self.device = torch.device(device or (self._source.device if isinstance(self._source, Tensor) else "cpu"))
-        self._index = index
+        self.dim = int(table.shape[1])
+        self.device = torch.device(device or (table.device if isinstance(table, Tensor) else "cpu"))
+        if isinstance(table, Tensor) and not table.is_floating_point():
+            self._source = table = table.detach().cpu().numpy()  # torch lacks much for its unsigned types
+        if isinstance(table, Tensor):
+            self.exact = torch.float64 if table.dtype == torch.float64 else torch.float32
+        else:
+            self.exact = torch.float64 if exact_precision(table) == "float64" else torch.float32
+        self.dtype = dtype or self.exact
+        self._index: Tensor | None = None
+        self._units: Units | None = None
+        self._is_standard = False
+        self._moments: Moments | None = None
 
     def __len__(self) -> int:
         return len(self._source) if self._index is None else len(self._index)
 
     def __getitem__(self, at: slice | Tensor) -> Tensor:
         """Rows as a tensor with shape (M, D)."""
+        part = self._read(at)
+        return part.to(self.device, self.dtype) if self._units is None else self._in_units(part).to(self.dtype)
+
+    def _in_units(self, part: Tensor) -> Tensor:
+        """(x - centre) / unit, before it is rounded to `dtype`: rows far from the origin keep their digits."""
+        assert self._units is not None
+        centre, unit = self._units.centre, self._units.unit
+        part = part.to(self.device, self._wide)
+        # One pass, and nothing but the sum is rounded: the unit is a power of two.
+        return torch.add((centre / -unit).to(part), part, alpha=1 / unit) if bool(centre.any()) else part * (1 / unit)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.exact, self.dtype)
+
+    def _read(self, at: slice | Tensor) -> Tensor:
+        """Rows as the source holds them, whole numbers in `exact`, row after row in memory, with shape (M, D)."""
         if self._index is not None:
             at = self._index[at]
         if isinstance(self._source, Tensor):
-            return self._source[at].detach().to(self.device, self.dtype)
+            return self._source[at].detach().contiguous()
         part = self._source[at if isinstance(at, slice) else at.numpy()]
-        if part.dtype.kind == "f" and (part.dtype.itemsize > 8 or not part.dtype.isnative):
-            part = part.astype(np.float64)
-        elif not part.flags.writeable or not part.flags.aligned or min(part.strides, default=1) < 0:
-            part = np.array(part)
-        return torch.from_numpy(part).to(self.device, self.dtype)
+        if part.dtype.kind != "f" or part.dtype.itemsize > 8 or not part.dtype.isnative:
+            part = part.astype(np.float64 if self.exact == torch.float64 else np.float32, order="C")
+        elif not (part.flags.writeable and part.flags.aligned and part.flags.c_contiguous and min(part.strides) >= 0):
+            part = np.array(part, order="C")
+        return torch.from_numpy(part)
 
     def subset(self, index: Tensor) -> Rows:
         """The rows at `index` (M,), still unread."""
         index = index.cpu()
-        if self._index is not None:
-            index = self._index[index]
-        return Rows(self._source, dtype=self.dtype, device=self.device, index=index)
+        part = copy.copy(self)
+        part._index = index if self._index is None else self._index[index]
+        part._moments = None
+        return part
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, as (where, tensor) pairs."""
+        return ((at, self[at]) for at in self._slices())
+
+    def _slices(self) -> Iterator[slice]:
         size = max(64, _CHUNK_NUMBERS.get(self.device.type, 2**22) // self.dim)
-        for start in range(0, len(self), size):
-            at = slice(start, min(start + size, len(self)))
-            yield at, self[at]
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
     def check_finite(self, name: str = "x") -> None:
         """Read every row once; raise ValueError at the first of `name` that holds NaN or infinity."""
@@ -93,3 +120,79 @@ class Rows:
             if bool(bad.any()):
                 row = at.start + int(bad.nonzero()[0])
                 raise ValueError(f"row {row} of {name} holds NaN or infinity: drop or impute such rows")
+
+    @torch.no_grad()
+    def moments(self, name: str = "x") -> Moments:
+        """Mean and spread of the columns, in float64, from one pass over the rows; they are kept.
+
+        Args:
+            name: of the rows, for the message.
+
+        Raises:
+            ValueError: a row holds NaN or infinity.
+        """
+        if self._moments is None:
+            mean, square = self._sums(1.0)
+            if not bool(square.isfinite().all()):
+                self.check_finite(name)
+            # Squares may have left the range of float64: again, then, with the greatest deviation near one.
+            if not _LEAST < float(square.max()) < _GREATEST and (half := self._greatest_half()) > 0:
+                scale = 2.0 ** min(max(-1 - math.frexp(half)[1], -1000), 1000)
+                mean, square = (moment / scale for moment in self._sums(scale))
+            self._moments = Moments(mean, square)
+        return self._moments
+
+    def _sums(self, scale: float) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) of the columns of the rows times a power of two."""
+        near = self._doubled(slice(0, 1))[0]
+        mean, square = torch.zeros_like(near), torch.zeros_like(near)
+        for at in self._slices():
+            # About a point among the rows, so that rows far from the origin keep their digits.
+            off = self._doubled(at)
+            off = off.mul_(scale).sub_(near * scale) if scale < 1 else off.sub_(near).mul_(scale)
+            part = off.mean(0)
+            squares = torch.linalg.vector_norm(off.sub_(part), dim=0).square()
+            before, count = at.start, at.stop - at.start
+            square += squares + (part - mean).square() * (before * count / (before + count))
+            mean += (part - mean) * (count / (before + count))
+        return mean + near * scale, (square / len(self)).sqrt()
+
+    def _greatest_half(self) -> float:
+        """Half of the greatest distance of an entry from that of the first row."""
+        half = self._doubled(slice(0, 1))[0] / 2
+        return max(float((self._doubled(at) / 2 - half).abs().max()) for at in self._slices())
+
+    def _doubled(self, at: slice) -> Tensor:
+        """Rows in float64 before they are rounded to `dtype`; a copy, with shape (M, D)."""
+        part = self._read(at)
+        part = part.to(self.device) if self._units is None else self._in_units(part)
+        return part.to(torch.float64, copy=True)
+
+    def inside(self, units: Units) -> Rows:
+        """The same rows in other units: (x - centre) / unit."""
+        part = copy.copy(self)
+        part._units, part._is_standard, part._moments = units, True, None
+        return part
+
+    def as_standard(self) -> Rows:
+        """The same rows, taken to be in units of their own."""
+        part = copy.copy(self)
+        part._is_standard = True
+        return part
+
+    def standard(self, *, centred: bool = True) -> tuple[Rows, Units]:
+        """The rows in units of their own, and these units; rows that are so already stay as they are.
+
+        Args:
+            centred: about their mean; about the origin where not.
+
+        Raises:
+            ValueError: a row holds NaN or infinity.
+        """
+        if self._is_standard:
+            return self, Units(torch.zeros(self.dim, dtype=torch.float64), 1.0)
+        moments = self.moments()
+        units = moments.units(self._wide, centred=centred)
+        rows = self.inside(units)
+        rows._moments = Moments((moments.mean - units.centre) / units.unit, moments.deviation / units.unit)
+        return rows, units

@@ -17,6 +17,7 @@ from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.fit import fit
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_flat
+from molrmog.seeds import seed_of, torch_generator
 
 STARTS = ("random", "k-means", "em")
 
@@ -61,14 +62,14 @@ def mog_start(
     """
     if start not in STARTS:
         raise ValueError(f"unknown start {start!r}: choose one of {', '.join(STARTS)}")
-    rows = Rows(x)
+    seed = seed_of(seed)
+    rows, units = Rows(x).standard()
     if not 1 <= latent_dim <= rows.dim or modes < 1:
         raise ValueError(f"latent_dim = {latent_dim}, modes = {modes}: pass 1 to {rows.dim}, and at least one mode")
-    rows.check_finite()
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch_generator(seed)
     sample = rows[torch.randperm(len(rows), generator=draw)[:_ROWS]]
-    if noise_floor is None:
-        noise_floor = 1e-3 * float(sample.double().var(0, correction=0).mean().sqrt())
+    spread = float(sample.double().var(0, correction=0).mean().sqrt())
+    noise_floor = 1e-3 * spread if noise_floor is None else noise_floor / units.unit
     if start == "em":
         law = fit(
             rows,
@@ -99,6 +100,7 @@ def mog_start(
             means=means.to(flat.basis),
             factors=(kept.to(flat.basis),) * modes,
         )
+    part = units.law_of_rows(MoLRMoG.from_subspaces([part], dtype=rows.dtype)).subspace(0)
     if latent_dim == rows.dim:
         A = part.basis
         part = replace(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,12 @@ from torch import Tensor
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
+from molrmog.seeds import seed_of, sklearn_seed, torch_generator
 
 _ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them
 _WIDEST = 4_096  # principal coordinates that a head/tail law holds at most
+_STARTS, _STEPS = 4, 20  # of K-subspaces, and refinements of each at most
+_SMALLEST_TAU = 1e-12  # in units of the fit
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,18 @@ def distances2(x: Tensor, flats: Sequence[Flat]) -> Tensor:
 
 
 def cluster_flats(
-    x: Tensor, latent_dims: Sequence[int], *, seed: int = 0, starts: int = 4, steps: int = 20, centred: bool = True
+    x: Any,
+    latent_dims: Sequence[int],
+    *,
+    seed: int = 0,
+    starts: int = _STARTS,
+    steps: int = _STEPS,
+    centred: bool = True,
 ) -> tuple[list[Flat], Tensor]:
     """Cluster rows by the flat that is nearest: k-means++ starts, K-subspaces refinement, the best start wins.
 
     Args:
-        x: rows, with shape (N, D).
+        x: rows, with shape (N, D); anything that :class:`Rows` takes.
         latent_dims: dimension of each flat.
         seed: of the starts.
         starts: number of starts.
@@ -140,6 +150,19 @@ def cluster_flats(
     Returns:
         The flats, and the flat of each row with shape (N,).
     """
+    rows, units = Rows(x).standard(centred=centred)
+    flats, assigned = _cluster(rows[:], latent_dims, seed_of(seed), starts, steps, centred)
+
+    def back(flat: Flat) -> Flat:
+        offset = units.unit * flat.offset.double() + units.centre.to(flat.offset.device)
+        return Flat(offset.to(flat.basis.dtype), flat.basis, units.unit**2 * flat.variance, units.unit * flat.noise)
+
+    return [back(flat) for flat in flats], assigned
+
+
+def _cluster(
+    x: Tensor, latent_dims: Sequence[int], seed: int, starts: int, steps: int, centred: bool
+) -> tuple[list[Flat], Tensor]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -151,7 +174,7 @@ def cluster_flats(
     for start in range(starts):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty flats restart below
-            means = KMeans(K, n_init=1, max_iter=10, random_state=seed + start).fit(rows)  # pyright: ignore[reportArgumentType]
+            means = KMeans(K, n_init=1, max_iter=10, random_state=sklearn_seed(seed + start)).fit(rows)  # pyright: ignore[reportArgumentType]
         assigned = torch.from_numpy(np.asarray(means.labels_, dtype=np.int64)).to(x.device)
         flats: list[Flat] = []
         energy = float("inf")
@@ -204,7 +227,10 @@ def initial_law(
     Raises:
         ValueError: a class has fewer rows than modes.
     """
-    draw = torch.Generator().manual_seed(seed)
+    seed = seed_of(seed)
+    rows, units = rows.standard(centred=not zero_mean)
+    least = max(noise_floor / units.unit, _SMALLEST_TAU)
+    draw = torch_generator(seed)
     K = len(modes)
     if labels is None:
         keep = torch.randperm(len(rows), generator=draw)[:_ROWS]
@@ -213,7 +239,7 @@ def initial_law(
             flats = [principal_flat(x, latent_dims[0], centred=not zero_mean)]
             assigned = torch.zeros(len(x), device=x.device)
         else:
-            flats, assigned = cluster_flats(x, latent_dims, seed=seed, centred=not zero_mean)
+            flats, assigned = _cluster(x, latent_dims, seed, _STARTS, _STEPS, centred=not zero_mean)
         groups = [x[assigned == k] for k in range(K)]
         shares = [len(group) / len(x) for group in groups]
     else:
@@ -232,7 +258,7 @@ def initial_law(
         r = latent_dims[k] if rank is None else min(rank, latent_dims[k])
         h = ((group - flat.offset) @ flat.basis).double()
         weights, means, covariances = _initial_modes(h, modes[k], zero_mean=zero_mean, seed=seed)
-        noise = max(flat.noise, noise_floor, 1e-12)
+        noise = max(flat.noise, least)
         values, vectors = torch.linalg.eigh(covariances)
         spread = (values.flip(1)[:, :r] - noise**2).clamp(min=0).sqrt()  # (n, r)
         parts.append(
@@ -246,7 +272,7 @@ def initial_law(
                 factors=tuple((vectors.flip(2)[:, :, :r] * spread[:, None]).to(flat.basis.dtype)),
             )
         )
-    return MoLRMoG.from_subspaces(parts, dtype=rows.dtype).requires_grad_(False)
+    return units.law_of_rows(MoLRMoG.from_subspaces(parts, dtype=rows.dtype).requires_grad_(False))
 
 
 def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,14 +286,14 @@ def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tupl
             warnings.warn(f"a subspace starts with {N} rows for {modes} modes: its modes start equal", stacklevel=2)
         mean = h.mean(0) if N and not zero_mean else h.new_zeros(d)
         off = h - mean
-        covariance = off.T @ off / max(N, 1) + 1e-12 * torch.eye(d, dtype=h.dtype, device=h.device)
+        covariance = off.T @ off / max(N, 1) + _SMALLEST_TAU * torch.eye(d, dtype=h.dtype, device=h.device)
         # Equal modes would stay equal for ever: spread their means a little.
-        nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch.Generator().manual_seed(seed)).to(h.device)
+        nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch_generator(seed)).to(h.device)
         apart = 0.1 * nudge * covariance.diagonal().sqrt() if modes > 1 and not zero_mean else torch.zeros_like(nudge)
         return h.new_full((modes,), 1 / modes), mean + apart, covariance.expand(modes, d, d)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty clusters are dealt with below
-        found = KMeans(modes, n_init=1, max_iter=30, random_state=seed)  # pyright: ignore[reportArgumentType]
+        found = KMeans(modes, n_init=1, max_iter=30, random_state=sklearn_seed(seed))  # pyright: ignore[reportArgumentType]
         found.fit(h.cpu().numpy())
     member = torch.nn.functional.one_hot(torch.from_numpy(found.labels_).long(), modes).to(h)  # (N, n)
     count = member.sum(0)

@@ -197,6 +197,6 @@ def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, 
 
 
 def _deviation(table: Table) -> float:
-    """Root mean variance of the columns of a table, from at most 10 000 of its rows."""
+    """Root mean variance of the columns of a table, from at most 10 000 of its rows; 1 where these are equal."""
     x = table[torch.linspace(0, len(table) - 1, min(len(table), 10_000), dtype=torch.float64).long()].double()
-    return max(float(x.var(0, correction=0).mean().sqrt()), 1e-6)
+    return float(x.var(0, correction=0).mean().sqrt()) or 1.0

@@ -41,6 +41,7 @@ from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 from molrmog.models import SupportsDenoise, denoise_with, num_experts_of
 from molrmog.schedules import Schedule
+from molrmog.seeds import torch_generator
 
 _BLOCK = 256  # rows that a denoiser sees at once
 
@@ -207,7 +208,7 @@ def outputs(
         times = time_levels(schedule, times)
     if not len(times):
         raise ValueError("no times: pass at least one")
-    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
+    eps = torch.randn(x0.shape, generator=torch_generator(seed), dtype=dtype).to(device)
     mean = x0.mean(0)
     sd2 = (x0 - mean).square().mean()
     for t in times:

@@ -25,6 +25,7 @@ from torch.distributions import Distribution, Normal
 
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 from molrmog.models import SupportsDenoise
+from molrmog.seeds import torch_generator
 
 # Rows noised together; a constant, because it fixes the order in which random numbers are drawn.
 _BLOCK = 256
@@ -127,7 +128,7 @@ def denoising_loss(
     log_gamma = Normal(-1.2, 1.2, validate_args=False) if log_gamma is None else log_gamma
     dtype, device = placement(denoiser)
     training = isinstance(denoiser, torch.nn.Module) and denoiser.training
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
 
     loss = np.empty((len(array), draws))
     levels = np.empty((len(array), draws))

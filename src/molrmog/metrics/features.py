@@ -34,6 +34,7 @@ from molrmog.metrics._rows import Rows, as_array, blocks
 from molrmog.metrics._squeezenet import SqueezeNet
 from molrmog.progress import progress
 from molrmog.saving import MODEL_NAME, load_model, save_model
+from molrmog.seeds import numpy_generator, seed_of, torch_seed
 
 
 class FeatureSpace(Protocol):
@@ -189,7 +190,7 @@ def _train(network: _Classifier, x: np.ndarray, target: np.ndarray, steps: int, 
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
     device = network.head.weight.device
-    shuffle = np.random.default_rng(seed)
+    shuffle = numpy_generator(seed)
     per_pass = math.ceil(len(x) / batch)
     order = np.empty(0, np.int64)
     network.train()
@@ -274,7 +275,7 @@ class ClassifierFeatures:
             raise ValueError(f"train has shape {train.shape} and test {test.shape}: they must agree")
 
         if test is None or test.labels is None:
-            order = np.random.default_rng(seed).permutation(len(train.x))
+            order = numpy_generator(seed).permutation(len(train.x))
             held = max(1, len(order) // 10)
             fit_index, test_index = np.sort(order[held:]), np.sort(order[:held])
             x, labels = train.x[fit_index], train.labels[fit_index]
@@ -290,7 +291,7 @@ class ClassifierFeatures:
             "width": width,
             "steps": max(500, 3 * math.ceil(len(x) / batch)) if steps is None else steps,
             "batch": batch,
-            "seed": seed,
+            "seed": seed_of(seed),
             "data": _digest(x, labels, test_x, test_labels),
         }
         key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -300,7 +301,7 @@ class ClassifierFeatures:
 
         self.name = f"classifier ({train.name}), {features} features"
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
-            torch.manual_seed(seed)
+            torch.manual_seed(torch_seed(seed))
             self.network = _Classifier(train.shape, len(classes), features, width)
         if not self._load(folder, settings):
             start = time.perf_counter()
@@ -353,7 +354,7 @@ def _standardise(network: _Classifier, x: np.ndarray) -> None:
     count = len(x) * math.prod(network.shape[1:])
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    deviation[deviation < 1e-6] = 1.0  # a constant column stays constant
+    deviation[deviation <= 1e-6 * np.sqrt(squares / count)] = 1.0  # a constant column stays constant
     for name, value in (("mean", mean), ("deviation", deviation)):
         buffer = cast(Tensor, getattr(network, name))
         buffer.copy_(torch.from_numpy(value).reshape(buffer.shape))

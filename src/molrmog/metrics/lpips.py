@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from molrmog.data import Layout
 from molrmog.metrics._rows import Rows, as_array, blocks
 from molrmog.metrics._squeezenet import SqueezeNet
+from molrmog.seeds import numpy_generator
 from molrmog.weights import load_weights, weights_file
 
 HEADS = "lpips/lpips_v0.1_squeeze_lin.safetensors"
@@ -174,7 +175,7 @@ class LPIPS:
             raise ValueError(f"labels have shape {labels.shape}: pass one per sample, ({len(x)},)")
 
         def among(index: np.ndarray) -> PairDistance:
-            index = np.random.default_rng(seed).permutation(index)[: 2 * min(pairs, len(index) // 2)]
+            index = numpy_generator(seed).permutation(index)[: 2 * min(pairs, len(index) // 2)]
             return _mean(self.distance(x[index[::2]], x[index[1::2]]))
 
         groups = {} if labels is None else {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}

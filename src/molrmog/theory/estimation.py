@@ -51,6 +51,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 from molrmog.denoisers.base import Denoiser
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.seeds import torch_generator
 
 _NORMAL_95 = 1.959964
 _MEASURED = 2**22  # numbers of rows held at once
@@ -105,7 +106,7 @@ def score_error(
         >>> score_error(law, law, law.sample(100).x, s=0.8, gamma=0.6).mean
         0.0
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     if not gamma > 0:
         raise ValueError(f"gamma = {gamma}: a score is compared at a noise level above 0")
     rows: list[Tensor] = []
@@ -148,7 +149,7 @@ def asymptotic_error(
         parts = zip(learn, theta.split(sizes), strict=True)
         return held | {f"law.{name}": part.view_as(held[f"law.{name}"]) for name, part in parts}
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     F, G = (at.new_zeros(len(at), len(at)) for _ in range(2))
     log_prob = grad(lambda theta, row: functional_call(density, placed(theta), (row[None], 1.0, 0.0))[0])
     noised = jacrev(lambda theta, row: functional_call(score, placed(theta), (row[None], s, gamma))[0])
@@ -189,7 +190,7 @@ def row_losses(law: MoLRMoG, x0: Tensor, s: float, gamma: float, *, pairs: int =
         pairs: of a noise and its negative, for each row.
         seed: of the noises.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     total = x0.new_zeros(len(x0))
     for _ in range(pairs):
         eps = _normal(x0, generator)
@@ -209,7 +210,7 @@ def least_loss(law: MoLRMoG, x0: Tensor, s: float, gamma: float, *, seed: int = 
         gamma: noise standard deviation, positive.
         seed: of the noise.
     """
-    xt = s * x0 + gamma * _normal(x0, torch.Generator().manual_seed(seed))
+    xt = s * x0 + gamma * _normal(x0, torch_generator(seed))
     left = (s / gamma**2) ** 2 * law.posterior(xt, s, gamma).variance.double().sum(1)
     return ScoreError(float(left.mean()), float(left.std()) / math.sqrt(len(left)))
 
@@ -323,7 +324,7 @@ def embedding(inner: int, dim: int, seed: int) -> Tensor:
     """An isometry Q from R^inner into R^dim, uniform, with shape (dim, inner)."""
     if not inner <= dim:
         raise ValueError(f"R^{inner} does not fit into R^{dim}: pass dim >= {inner}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     return torch.linalg.qr(torch.randn(dim, inner, generator=generator, dtype=torch.float64)).Q
 
 

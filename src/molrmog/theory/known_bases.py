@@ -34,6 +34,7 @@ from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import _noise
+from molrmog.seeds import torch_generator
 
 MODES = ("mean", "factor", "subspace_weights", "mode_weights")
 """What is learned with the subspaces given, as `MoGDenoiser` names it."""
@@ -156,7 +157,7 @@ def fit_scores(
     if draws < 2 or draws % 2:
         raise ValueError(f"draws = {draws}: pass an even number, noises come in pairs of opposite sign")
     network = MoGDenoiser(start, learn=MODES)
-    noise = torch.randn(draws // 2, *x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device)
+    noise = torch.randn(draws // 2, *x.shape, generator=torch_generator(seed), dtype=x.dtype).to(x.device)
     xt = (s * x + gamma * torch.cat([noise, -noise])).flatten(0, 1)  # (draws n, D)
     x0 = x.repeat(draws, 1)
     free = [p for p in network.parameters() if p.requires_grad]

@@ -54,6 +54,7 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.seeds import numpy_generator
 from molrmog.theory.score_loss import ScoreLoss
 
 Matrix = Literal["hessian", "gauss-newton"]
@@ -169,7 +170,7 @@ def extreme_curvature(
 
     def ends(which: str, shift: float) -> tuple[Tensor, Tensor]:
         operator = cast(Any, LinearOperator)((len(at), len(at)), matvec=lambda v: times(v, shift), dtype=np.float64)
-        first = np.random.default_rng(seed).standard_normal(len(at))
+        first = numpy_generator(seed).standard_normal(len(at))
         size = min(len(at), max(64, 2 * count + 1))
         values, vectors = cast(Any, eigsh)(
             operator, k=count, which=which, v0=first, ncv=size, tol=tolerance, maxiter=200

@@ -20,6 +20,7 @@ from molrmog.models import Denoiser
 from molrmog.progress import status
 from molrmog.registry import load
 from molrmog.schedules import Schedule
+from molrmog.seeds import numpy_generator
 
 _LATENT_ROWS = 20_000  # training rows that are encoded for the fit
 
@@ -94,7 +95,7 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
     else:
         expert, held_expert, trained = _experts_by_label(network, train, held, settings)
     told = len(trained.weights) > 1
-    draw = np.random.default_rng(settings["seed"])
+    draw = numpy_generator(settings["seed"])
 
     def some(rows: int, most: int) -> np.ndarray:
         return np.sort(draw.choice(rows, min(rows, most), replace=False))
