@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from molrmog import MoLRMoG, fit
+from molrmog.laws.base import orthonormal
 from oracles.autograd import score_of
 from oracles.digits import METHODS, any_law, relative, rows_of
 
@@ -117,3 +118,23 @@ def test_units_do_not_matter(dtype, scales, tail):
             same = exact.to(dtype).sample(2000, torch.Generator().manual_seed(0)).x.double()
             exact = exact.double()
             torch.testing.assert_close(spread, same, rtol=1e-3, atol=1e-3)
+
+
+def test_bases_far_from_orthonormal_are_taken_as_the_nearest():
+    """As an average of weights or an optimiser leaves them: A (A^T A)^-1/2, differentiable, nothing infinite."""
+    draw = torch.Generator().manual_seed(0)
+    for size in (1e-3, 0.3, 1.0, 4.0, 1e5):
+        A = size * torch.randn(7, 3, generator=draw, dtype=torch.float64)
+        left, _, right = torch.linalg.svd(A, full_matrices=False)
+        torch.testing.assert_close(orthonormal(A), left @ right)
+    law = MoLRMoG.random(6, (2, 3), (2, 2), noise=0.1, seed=0, dtype=torch.float64).requires_grad_(False)
+    x = law.sample(5, draw).x
+    before = law.score(x, 1.0, 0.1)
+    law.basis.mul_(5.0)
+    torch.testing.assert_close(law.score(x, 1.0, 0.1), before)
+    law.basis[:, 0, 0] = 0.0  # no direction at all
+    assert bool(law.score(x, 1.0, 0.1).isfinite().all())
+    A = torch.randn(5, 2, generator=draw, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(orthonormal, (A,))
+    rounded = torch.linalg.qr(A.detach()).Q.float().double().requires_grad_()
+    assert torch.autograd.gradcheck(orthonormal, (rounded,))

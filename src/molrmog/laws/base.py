@@ -17,6 +17,7 @@ row by itself where few need it. What that takes is for each law to say; noise l
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -479,7 +480,7 @@ def values_hidden(*tensors: Tensor) -> bool:
 
 
 MANY = 0.25  # share of a chunk's rows that need float64 from which all are computed in it
-_MOST_STEPS, _ROUNDED = 8, 2e-6  # of Newton's iteration; how far a basis rounded to float32 is from orthonormal
+_MOST_STEPS, _ROUNDED = 40, 2e-6  # of Newton's iteration; how far a basis rounded to float32 is from orthonormal
 _EXACT_IN_FLOAT32 = (torch.bool, torch.uint8, torch.int8, torch.int16)
 
 
@@ -641,21 +642,31 @@ def normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: T
 
 
 def orthonormal(A: Tensor) -> Tensor:
-    """A (A^T A)^-1/2 by Newton's iteration, with shape (..., m, r), in float64; A is nearly orthonormal.
+    """A (A^T A)^-1/2 by Newton's iteration, with shape (..., m, r), in float64.
 
-    Rounded to float32, a basis is orthonormal to 1e-7 only, rounded to bfloat16 to 1e-2: both are seen at low noise.
-    One step is always taken, so that gradients are tangent to the bases. Columns that are zero stay zero.
+    Rounded to float32, a basis is orthonormal to 1e-7 only, rounded to bfloat16 to 1e-2, an average of two bases not at
+    all: seen at low noise. One step is always taken, so that gradients are tangent to the bases, and for a basis that
+    is rounded it is enough. Columns that are zero stay zero.
     """
     A = A.double()
-    for _ in range(_MOST_STEPS):
+    for step in range(_MOST_STEPS):
         gram = A.mT @ A
+        off = math.inf if values_hidden(gram) else _distance(gram.detach())
+        if step == 0 and 0.1 < off < math.inf:  # far away: singular values of at most one are sure to rise to it
+            shrink = gram.detach().abs().sum(-1).amax(-1).clamp(min=torch.finfo(gram.dtype).tiny)[..., None, None]
+            A, gram = A / shrink.sqrt(), gram / shrink
         A = 1.5 * A - 0.5 * A @ gram
-        if values_hidden(gram) or not gram.numel():
-            break
-        off = gram.detach() - (gram.detach().diagonal(dim1=-2, dim2=-1) > 0.5).to(gram).diag_embed()
-        if float(off.abs().amax()) < _ROUNDED:  # a step squares the distance
+        if off < _ROUNDED or values_hidden(gram):  # a step squares the distance
             break
     return A
+
+
+def _distance(gram: Tensor) -> float:
+    """How far A^T A is from one, columns that are zero left out."""
+    if not gram.numel():
+        return 0.0
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    return float((gram - (own > 0).to(gram).diag_embed()).abs().amax())
 
 
 def _derivative(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
