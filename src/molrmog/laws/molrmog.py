@@ -403,12 +403,15 @@ class MoLRMoG(Law):
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        # sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2: far from the law two large squares, hence float64.
+        # sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2: far from the law two large squares, hence float64. Where one
+        # mode has the row whole, they are the same square.
         e = self.e_step(x.double(), s, gamma, route=False)
         norm2 = e.pulls.square().sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
         trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
-        within = (e.responsibilities.transpose(0, 1) * (norm2 - trace)).sum((0, 2))
-        return within - e.score().square().sum(1)
+        r = e.responsibilities.transpose(0, 1)
+        between = (r * norm2).sum((0, 2)) - e.score().square().sum(1)
+        whole = e.responsibilities.flatten(1).amax(1) == 1
+        return torch.where(whole, 0.0, between) - (r * trace).sum((0, 2))
 
     def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (b, M)."""

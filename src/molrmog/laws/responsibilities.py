@@ -6,8 +6,8 @@ The symbols and formulas are those at the top of `molrmog.laws.molrmog`; each st
     e_step    w_c = Lam_c^-1/2 V_c^T (h_k - s mu_c),  log N_c(x),  responsibilities
     score, denoise, log_prob of an `Evidence`; `lift` goes up to R^D once per subspace
 
-With derivatives, every row is weighed by all modes in one batched product. Without, rows are routed: no mode of
-subspace k can reach more than the
+With derivatives, and on a GPU, every row is weighed by all modes in one batched product. Elsewhere rows are routed: no
+mode of subspace k can reach more than the
 
     ceiling_k = max_l [ log w_k pi_kl - 1/2 sum_j log Lam_klj ] - 1/2 [ rho2_k / v_k + (D - d_k) log v_k + D log 2 pi ]
 
@@ -368,7 +368,9 @@ def e_step(form: Eigenform, rows: Noised, *, route: bool = True) -> Evidence:
     v = s1.T.square() * form.tau2[:, None] + gamma.square()  # (K, B or 1)
     Lam = s3.square() * form.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)
     root = Lam.rsqrt()
-    routing = route and not (torch.is_grad_enabled() or values_hidden(rows.x, s, gamma))
+    # A GPU is done with one large product before it has looked up which rows go where.
+    on_cpu = rows.x.device.type == "cpu"
+    routing = route and on_cpu and not (torch.is_grad_enabled() or values_hidden(rows.x, s, gamma))
     # Of one noise level for all rows, the whitening is folded into the products.
     shared = Lam.shape[1] == 1 and (routing or form.coupling is None)
     whiten = (form.whiten * root if Lam.shape[1] == 1 else form.whiten).flatten(2)  # (K, d + 2, n d)
