@@ -403,8 +403,8 @@ class MoLRMoG(Law):
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        # sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2: far from the law two large squares, hence float64. Where one
-        # mode has the row whole, they are the same square.
+        # sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2: far from the law two large squares, hence float64.
+        # Where one mode has the row whole, they are the same square.
         e = self.e_step(x.double(), s, gamma, route=False)
         norm2 = e.pulls.square().sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
         trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
