@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from molrmog import registry
 from molrmog.laws.molrmog import MoLRMoG
-from molrmog.sampling import SAMPLERS, Ancestral, DPMSolver, Euler, Trajectory, sample
+from molrmog.sampling import SAMPLERS, Ancestral, DPMSolver, Euler, Sampler, Trajectory, sample
 from molrmog.schedules import SCHEDULES, SPACINGS, FlowSchedule, VESchedule, VPSchedule
 
 ODE = ("euler", "heun", "dpm++")
@@ -142,11 +143,11 @@ def test_flow_from_no_signal_to_no_noise_stays_finite(sampler, spacing, law):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++", "ancestral"])
 def test_a_step_to_no_noise_is_the_denoiser(sampler, gaussian):
     schedule = FlowSchedule(t_min=0.0)
-    walker = SAMPLERS[sampler](gaussian, schedule, seeded())
+    solver = SAMPLERS[sampler](gaussian, schedule, seeded())
     x = torch.randn(8, 3, dtype=torch.float64, generator=seeded())
-    x = walker.step(x, 1.0, 0.4)
+    x = solver.step(x, 1.0, 0.4)
     expected = gaussian.denoise(x, *schedule(0.4))
-    torch.testing.assert_close(walker.step(x, 0.4, 0.0), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(solver.step(x, 0.4, 0.0), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -238,3 +239,67 @@ def test_every_sampler_says_where_it_comes_from():
         page = sys.modules[sample.__module__].__doc__
         assert f"| {name} " in page
         assert sampler.__name__ in page
+
+
+class Overshoot(Sampler):
+    """Euler's method with more noise than it should have: a sampler of ten lines with an option of its own."""
+
+    def __init__(self, by=1.0):
+        self.by = by
+
+    def step(self, x, t, t_next):
+        (s, gamma), (s_next, gamma_next) = self.schedule(t), self.schedule(t_next)
+        xhat = self.denoiser.denoise(x, s, gamma)
+        return s_next * xhat + self.by * gamma_next * (x - s * xhat) / gamma
+
+
+def drawn(sampler, law, seed=0):
+    return sample(law, VPSchedule(), (5, law.dim), sampler, 4, seeded(seed))
+
+
+def test_a_sampler_of_ones_own_is_passed_as_class_as_instance_or_by_a_name(law, monkeypatch):
+    expected = drawn(Overshoot, law)
+    torch.testing.assert_close(expected, drawn("euler", law))
+    assert torch.equal(drawn(Overshoot(), law), expected)
+    assert not torch.allclose(drawn(Overshoot(by=1.5), law), expected)
+    monkeypatch.setitem(SAMPLERS, "overshoot", Overshoot)
+    assert torch.equal(drawn("overshoot", law), expected)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_passed_by_name_class_or_instance(name, law):
+    kind = registry.find(name, "sampler")
+    assert SAMPLERS[name] is kind
+    for sampler in (kind, kind()):
+        assert torch.equal(drawn(sampler, law), drawn(name, law))
+
+
+def test_an_instance_is_not_changed_by_use(law):
+    for solver in (DPMSolver(), Overshoot(by=1.5)):
+        before = dict(vars(solver))
+        first = drawn(solver, law)
+        assert vars(solver) == before
+        assert torch.equal(drawn(solver, law), first)
+    bound = Euler(law, VPSchedule(), seeded())
+    other = bound.bind(law.moment_matched(), VESchedule())
+    assert bound.denoiser is law
+    assert (type(other), other.generator) == (Euler, None)
+
+
+def test_what_is_no_sampler_gets_one_line(law):
+    class Needy(Overshoot):
+        def __init__(self, by):
+            self.by = by
+
+    for sampler, message in (
+        (Needy, r"a Needy cannot be built \(.*'by'\): pass sampler=Needy\(...\)"),
+        (law, "a Sampler, or its class"),
+        (int, "a Sampler, or its class"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            drawn(sampler, law)
+        assert "\n" not in str(caught.value).replace(repr(law), "")
+    with pytest.raises(ValueError, match=r"this Euler has nothing to sample with: call bind\(denoiser, schedule\)"):
+        Euler().run(torch.zeros(1, 3), torch.tensor([1.0, 0.5]))
+    with pytest.raises(ValueError, match="draws from a law, and a Interrupted is not one"):
+        SAMPLERS["exact"](Interrupted(), VPSchedule())

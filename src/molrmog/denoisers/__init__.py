@@ -1,1 +1,1 @@
-"""The denoiser protocol: anything that estimates the clean point behind a noised one."""
+"""Denoisers: what estimates the clean point behind a noised one, and what is made of several."""

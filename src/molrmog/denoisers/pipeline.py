@@ -38,13 +38,15 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.denoisers.base import check_columns, level_of_rows
-from molrmog.laws.base import Noise
+from molrmog.denoisers.unet import diffusers_unet
+from molrmog.models import Denoiser, Expert, Noise, refuse_expert
+from molrmog.saving import MODEL_NAME
 from molrmog.schedules import DiscreteSchedule
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
-class DiffusersDenoiser(nn.Module):
+class DiffusersDenoiser(Denoiser):
     """An unconditional UNet2DModel of diffusers with the noise levels of its scheduler.
 
     Attributes:
@@ -99,14 +101,43 @@ class DiffusersDenoiser(nn.Module):
         self.prediction = prediction
         self.clip = clip
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read an unconditional pipeline from the folder that its `save_pretrained` wrote; in eval mode.
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the denoiser: the settings of the network where it is a UNet2DModel, else its class alone."""
+        unet: dict[str, Any] = {"class": type(self.unet).__name__}
+        if isinstance(self.unet, diffusers_unet()):
+            unet |= {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
+        return {
+            "denoiser": "DiffusersDenoiser",
+            "unet": json.loads(json.dumps(unet)),
+            "schedule": self.schedule.config,
+            "shape": self.shape,
+            "prediction": self.prediction,
+            "clip": self.clip,
+        }
 
-        Only safetensors are read, and no class is imported on the folder's word but schedulers of diffusers.
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the denoiser that `config` describes, untrained.
+
+        Raises:
+            ValueError: its network is no UNet2DModel of diffusers.
+        """
+        settings = {key: value for key, value in config["unet"].items() if key != "class"}
+        if config["unet"]["class"] != diffusers_unet().__name__:
+            raise ValueError(f"the network is a {config['unet']['class']}: build it, and load its state_dict, yourself")
+        unet, schedule = diffusers_unet().from_config(settings), DiscreteSchedule.from_config(config["schedule"])
+        return cls(cast(nn.Module, unet), schedule, config["shape"], config["prediction"], config["clip"])
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read what `save_pretrained` wrote, that of a denoiser or of an unconditional pipeline; in eval mode.
+
+        Of a pipeline only safetensors are read, and no class is imported on its word but schedulers of diffusers.
 
         Args:
-            folder: with model_index.json, and the parts in unet/ and scheduler/ or, as older pipelines, beside it.
+            path: the folder; of a pipeline, it has model_index.json, and the parts in unet/ and scheduler/ or, as older
+                pipelines, beside it.
 
         Raises:
             FileNotFoundError: there is no pipeline, or it has no safetensors.
@@ -116,7 +147,9 @@ class DiffusersDenoiser(nn.Module):
         from diffusers.models.unets.unet_2d import UNet2DModel
         from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-        folder = Path(folder)
+        folder = Path(path)
+        if (folder / MODEL_NAME).is_file() and not (folder / "model_index.json").is_file():
+            return super().from_pretrained(path)
         index = _json(folder / "model_index.json")
         parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and part[1:] != [None]}
         if set(parts) != {"unet", "scheduler"} or parts["unet"] != "UNet2DModel":
@@ -186,18 +219,14 @@ class DiffusersDenoiser(nn.Module):
         last = len(self.schedule.alphas_cumprod) - 1
         return self.schedule.timestep(self.schedule.time(2 * (s.log() - gamma.log()))).clamp(0, last)
 
-    def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
-        """Estimate E[x_0 | x_t] with shape (B, D).
-
-        Args:
-            x: the noised rows x_t, (C, H, W) flattened, with shape (B, D).
-            s: the signal scale, a float or one per row with shape (B,).
-            gamma: the noise standard deviation, a float or one per row with shape (B,).
+    def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
+        """Estimate E[x_0 | x_t] with shape (B, D); rows are (C, H, W) flattened.
 
         Raises:
-            ValueError: wrong shapes, or s = 0 where the network predicts epsilon.
+            ValueError: wrong shapes, an expert, or s = 0 where the network predicts epsilon.
         """
         check_columns(x, self.dim)
+        refuse_expert(self, expert)
         s, gamma = (level_of_rows(level, x[:, :0].double()) for level in (s, gamma))  # (B,), with all their digits
         if self.prediction == "epsilon" and not s.all():
             raise ValueError("a network that predicts epsilon says nothing of x_0 at s = 0: pass s > 0")

@@ -127,7 +127,7 @@ class ResidualDenoiser(Denoiser):
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
         as_module(base)
-        assert isinstance(base, nn.Module)  # to be told so
+        assert isinstance(base, nn.Module)  # which gives `base` both types
         self.base = base
         self.network = network
         self.dim = dim

@@ -15,7 +15,7 @@ import numpy as np
 import molrmog
 from molrmog import pictures
 from molrmog.data import load_parts
-from molrmog.denoisers.base import given
+from molrmog.denoisers.base import condition_on
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
@@ -150,9 +150,11 @@ def sample(
         x = drawn.x
         arrays = {"subspace": drawn.subspace.numpy(), "mode": drawn.mode.numpy()}
     else:
-        walker = model if subspace is None else given(guide(ConditionalLaw(model), guidance, interval), subspace)
+        denoiser = (
+            model if subspace is None else condition_on(guide(ConditionalLaw(model), guidance, interval), subspace)
+        )
         x = molrmog.sample(
-            walker,
+            denoiser,
             noise or VPSchedule(),
             (num, model.dim),
             sampler=sampler or "heun",

@@ -18,14 +18,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils import flop_counter
 
-from molrmog.denoisers.experts import Experts
-from molrmog.models import SupportsDenoise, denoise_with, num_parameters_of
+from molrmog.models import Expert, Noise, SupportsDenoise, denoise_with, num_parameters_of
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -34,6 +33,18 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 
 # The attention kernel of CPUs, which torch's own table passes over.
 _MISSING: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+@runtime_checkable
+class _InLatents(Protocol):
+    """A denoiser of latents with autoencoders around it."""
+
+    @property
+    def autoencoder_parameters(self) -> int: ...
+
+    def latent_denoise(self, z: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None, /) -> Tensor: ...
+
+    def decode(self, z: Tensor, expert: Expert | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ def cost(
     """Count the parameters of a denoiser and its operations on a batch, per row.
 
     Args:
-        denoiser: anything with `denoise`; of `Experts` the latent denoiser and the autoencoders, each by itself.
+        denoiser: anything with `denoise`. One with autoencoders, as `Experts` is, has `latent_denoise` and `decode`,
+            which are measured in its place, and `autoencoder_parameters`.
         x: noised rows with shape (B, D), or noised latents with shape (B, d) where there are autoencoders.
         s: signal scale, a float or one per row with shape (B,).
         gamma: noise standard deviation, a float or one per row with shape (B,).
@@ -79,17 +91,14 @@ def cost(
     """
     if not len(x):
         raise ValueError("x has no rows: pass at least one")
-    whole = denoiser if isinstance(denoiser, Experts) else None
-    network = denoiser if whole is None else whole.denoiser
+    parameters, rows = num_parameters_of(denoiser), len(x)
     with torch.no_grad():
-        work = count_flops(lambda: denoise_with(network, x, s, gamma, expert))
-        decoding = 0 if whole is None else count_flops(lambda: whole.decode(x, expert))
-    return Cost(
-        parameters=num_parameters_of(denoiser),
-        autoencoder_parameters=0 if whole is None else whole.autoencoder_parameters,
-        flops=work / len(x),
-        autoencoder_flops=decoding / len(x),
-    )
+        if not isinstance(denoiser, _InLatents):
+            return Cost(parameters, 0, count_flops(lambda: denoise_with(denoiser, x, s, gamma, expert)) / rows, 0.0)
+        named = () if expert is None else (expert,)
+        work = count_flops(lambda: denoiser.latent_denoise(x, s, gamma, *named))
+        decoding = count_flops(lambda: denoiser.decode(x, *named))
+        return Cost(parameters, denoiser.autoencoder_parameters, work / rows, decoding / rows)
 
 
 def count_flops(call: Callable[[], object]) -> int:
