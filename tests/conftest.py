@@ -17,8 +17,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Before collection: parametrised laws are computed then.
+    # Before collection: parametrised laws are computed then. Scikit-learn, loaded later, and other processes read the
+    # variable: k-means adds up what its threads have found in the order in which they are done.
     torch.set_num_threads(config.getoption("--threads"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.getoption("--threads")))
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ class EmpiricalDenoiser(nn.Module):
         if rows.ndim != 2 or not len(rows):
             raise ValueError(f"rows have shape {tuple(rows.shape)}: pass at least one, with shape (n, D)")
         self.dim = rows.shape[1]
-        self.register_buffer("rows", rows)
+        self.register_buffer("rows", rows.contiguous())
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise) -> Tensor:
         """E[x_0 | x_t] with shape (B, D) from x_t with shape (B, D); gamma must be positive.
