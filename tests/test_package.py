@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import pytest
-
 import molrmog
 from molrmog import _moved, registry
 from oracles.laws import head_tail_law
