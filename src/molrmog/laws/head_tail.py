@@ -409,7 +409,7 @@ class HeadTail(Law):
         return self.head._sample_numbers + 4 * self.dim
 
     def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
-        return 3 * self.dim + (self.head._row_numbers(own_levels, variance) if variance else 0)
+        return 3 * self.dim + self.head._row_numbers(own_levels, variance)
 
 
 def _faint_density(norm2: Tensor, ratio: Tensor, log_prob: Tensor) -> Tensor:
