@@ -34,7 +34,6 @@ from molrmog.seeds import seed_of, torch_generator
 _SMALLEST_SPREAD = 1e-9  # of the tail, in units of the fit
 _FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
 _LOOKED_AT = 10_000  # rows from which quartiles are taken
-_VISIBLE = 1e-3  # rounding of so much of a column's spread is worth a word
 _PATIENCE = 3  # passes without a better held-out log-likelihood
 _FLAT = 2  # passes running that hardly raise the log-likelihood: a single one may be a plateau
 
@@ -137,7 +136,7 @@ def fit(
     if noise_floor is None:
         noise_floor = _FLOOR * moments.spread
         _warn_of_small_columns(rows, moments, noise_floor)
-    _warn_of_rounding(rows, moments, noise_floor)
+    rows.warn_of_rounding(noise_floor)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
     floor = noise_floor / units.unit
@@ -325,21 +324,5 @@ def _warn_of_small_columns(rows: Rows, moments: Moments, noise_floor: float) -> 
             f"{len(small)} of {rows.dim} columns spread by less than the noise floor {noise_floor:.3g}, the least by "
             f"{float(deviation[small].min()):.3g}, and the law will not see how: divide every column by its standard "
             "deviation, or pass a smaller noise_floor",
-            stacklevel=3,
-        )
-
-
-def _warn_of_rounding(rows: Rows, moments: Moments, noise_floor: float) -> None:
-    """Say where a law in float32 rounds what was given in float64."""
-    if rows.dtype == torch.float64 or rows.exact == torch.float32:
-        return
-    step = 0.5 * torch.finfo(rows.dtype).eps * moments.mean.abs()
-    seen = (moments.deviation > 0) & (step > _VISIBLE * moments.deviation.clamp(min=noise_floor))
-    if bool(seen.any()):
-        worst = (step / moments.deviation).where(seen, 0).argmax()
-        warnings.warn(
-            f"float32 rounds {int(seen.sum())} of {rows.dim} columns, such as one with mean "
-            f"{float(moments.mean[worst]):.6g} and standard deviation {float(moments.deviation[worst]):.3g}: leave out "
-            "dtype, or pass torch.float64",
             stacklevel=3,
         )
