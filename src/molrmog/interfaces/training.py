@@ -59,6 +59,7 @@ from molrmog.interfaces.runs import (
 from molrmog.interfaces.trained import Trained
 from molrmog.learning.em import EMState
 from molrmog.learning.options import TrainingOptions
+from molrmog.learning.rows import Rows
 from molrmog.learning.run import CHECKPOINTS_NAME
 from molrmog.learning.score_matching import ScoreMatching, check_level_mean
 from molrmog.learning.trainer import train_objective
@@ -277,11 +278,14 @@ def _train(
     info = train.info() | {"held_out_rows": len(held), "expert_rows": count.tolist()}
     write_atomically(folder / DATA_NAME, lambda part: part.write_text(json.dumps(info, indent=2) + "\n"))
 
+    # Networks compute in float32, whatever the rows are.
+    Rows(train, dtype=torch.float32).warn_of_rounding()
+    x, held_x = (np.asarray(part.x, dtype=np.float32) for part in (train, held))
     latent_dim = settings["latent_dim"] or default_latent_dim(train.dim)
     rank = settings["rank"]
     if settings["autoencoder"] == "none":
         autoencoders, latent_shape = None, train.shape
-        z, held_z = torch.as_tensor(np.asarray(train.x)), torch.as_tensor(np.asarray(held.x))
+        z, held_z = torch.as_tensor(x), torch.as_tensor(held_x)
         sigma_data = float(z[:: max(1, len(z) // 10_000)].var(0).mean().sqrt())
         rank = rank or min(latent_dim, train.dim)
     else:
@@ -298,8 +302,8 @@ def _train(
                 show(name, step, steps, f"loss {loss:.4g}")
 
             place, device = folder / AUTOENCODERS_NAME, settings["device"]
-            autoencoders = build_autoencoders(train.x, expert, train.shape, made, place, device=device, on_step=on_step)
-            z, held_z = (encode_all(autoencoders, *rows) for rows in ((train.x, expert), (held.x, held_expert)))
+            autoencoders = build_autoencoders(x, expert, train.shape, made, place, device=device, on_step=on_step)
+            z, held_z = (encode_all(autoencoders, *rows) for rows in ((x, expert), (held_x, held_expert)))
         latent_shape, sigma_data = autoencoders[0].latent_shape, 1.0
 
     base = None

@@ -190,8 +190,8 @@ class Law(Denoiser):
         return laws[k]
 
     @abstractmethod
-    def scaled(self, c: float) -> Self:
-        """The law of c x_0, frozen; exact where c is a power of two."""
+    def scaled(self, c: float, shift: Tensor | None = None) -> Self:
+        """The law of c x_0 + shift, frozen, with shift (D,); its scaling is exact where c is a power of two."""
 
     @abstractmethod
     def moment_matched(self) -> Law:

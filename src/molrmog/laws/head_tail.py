@@ -217,9 +217,12 @@ class HeadTail(Law):
         return [first, ("form", form), *rest]
 
     @torch.no_grad()
-    def scaled(self, c: float) -> Self:
-        """The law of c x_0, frozen; exact where c is a power of two."""
-        scaled = type(self)(self.head.scaled(c), self.axes, c * self.offset, abs(c) * self.spread, abs(c) * self.tau)
+    def scaled(self, c: float, shift: Tensor | None = None) -> Self:
+        """The law of c x_0 + shift, frozen, with shift (D,); its scaling is exact where c is a power of two."""
+        offset = c * self.offset
+        if shift is not None:
+            offset = (offset.double() + shift.to(offset.device)).to(offset.dtype)
+        scaled = type(self)(self.head.scaled(c), self.axes, offset, abs(c) * self.spread, abs(c) * self.tau)
         return scaled.requires_grad_(False)
 
     @torch.no_grad()
@@ -410,6 +413,11 @@ class HeadTail(Law):
 
     def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
         return 3 * self.dim + self.head._row_numbers(own_levels, variance)
+
+
+def with_tail(head: MoLRMoG, axes: Tensor, offset: Tensor, spread: Tensor, tau: Tensor) -> HeadTail:
+    """The law of b + H xi + T eta + tau e, frozen, where xi follows `head`; arguments as of :class:`HeadTail`."""
+    return HeadTail(head, axes, offset, spread, tau).requires_grad_(False)
 
 
 def _faint_density(norm2: Tensor, ratio: Tensor, log_prob: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -357,17 +358,14 @@ class MoLRMoG(Law):
         )
         return MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
 
-    def scaled(self, c: float) -> Self:
-        """The law of c x_0, frozen; exact where c is a power of two."""
-        law = type(self).from_config(self.config).to(self._device, self._dtype).requires_grad_(False)
-        state = {name: t.clone() for name, t in self.state_dict().items()}
-        for name in ("offset", "mean", "factor", "tau"):
-            state[name] *= c if name != "tau" else abs(c)
-        if c < 0:
-            state["basis"].neg_()
-            state["mean"].neg_()
-            state["factor"].neg_()
-        law.load_state_dict(state)
+    @torch.no_grad()
+    def scaled(self, c: float, shift: Tensor | None = None) -> Self:
+        """The law of c x_0 + shift, frozen, with shift (D,); its scaling is exact where c is a power of two."""
+        law = copy.deepcopy(self).requires_grad_(False)
+        for each in (law.offset, law.mean, law.factor, law.tau):
+            each.mul_(c)
+        if shift is not None:
+            law.offset.copy_(law.offset.double() + shift.to(law.offset.device))
         return law
 
     @torch.no_grad()

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.laws import with_tail
 from molrmog.laws.base import Law
-from molrmog.laws.head_tail import HeadTail
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
@@ -34,7 +34,6 @@ from molrmog.seeds import seed_of, torch_generator
 _SMALLEST_SPREAD = 1e-9  # of the tail, in units of the fit
 _FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
 _LOOKED_AT = 10_000  # rows from which quartiles are taken
-_VISIBLE = 1e-3  # rounding of so much of a column's spread is worth a word
 _PATIENCE = 3  # passes without a better held-out log-likelihood
 _FLAT = 2  # passes running that hardly raise the log-likelihood: a single one may be a plateau
 
@@ -61,7 +60,7 @@ def fit(
     device: torch.device | str | None = None,
     progress: bool = False,
     on_iteration: Callable[[EMState], None] | None = None,
-) -> MoLRMoG | HeadTail:
+) -> Law:
     """Fit a law to rows of data by EM.
 
     Args:
@@ -91,7 +90,7 @@ def fit(
         on_iteration: called with the state after every pass.
 
     Returns:
-        The law, on `device`, not asking for gradients; a `MoLRMoG`, or a `HeadTail` where `head` says so.
+        The law, on `device`, not asking for gradients; a `MoLRMoG`, or one with a tail where `head` says so.
 
     Raises:
         ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for.
@@ -137,7 +136,7 @@ def fit(
     if noise_floor is None:
         noise_floor = _FLOOR * moments.spread
         _warn_of_small_columns(rows, moments, noise_floor)
-    _warn_of_rounding(rows, moments, noise_floor)
+    rows.warn_of_rounding(noise_floor)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
     floor = noise_floor / units.unit
@@ -156,9 +155,7 @@ def fit(
 
         return _settle(law, rows, y, w, held_out, max_iter, tol, progress, watch, units, **options)
 
-    def fitted(
-        q: int | None, rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None
-    ) -> MoLRMoG | HeadTail:
+    def fitted(q: int | None, rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None) -> Law:
         if q is None:
             return pure(rows, y, w, held_out, units)
         offset, axes, variance, left = principal_coordinates(rows, w, centred=not zero_mean)
@@ -169,7 +166,7 @@ def fit(
         law = pure(head(rows), y, w, None if held_out is None else head(held_out), units.along(q))
         least = max(floor, _SMALLEST_SPREAD) ** 2
         spread, tau = (t.clamp(min=least).sqrt() for t in (variance[q:], left))
-        return HeadTail(law, axes, offset, spread, tau).requires_grad_(False)
+        return with_tail(law, axes, offset, spread, tau)
 
     if head == "auto":
         head = _best_head(fitted, rows, y, w, max(dims), seed)
@@ -325,21 +322,5 @@ def _warn_of_small_columns(rows: Rows, moments: Moments, noise_floor: float) -> 
             f"{len(small)} of {rows.dim} columns spread by less than the noise floor {noise_floor:.3g}, the least by "
             f"{float(deviation[small].min()):.3g}, and the law will not see how: divide every column by its standard "
             "deviation, or pass a smaller noise_floor",
-            stacklevel=3,
-        )
-
-
-def _warn_of_rounding(rows: Rows, moments: Moments, noise_floor: float) -> None:
-    """Say where a law in float32 rounds what was given in float64."""
-    if rows.dtype == torch.float64 or rows.exact == torch.float32:
-        return
-    step = 0.5 * torch.finfo(rows.dtype).eps * moments.mean.abs()
-    seen = (moments.deviation > 0) & (step > _VISIBLE * moments.deviation.clamp(min=noise_floor))
-    if bool(seen.any()):
-        worst = (step / moments.deviation).where(seen, 0).argmax()
-        warnings.warn(
-            f"float32 rounds {int(seen.sum())} of {rows.dim} columns, such as one with mean "
-            f"{float(moments.mean[worst]):.6g} and standard deviation {float(moments.deviation[worst]):.3g}: leave out "
-            "dtype, or pass torch.float64",
             stacklevel=3,
         )

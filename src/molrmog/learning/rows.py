@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from molrmog.data.dataset import exact_precision
 from molrmog.learning.units import Moments, Units
 
 _CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
+_VISIBLE = 1e-3  # rounding of so much of a column's spread is worth a word
 _LEAST, _GREATEST = 1e-140, 1e140  # deviations that float64 can square
 
 
@@ -168,6 +170,26 @@ class Rows:
         part = part.to(self.device) if self._units is None else self._in_units(part)
         return part.to(torch.float64, copy=True)
 
+    def warn_of_rounding(self, least: float = 0.0) -> None:
+        """Say where handing out these rows in float32 rounds what they hold so that it can be seen.
+
+        Args:
+            least: deviation below which nobody looks, in data units.
+        """
+        if self.dtype == torch.float64 or self.exact == torch.float32:
+            return
+        mean, deviation = self.moments().mean, self.moments().deviation
+        step = 0.5 * torch.finfo(self.dtype).eps * mean.abs()
+        seen = (deviation > 0) & (step > _VISIBLE * deviation.clamp(min=least))
+        if bool(seen.any()):
+            worst = (step / deviation).where(seen, 0).argmax()
+            warnings.warn(
+                f"float32 rounds {int(seen.sum())} of {self.dim} columns, such as one with mean "
+                f"{float(mean[worst]):.6g} and standard deviation {float(deviation[worst]):.3g}: use float64, or "
+                "subtract the mean beforehand",
+                stacklevel=3,
+            )
+
     def inside(self, units: Units) -> Rows:
         """The same rows in other units: (x - centre) / unit."""
         part = copy.copy(self)
@@ -184,7 +206,7 @@ class Rows:
         """The rows in units of their own, and these units; rows that are so already stay as they are.
 
         Args:
-            centred: about their mean; about the origin where not.
+            centred: whether they may be moved to their mean, where that is far.
 
         Raises:
             ValueError: a row holds NaN or infinity.

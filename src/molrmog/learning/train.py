@@ -184,6 +184,7 @@ def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, 
     if dim != rows.dim:
         raise ValueError(f"the data have {rows.dim} columns, but the denoiser has D = {dim}: pass rows it was made for")
     rows.check_finite()
+    rows.warn_of_rounding()
     if experts is None:
         return (rows,)
     index = torch.as_tensor(np.asarray(experts) if not isinstance(experts, Tensor) else experts).cpu()

@@ -13,19 +13,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from molrmog.laws.base import Law
+
 if TYPE_CHECKING:
-    from molrmog.laws.head_tail import HeadTail
-    from molrmog.laws.molrmog import MoLRMoG
     from molrmog.learning.em import EMState
 
 _FAR = 16  # spreads; rows whose mean is nearer lose no more than four bits to it, and stay where they are
 
-LawT = TypeVar("LawT", bound="MoLRMoG | HeadTail")
+LawT = TypeVar("LawT", bound=Law)
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,13 @@ class Units:
     def _same(self) -> bool:
         return self.unit == 1 and not bool(self.centre.any())
 
-    @torch.no_grad()
     def law_of_rows(self, law: LawT) -> LawT:
         """The law of x from the law of u."""
-        if self._same:
-            return law
-        moved = cast(Any, law).scaled(self.unit)
-        moved.offset.copy_(moved.offset.double() + self.centre.to(moved.offset.device))
-        return moved
+        return law if self._same else law.scaled(self.unit, self.centre)
 
-    @torch.no_grad()
     def law_inside(self, law: LawT) -> LawT:
         """The law of u from the law of x, a copy."""
-        moved = cast(Any, law).scaled(1.0)
-        moved.offset.copy_(moved.offset.double() - self.centre.to(moved.offset.device))
-        return moved.scaled(1 / self.unit)
+        return law.scaled(1.0, -self.centre).scaled(1 / self.unit)
 
     def state_of_rows(self, state: EMState) -> EMState:
         """A state of EM with its law and figures in data units."""
