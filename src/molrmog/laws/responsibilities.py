@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import torch
@@ -250,27 +250,13 @@ class Evidence:
         )
 
     def narrowed(self, form: Eigenform) -> Evidence:
-        """The same shares, in the dtype of another eigenform: for the score or denoiser of rows that it can hold."""
+        """The same shares in the dtype of another eigenform: for a score or denoiser, not for a density."""
         dtype = form.center.dtype
-
-        def narrow(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(dtype)
-
-        def some(value: Tensor) -> Tensor:
-            return value.to(dtype)
-
-        return Evidence(
-            form=form,
-            rows=Noised(*(some(value) for value in vars(self.rows).values())),
-            v=some(self.v),
-            h=some(self.h),
-            rho2=some(self.rho2),
-            Lam=some(self.Lam),
-            root=narrow(self.root),
-            pull=narrow(self.pull),
-            routed=None if self.routed is None else [(at, some(pull)) for at, pull in self.routed],
-            log_joint=some(self.log_joint - self.log_joint.flatten(1).amax(1)[:, None, None]),
-        )
+        joint = self.log_joint - self.log_joint.flatten(1).amax(1)[:, None, None]
+        narrow = {f.name: v.to(dtype) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        routed = None if self.routed is None else [(at, pull.to(dtype)) for at, pull in self.routed]
+        rows = Noised(*(each.to(dtype) for each in vars(self.rows).values()))
+        return replace(self, **(narrow | {"form": form, "rows": rows, "routed": routed, "log_joint": joint.to(dtype)}))
 
     @property
     def pulls(self) -> Tensor:
