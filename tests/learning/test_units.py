@@ -130,6 +130,17 @@ def test_a_fit_to_rows_in_other_units_is_the_fit_in_these(name, dtype):
             )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_fit_in_other_units_stops_where_it_did(dtype):
+    x, lengths = X.to(dtype), []
+    for c in (1.0, *EXACT[dtype]):
+        states = []
+        fit(c * x, subspaces=2, latent_dim=2, modes=3, on_iteration=states.append)
+        lengths.append(len(states))
+    assert 2 < lengths[0] < 50
+    assert len(set(lengths)) == 1
+
+
 @hypothesis.given(
     exponent=st.floats(-15, 15),
     name=st.sampled_from(sorted(FITS)),
@@ -325,6 +336,13 @@ def test_float32_by_order_warns_where_it_can_be_seen():
         constant = torch.cat([X, torch.full((300, 1), 1e8 + 1, dtype=torch.float64)], 1)
         fit(constant, **SMALL, dtype=torch.float32)
         fit(TABLES["coordinates in metres"], subspaces=1, latent_dim=1, modes=1)
+
+
+def test_a_network_that_sees_rows_rounded_is_a_warning():
+    network, schedule = molrmog.MLPDenoiser(2, width=4, depth=1), molrmog.VPSchedule()
+    with pytest.warns(UserWarning, match="float32 rounds 2 of 2 columns"):
+        molrmog.train(network, TABLES["coordinates in metres"], schedule, steps=1, device="cpu")
+    molrmog.train(network, TABLES["real numbers"], schedule, steps=1, device="cpu")
 
 
 # --- columns in different units
