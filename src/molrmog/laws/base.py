@@ -578,6 +578,14 @@ def in_float64(
     return tuple(out.to(x.dtype) for out in compute(x[at].double(), *levels))
 
 
+def refine_(out: Sequence[Tensor], compute: Compute, x: Tensor, s: Tensor, gamma: Tensor, where: Tensor) -> None:
+    """Replace rows of `out`, those that the mask `where` (b,) names, by what `compute` gives in float64."""
+    at = where.nonzero()[:, 0]
+    if len(at):
+        for coarse, fine in zip(out, in_float64(compute, x, s, gamma, at), strict=True):
+            coarse[at] = fine.to(coarse.dtype)
+
+
 def from_numpy(x: Any) -> Tensor:
     """Rows as a tensor, from whatever NumPy can read.
 

@@ -27,7 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from molrmog.laws.base import MANY, Compute, Law, Subspace, in_float64, normal, orthonormal, values_hidden
+from molrmog.laws.base import MANY, Compute, Law, Subspace, in_float64, normal, orthonormal, refine_, values_hidden
 from molrmog.laws.molrmog import MoLRMoG
 
 # |x - s b|^2 over the smallest variance up to which float32 has the digits of a score or density, and of a denoiser.
@@ -378,10 +378,7 @@ class HeadTail(Law):
             return out
         if faint is not None:
             beyond |= faint(norm2, ratio, out[0])
-        again = beyond.nonzero()[:, 0]
-        if len(again):
-            for coarse, fine in zip(out, in_float64(compute, x, s, gamma, again), strict=True):
-                coarse[again] = fine.to(coarse.dtype)
+        refine_(out, compute, x, s, gamma, beyond)
         return out
 
     def _head_needs_float64(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:

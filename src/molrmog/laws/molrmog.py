@@ -63,6 +63,7 @@ from molrmog.laws.base import (
     in_float64,
     noise_levels,
     normal,
+    refine_,
     values_hidden,
 )
 from molrmog.laws.responsibilities import Eigenform, Evidence, Noised, e_step, squared_norm
@@ -71,6 +72,7 @@ from molrmog.seeds import torch_generator
 
 # |x|^2 / v up to which float32 has the digits of a score, of a denoiser, of a density.
 _SCORE, _DENOISER, _DENSITY = 1e5, 1e6, 2e3
+_FEW = 16  # dimensions
 
 
 class MoLRMoG(Law):
@@ -539,7 +541,8 @@ class MoLRMoG(Law):
         rows = Noised.of(form, x, s, gamma)
         ratio = rows.ratio(form)
         if torch.is_grad_enabled() or not form.ordinary or values_hidden(ratio):
-            enough = form.ordinary and _all_below(ratio, _DENSITY)
+            # No second look with derivatives; in few dimensions a result is more often small beside its rounding.
+            enough = form.ordinary and self.dim > _FEW and _all_below(ratio, _DENSITY)
             return compute(x, s, gamma) if enough else in_float64(compute, x, s, gamma)
         beyond = ~(ratio <= limit)  # NaN, too
         if int(beyond.sum()) > MANY * len(x):
@@ -550,11 +553,8 @@ class MoLRMoG(Law):
         if faint is not None:
             beyond |= faint(e, ratio, out[0])
         weighed = shared_out if limit > _DENSITY else compute
-        for rows, again in ((undecided & ~beyond, weighed), (beyond, compute)):
-            at = rows.nonzero()[:, 0]
-            if len(at):
-                for coarse, fine in zip(out, in_float64(again, x, s, gamma, at), strict=True):
-                    coarse[at] = fine
+        refine_(out, weighed, x, s, gamma, undecided & ~beyond)
+        refine_(out, compute, x, s, gamma, beyond)
         return out
 
     def eigenform(self, dtype: torch.dtype = torch.float64) -> Eigenform:
