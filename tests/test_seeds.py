@@ -30,6 +30,7 @@ def numbers(result):
 
 TAKERS = {
     "fit": lambda seed: fit(X, subspaces=2, latent_dim=2, modes=2, head="auto", max_iter=2, seed=seed),
+    "random": lambda seed: MoLRMoG.random(4, (2,), (2,), seed=seed).basis.detach(),
     "mog_start": lambda seed: mog_start(X, 2, 2, seed=seed),
     "initial_law": lambda seed: initial_law(Rows(X), None, (2, 2), (2, 2), seed=seed),
     "cluster_flats": lambda seed: cluster_flats(X, (1, 1), seed=seed)[1],

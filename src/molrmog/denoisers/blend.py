@@ -116,7 +116,7 @@ class BlendDenoiser(Denoiser):
             said = torch.stack(self._each(xt, s, gamma)).double()  # (parts, B, D)
             M = said.mean(0)
             apart = torch.cat([(M - self.mean)[None], said - M]).flatten(1)  # (1 + parts, B D)
-            length = apart.norm(dim=1).clamp(min=1e-12)
+            length = apart.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
             apart = apart / length[:, None]
             G = apart @ apart.T + _RIDGE * torch.eye(len(apart)).to(apart)
             shrink, *u = torch.linalg.solve(G, apart @ (x0 - M).flatten()) / length
