@@ -18,7 +18,7 @@ MOVED = {
     "molrmog.head_tail": "molrmog.laws.head_tail",
     "molrmog.law": "molrmog.laws.base",
     "molrmog.mixture": "molrmog.laws.molrmog",
-    "molrmog.sampling.front_door": "molrmog.sampling.sample",
+    "molrmog.sampling.front_door": "molrmog.sampling.draw",
     "molrmog.top_modes": "molrmog.laws.top_modes",
 }
 

@@ -54,7 +54,8 @@ class Model(nn.Module, ABC):
     @property
     def description(self) -> dict[str, Any]:
         """What is saved beside the tensors: the class under its kind, and `config`."""
-        return {self.kind: type(self).__name__, **self.config}
+        name = type(self).__name__
+        return {self.kind: name, **self.config, self.kind: name}  # first, and of the class itself
 
     @property
     def num_parameters(self) -> int:
@@ -196,7 +197,8 @@ def num_parameters_of(denoiser: object) -> int:
 
 def num_experts_of(denoiser: object) -> int:
     """How many experts rows of a denoiser may be conditional on; 0 where it does not say."""
-    return int(getattr(denoiser, "num_experts", getattr(denoiser, "experts", 0)))
+    found = getattr(denoiser, "num_experts", getattr(denoiser, "experts", 0))
+    return found if isinstance(found, int) else 0  # a module of a user's may call its parts so
 
 
 def has_null_expert(denoiser: object) -> bool:

@@ -11,14 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
-
-if TYPE_CHECKING:
-    from molrmog.autoencoders.base import Autoencoder
-    from molrmog.autoencoders.lora import LoRAExperts
-    from molrmog.laws.base import Law
-    from molrmog.models import Denoiser, Model
-    from molrmog.sampling.base import Sampler
+from typing import Any, Literal
 
 LAWS = {
     "MoLRMoG": "laws.molrmog",
@@ -76,16 +69,6 @@ def homes() -> dict[str, str]:
     return found | {alias: f"{found[name]}:{name}" for alias, name in ALIASES.items()}
 
 
-@overload
-def find(name: object, kind: Literal["law"], where: str = ...) -> type[Law]: ...
-@overload
-def find(name: object, kind: Literal["denoiser"], where: str = ...) -> type[Denoiser]: ...
-@overload
-def find(name: object, kind: Literal["autoencoder"], where: str = ...) -> type[Autoencoder | LoRAExperts]: ...
-@overload
-def find(name: object, kind: Literal["sampler"], where: str = ...) -> type[Sampler]: ...
-@overload
-def find(name: object, kind: str, where: str = ...) -> Any: ...
 def find(name: object, kind: str, where: str = "the configuration") -> Any:
     """Import a class.
 
@@ -111,14 +94,6 @@ def find(name: object, kind: str, where: str = "the configuration") -> Any:
     return getattr(importlib.import_module(f"molrmog.{module}"), own or known)
 
 
-@overload
-def build(description: Mapping[str, Any], kind: Literal["law"]) -> Law: ...
-@overload
-def build(description: Mapping[str, Any], kind: Literal["denoiser"]) -> Denoiser: ...
-@overload
-def build(description: Mapping[str, Any], kind: Literal["autoencoder"]) -> Autoencoder | LoRAExperts: ...
-@overload
-def build(description: Mapping[str, Any], kind: None = None) -> Model: ...
 def build(description: Mapping[str, Any], kind: Kind | None = None) -> Any:
     """Build a model from its description, before its tensors are read.
 
@@ -132,14 +107,6 @@ def build(description: Mapping[str, Any], kind: Kind | None = None) -> Any:
     return _class_of(description, kind, "the configuration").from_config(dict(description))
 
 
-@overload
-def load(path: str | Path, kind: Literal["law"]) -> Law: ...
-@overload
-def load(path: str | Path, kind: Literal["denoiser"]) -> Denoiser: ...
-@overload
-def load(path: str | Path, kind: Literal["autoencoder"]) -> Autoencoder | LoRAExperts: ...
-@overload
-def load(path: str | Path, kind: None = None) -> Any: ...
 def load(path: str | Path, kind: Kind | None = None) -> Any:
     """Read a law, a denoiser or an autoencoder from a folder, or from the Hugging Face hub; in eval mode.
 

@@ -1,7 +1,7 @@
 """Seeds: any whole number is one, for torch, numpy and scikit-learn alike.
 
 Each of the three takes another range of seeds, and other types. A seed that they take is handed to them as it is; one
-that is too large or negative for them is first brought into their range, another seed to another place.
+outside of a library's range is hashed into it.
 """
 
 from __future__ import annotations

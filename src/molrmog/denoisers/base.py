@@ -128,7 +128,7 @@ def expert_of_rows(expert: Expert | None, x: Tensor, experts: int, null_expert: 
 
 
 def level_of_rows(level: Noise, x: Tensor) -> Tensor:
-    """S or gamma as a tensor with shape (B,), in the dtype and on the device of the rows."""
+    """A noise level, s or gamma, as a tensor with shape (B,), in the dtype and on the device of the rows."""
     level = torch.as_tensor(level, dtype=x.dtype, device=x.device)
     if level.shape not in [(), (1,), (len(x),)]:
         raise ValueError(f"a noise level has shape {tuple(level.shape)}: pass a number or one per row, ({len(x)},)")

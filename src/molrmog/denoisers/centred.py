@@ -68,7 +68,7 @@ class CentredDenoiser(Denoiser):
             raise ValueError(f"a mean with shape {tuple(mean.shape)}: pass ({self.dim},), as rows.mean(0) has")
         self.network = as_module(network)
         self.num_experts, self.null_expert = num_experts_of(network), has_null_expert(network)
-        self.register_buffer("mean", mean.detach().float())
+        self.register_buffer("mean", mean.detach().float().clone(memory_format=torch.contiguous_format))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class CentredDenoiser(Denoiser):
         return cls(network, torch.zeros(network.dim))
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
-        """M + D_0(x_t - s m), with shape (B, D)."""
+        """The mean plus D_0(x_t - s m), with shape (B, D)."""
         check_columns(x, self.dim)
         refuse_expert(self, expert)
         mean = self.mean.to(x.dtype)

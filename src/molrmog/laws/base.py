@@ -5,14 +5,17 @@ score, denoiser, posterior and samples are exact at every noise level. :class:`L
 noise levels, takes tensors and NumPy arrays and answers in kind, works chunk by chunk so that temporaries stay small,
 keeps what depends on the parameters alone for as long as they hold the same numbers, and lives in a folder.
 
-A law of its own writes what only it knows, for rows (b, D) and noise levels (b or 1,) that are checked already:
+A law of your own writes its formulas, for rows (b, D) and noise levels (b or 1,) that are checked already:
 
-    _log_prob  _denoise  _responsibilities  _draw          a law must; and subspace, scaled, moment_matched
+    _log_prob  _denoise  _responsibilities  _draw          what every law must have
     _score  _divergence  _posterior  _posterior_variance   follow by autograd where a law has nothing better
     _posterior_draw  _alone                                for posterior samples and the laws of single subspaces
 
-Precision.  Rows of float32 are computed in float32 where its digits suffice, and in float64 where they do not: each
-row by itself where few need it. What that takes is for each law to say; noise levels reach it in float64.
+and says what it is: dim, latent_dims, modes, config, noise_floor, subspace_weights, mode_weights, subspace, scaled,
+moment_matched.
+
+Precision.  Rows of float32 are computed in float32 where its digits suffice, and in float64 where they do not. What
+that takes is for each law to say; noise levels reach it in float64.
 """
 
 from __future__ import annotations
@@ -127,7 +130,6 @@ class Law(Denoiser):
         head_dim: how many leading coordinates the mixture lives in, where these are not all; None otherwise.
         has_top_modes: whether `denoise_by_top_modes` is offered.
         learnable: what a network made of the law may learn, and the parameter that holds it; empty where none can.
-        parameter_names: of the tensors that the law owns itself.
     """
 
     kind = "law"
@@ -137,7 +139,6 @@ class Law(Denoiser):
     head_dim: int | None = None
     has_top_modes: ClassVar[bool] = False
     learnable: ClassVar[Mapping[str, str]] = {}
-    parameter_names: tuple[str, ...]
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class Law(Denoiser):
 
     @property
     def component_of(self) -> Tensor:
-        """The older name of `subspace_of`."""
+        """The former name of `subspace_of`."""
         return self.subspace_of
 
     @property
@@ -251,7 +252,7 @@ class Law(Denoiser):
 
     def posterior_variance(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
         """Var[x_0 | x_t = x] of each coordinate, with shape (B, D); arguments and errors as in :meth:`log_prob`."""
-        width = self._row_numbers(variance=True)
+        width = self._row_numbers(variance_of=self.dim)
         return self._by_rows(lambda *rows: (self._posterior_variance(*rows),), x, s, gamma, width=width, precise=True)[
             0
         ]
@@ -275,12 +276,13 @@ class Law(Denoiser):
         if n < 1:
             raise ValueError(f"n = {n} samples asked of a posterior: ask for at least 1")
         most = rows_per_chunk(self._device, self._sample_numbers)
+        rows = rows_per_chunk(self._device, 4 * self._row_numbers(own_levels=True))
         pieces = [min(most, n - start) for start in range(0, n, most)]
 
         def drawn(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
             return (torch.cat([self._posterior_draw(x, s, gamma, piece, generator) for piece in pieces], 1),)
 
-        return self._by_rows(drawn, x, s, gamma, size=max(1, most // n))[0].swapaxes(0, 1)
+        return self._by_rows(drawn, x, s, gamma, size=max(1, min(rows, most // n)))[0].swapaxes(0, 1)
 
     def subspace_responsibilities(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
         """P(x_0 on subspace k | x_t = x), with shape (B, K); arguments and errors as in :meth:`log_prob`."""
@@ -373,7 +375,7 @@ class Law(Denoiser):
         return gamma[:, None].square() / s[:, None] * slope
 
     def _posterior_draw(self, x: Tensor, s: Tensor, gamma: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-        """N samples of x_0 given each row, with shape (b, n, D)."""
+        """Draw n samples of x_0 given each row, with shape (b, n, D)."""
         raise NotImplementedError(f"a {type(self).__name__} offers no posterior samples")
 
     def _alone(self, k: int) -> Self:
@@ -390,9 +392,9 @@ class Law(Denoiser):
         """Numbers that a sample takes while it is drawn."""
         return 4 * self.dim
 
-    def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
-        """Numbers that a row takes while it is computed, with noise levels of its own, or for the variance."""
-        return self.dim * (1 + (3 * sum(self.modes) if variance else 0))
+    def _row_numbers(self, own_levels: bool = False, variance_of: int = 0) -> int:
+        """Numbers that a row takes while it is computed: with noise levels of its own, for so many variances."""
+        return self.dim + 3 * sum(self.modes) * variance_of
 
     # --- how rows get there and back
 
@@ -427,9 +429,7 @@ class Law(Denoiser):
             precise: compute in float64.
         """
         rows = x if isinstance(x, Tensor) else from_numpy(x).to(self._device)
-        own_levels = any(np.size(level) > 1 for level in (s, gamma) if not isinstance(level, Tensor)) or any(
-            level.numel() > 1 for level in (s, gamma) if isinstance(level, Tensor)
-        )
+        own_levels = any(torch.as_tensor(level).numel() > 1 for level in (s, gamma))
         results = by_rows(
             compute,
             rows,
@@ -542,7 +542,7 @@ def by_rows(
 
 
 def noise_levels(rows: int, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """S and gamma as float64 tensors with shape (B or 1,), where every mode has a density.
+    """Noise levels s and gamma as float64 tensors with shape (B or 1,), where every mode has a density.
 
     Args:
         rows: B.
@@ -636,7 +636,7 @@ def active_rows(share: Tensor) -> list[Tensor | slice]:
 
 
 def categorical(weights: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """N categorical draws for each row of unnormalised weights, with shape (rows, n)."""
+    """Draw n times from each row of unnormalised weights, with shape (rows, n)."""
     if not n or not len(weights):
         return torch.zeros(len(weights), n, dtype=torch.long, device=weights.device)
     device = weights.device if generator is None else generator.device
@@ -652,9 +652,9 @@ def normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: T
 def orthonormal(A: Tensor) -> Tensor:
     """A (A^T A)^-1/2 by Newton's iteration, with shape (..., m, r), in float64.
 
-    Rounded to float32, a basis is orthonormal to 1e-7 only, rounded to bfloat16 to 1e-2, an average of two bases not at
-    all: seen at low noise. One step is always taken, so that gradients are tangent to the bases, and for a basis that
-    is rounded it is enough. Columns that are zero stay zero.
+    Rounded to float32, a basis is orthonormal to 1e-7 only, rounded to bfloat16 to 1e-2, and the average of two bases
+    is not orthonormal at all; at low noise this shows. One step is always taken, so that gradients are tangent to the
+    bases, and for a basis that is rounded it is enough. Columns that are zero stay zero.
     """
     A = A.double()
     for step in range(_MOST_STEPS):

@@ -11,8 +11,9 @@ with isotropic variance tau^2 in the D - q - p directions left. With y = T^T (x 
     score      = H score^head - T y / (s^2 psi + gamma^2) - rest / v
     denoise    = b + H denoise^head + T ( s psi y / (s^2 psi + gamma^2) ) + (s tau^2 / v) rest
 
-The gates depend on the head alone. Real images have a smoothly decaying spectrum, which one isotropic tau_k per
-subspace describes crudely; the tail holds it exactly, at the cost of one product with [H T] down and one up.
+Responsibilities depend on the head alone. Real images have a smoothly decaying spectrum, which one isotropic tau_k per
+subspace describes crudely; the tail holds it exactly, at the cost of one product with [H T] down and one up, and
+another up where any direction is left.
 
 References:
     The composition is this library's; its head is arXiv 2601.01475, section 3.
@@ -30,7 +31,8 @@ from torch import Tensor, nn
 from molrmog.laws.base import MANY, Compute, Law, Subspace, in_float64, normal, orthonormal, refine_, values_hidden
 from molrmog.laws.molrmog import MoLRMoG
 
-# |x - s b|^2 over the smallest variance up to which float32 has the digits of a score or density, and of a denoiser.
+# (|x - s b|^2 + |s b|^2) / v, v the smallest variance off the head, up to which float32 has the digits of a score or
+# density, and of a denoiser.
 _SCORE, _DENOISER = 1e5, 1e6
 _LARGEST = 1e24  # squared norm up to which float32 has room
 _HEAD = 1e4  # the same over the smallest variance off the head's subspaces, up to which it takes float32 coordinates
@@ -124,9 +126,10 @@ class HeadTail(Law):
         self.head = head
         self.dim = len(offset)
         self.latent_dims, self.modes, self.head_dim = head.latent_dims, head.modes, head.dim
-        # Products of the same numbers in other strides differ in their last bits: a law and its saved copy must not.
+        # Products of the same numbers in other strides, or at other addresses, differ in their last bits: a law and its
+        # saved copy must not.
         self.axes, self.offset, self.spread, self.tau = (
-            nn.Parameter(t.detach().contiguous()) for t in (axes, offset, spread, tau)
+            nn.Parameter(t.detach().clone(memory_format=torch.contiguous_format)) for t in (axes, offset, spread, tau)
         )
 
     @property
@@ -356,8 +359,8 @@ class HeadTail(Law):
     ) -> tuple[Tensor, ...]:
         """`compute` of the rows; of float32 rows whose digits do not suffice, each by itself, in float64.
 
-        Digits do not suffice where (|x - s b|^2 + |s b|^2) / v exceeds `limit`, v the smallest variance of the law in
-        any direction that head and tail hold or leave, and where the first result is `faint`.
+        Digits do not suffice where (|x - s b|^2 + |s b|^2) / v exceeds `limit`, v the smallest variance off the head,
+        and where the first result is `faint`, small beside its rounding. The head looks after its own digits.
         """
         if x.dtype == torch.float64:
             return compute(x, s, gamma)
@@ -408,8 +411,8 @@ class HeadTail(Law):
     def _sample_numbers(self) -> int:
         return self.head._sample_numbers + 4 * self.dim
 
-    def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
-        return 3 * self.dim + self.head._row_numbers(own_levels, variance)
+    def _row_numbers(self, own_levels: bool = False, variance_of: int = 0) -> int:
+        return 3 * self.dim + self.head._row_numbers(own_levels, variance_of)
 
 
 def with_tail(head: MoLRMoG, axes: Tensor, offset: Tensor, spread: Tensor, tau: Tensor) -> HeadTail:

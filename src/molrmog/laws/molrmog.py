@@ -28,9 +28,9 @@ Where a subspace is all of R^D, rho2 is zero, its v is the law's smallest by far
 without it, - A_k sum_l r_kl V Lam^-1 V^T (h - s mu). From a row to its score and denoiser the way is one file,
 `molrmog.laws.responsibilities`.
 
-Precision.  What a row of float32 costs in digits grows with |x - s center|^2 / v. Rows whose density, score or
-denoiser would lose them are computed in float64, each row by itself, and so are rows that lie between experts while
-float32 moves the responsibilities by more than they may: these keep to 1e-3 nats, all else to 1e-4 of itself.
+Precision.  What float32 does to a row grows with |x - s center|^2 / v. Responsibilities are right to 1e-3 nats,
+everything else to a relative 1e-4: rows that would miss that are computed again in float64, and so are rows between
+two modes whose shares rounding moves. With derivatives, and where a quarter of the rows need it, the whole chunk is.
 
 Gradients.  V_c is held constant: V^T U U^T V = diag(lam) + E stays differentiable with E zero in value but not in
 derivative, and E enters (s^2 U U^T + v)^-1 by its Neumann series. First and second derivatives are exact, equal
@@ -410,8 +410,8 @@ class MoLRMoG(Law):
         trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
         r = e.responsibilities.transpose(0, 1)
         between = (r * norm2).sum((0, 2)) - e.score().square().sum(1)
-        whole = e.responsibilities.flatten(1).amax(1) == 1
-        return torch.where(whole, 0.0, between) - (r * trace).sum((0, 2))
+        certain = e.responsibilities.flatten(1).amax(1) == 1
+        return torch.where(certain, 0.0, between) - (r * trace).sum((0, 2))
 
     def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (b, M)."""
@@ -591,10 +591,10 @@ class MoLRMoG(Law):
         d = max(self.latent_dims)
         return d * d + self.subspaces * (d + 1) + 3 * self.dim
 
-    def _row_numbers(self, own_levels: bool = False, variance: bool = False) -> int:
+    def _row_numbers(self, own_levels: bool = False, variance_of: int = 0) -> int:
         K, n, d, _ = self.factor.shape
-        if variance:
-            return 3 * K * n * d + 3 * n * self.dim
+        if variance_of:
+            return 8 * K * n * d + 3 * n * variance_of
         # Rows with noise levels of their own hold eigenvalues, roots and logarithms of their own, too.
         return self.dim + (8 if own_levels else 1) * K * n * d
 

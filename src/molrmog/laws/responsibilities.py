@@ -172,13 +172,13 @@ class Noised:
         centred = x.to(form.center.dtype) - s[:, None] * form.center
         return cls(centred, squared_norm(centred), s, gamma)
 
-    def flat(self, form: Eigenform) -> Tensor:
+    def least_variance(self, form: Eigenform) -> Tensor:
         """Smallest variance of any direction in which rounding is seen, with shape (B or 1,)."""
         return self.s.square() * form.least + self.gamma.square()
 
     def ratio(self, form: Eigenform) -> Tensor:
-        """(|x|^2 + |s center|^2) / v of each row, with shape (B,): how far rounding is to stay below the noise."""
-        return (self.norm2 + self.center2(form)) / self.flat(form)
+        """(|x|^2 + |s center|^2) / v of each row, with shape (B,); float32 loses about 1e-7 of it, in nats."""
+        return (self.norm2 + self.center2(form)) / self.least_variance(form)
 
     def center2(self, form: Eigenform) -> Tensor:
         """|s center|^2, with shape (B or 1,)."""
@@ -240,7 +240,7 @@ class Evidence:
 
     def undecided(self) -> Tensor:
         """Which rows lie between subspaces or modes while float32 moves their shares by more than it may; (B,)."""
-        ratio = self.rows.norm2 / self.rows.flat(self.form)
+        ratio = self.rows.norm2 / self.rows.least_variance(self.form)
         r = self.responsibilities
         between_subspaces = r.sum(2).amax(1) < _SHARED
         between_modes = r.flatten(1).amax(1) < _SHARED
@@ -260,7 +260,7 @@ class Evidence:
 
     @property
     def pulls(self) -> Tensor:
-        """Lam_c^-1 V_c^T (h - s mu_c) of every mode, with shape (K, B, n, d); its norm is that of the mode's score."""
+        """Lam_c^-1 V_c^T (h - s mu_c), with shape (K, B, n, d): minus a mode's score inside its subspace."""
         assert self.pull is not None
         return self.pull if self.root is None else self.pull * self.root[:, None]
 
@@ -272,7 +272,7 @@ class Evidence:
 
         For a score a filled subspace gives - A_k sum_l r_kl V Lam^-1 V^T (h - s mu) in place of its term.
         """
-        form, gates, s = self.form, self.responsibilities, self.rows.s
+        form, r, s = self.form, self.responsibilities, self.rows.s
         up = form.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
         share = share[..., None]  # (K, B or 1, 1)
         filled = [score and each for each in form.filled]
@@ -280,35 +280,35 @@ class Evidence:
         straight = form.axes if self.root is None else self.root[..., None] * form.axes  # (K, n, d, d)
         back = straight if coupling is not None else form.lam[..., None] * straight
 
-        def latent(k: int | slice, pull: Tensor, gates: Tensor, s: Tensor, share: Tensor) -> Tensor:
+        def latent(k: int | slice, pull: Tensor, r: Tensor, s: Tensor, share: Tensor) -> Tensor:
             """[share_k zeta_k, share_k R_k] with shape (..., b, d + 1)."""
             if coupling is not None:
                 pull = form.lam[k][:, None] * pull + _couple(pull, coupling[k])
-            pulled = (pull * (gates * s)[..., None]).flatten(-2)  # (..., b, n d)
-            zeta = gates @ form.mean[k] + pulled @ back[k].flatten(-3, -2)
-            return torch.cat([zeta, gates.sum(-1, keepdim=True)], -1) * share
+            pulled = (pull * (r * s)[..., None]).flatten(-2)  # (..., b, n d)
+            zeta = r @ form.mean[k] + pulled @ back[k].flatten(-3, -2)
+            return torch.cat([zeta, r.sum(-1, keepdim=True)], -1) * share
 
-        def whole(k: int, pull: Tensor, gates: Tensor) -> Tensor:
-            pulled = (pull * gates[..., None]).flatten(-2)
+        def whole(k: int, pull: Tensor, r: Tensor) -> Tensor:
+            pulled = (pull * r[..., None]).flatten(-2)
             zeta = -(pulled @ straight[k].flatten(0, 1))
             return torch.cat([zeta, torch.zeros_like(zeta[..., :1])], -1)
 
         if self.routed is None:
             assert self.pull is not None
             if all(filled):
-                parts = [whole(k, self.pull[k], gates[:, k]) for k in range(len(filled))]
+                parts = [whole(k, self.pull[k], r[:, k]) for k in range(len(filled))]
                 return torch.cat(parts, 1) @ up.flatten(0, 1)
-            dense = latent(slice(None), self.pull, gates.transpose(0, 1), s[:, None], share)  # (K, B, d + 1)
+            dense = latent(slice(None), self.pull, r.transpose(0, 1), s[:, None], share)  # (K, B, d + 1)
             if any(filled):
-                each = [whole(k, self.pull[k], gates[:, k]) if f else dense[k] for k, f in enumerate(filled)]
+                each = [whole(k, self.pull[k], r[:, k]) if f else dense[k] for k, f in enumerate(filled)]
                 dense = torch.stack(each)
             return dense.transpose(0, 1).flatten(1) @ up.flatten(0, 1)
 
         def part(k: int, at: Where, pull: Tensor) -> Tensor:
             if filled[k]:
-                return whole(k, pull, gates[at, k])
+                return whole(k, pull, r[at, k])
             own_s = s[:, None] if len(s) == 1 else s[at, None]
-            return latent(k, pull, gates[at, k], own_s, share[k] if share.shape[1] == 1 else share[k, at])
+            return latent(k, pull, r[at, k], own_s, share[k] if share.shape[1] == 1 else share[k, at])
 
         if all(isinstance(at, slice) for at, _ in self.routed):
             return torch.cat([part(k, at, pull) for k, (at, pull) in enumerate(self.routed)], 1) @ up.flatten(0, 1)

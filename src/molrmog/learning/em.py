@@ -44,6 +44,7 @@ from torch import Tensor
 from molrmog.laws.base import Subspace, active_rows, rows_per_chunk
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
+from molrmog.learning.units import Units
 
 _SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
@@ -146,6 +147,15 @@ class EMState:
     penalised: float
     rejected: bool
 
+    def in_data_units(self, units: Units) -> EMState:
+        """The state of the law of x = centre + unit u, where this one is of the law of u."""
+        return dataclasses.replace(
+            self,
+            law=units.law_of_rows(self.law),
+            log_likelihood=self.log_likelihood - units.log_volume,
+            penalised=self.penalised - units.log_volume,
+        )
+
 
 def em_steps(
     law: MoLRMoG,
@@ -186,7 +196,7 @@ def em_steps(
             estimate = fallback
             statistics, value = _evaluate(estimate, rows, weights, nu)
         log_likelihood = float(statistics.log_prob / statistics.rows)
-        yield units.state_of_rows(EMState(iteration, estimate.law, log_likelihood, value, rejected))
+        yield EMState(iteration, estimate.law, log_likelihood, value, rejected).in_data_units(units)
         reached = value
         iteration += 1
         estimate, fallback = _maximise(estimate, statistics, one_row, nu, noise_floor, zero_mean)

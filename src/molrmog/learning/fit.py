@@ -151,7 +151,7 @@ def fit(
 
         def watch(state: EMState) -> None:
             if on_iteration is not None:
-                on_iteration(units.state_of_rows(state))
+                on_iteration(state.in_data_units(units))
 
         return _settle(law, rows, y, w, held_out, max_iter, tol, progress, watch, units, **options)
 

@@ -171,10 +171,10 @@ class Rows:
         return part.to(torch.float64, copy=True)
 
     def warn_of_rounding(self, least: float = 0.0) -> None:
-        """Say where handing out these rows in float32 rounds what they hold so that it can be seen.
+        """Warn about columns that float32 would round visibly.
 
         Args:
-            least: deviation below which nobody looks, in data units.
+            least: deviation, in data units; columns that vary by less are passed over.
         """
         if self.dtype == torch.float64 or self.exact == torch.float32:
             return

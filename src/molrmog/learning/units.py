@@ -10,18 +10,14 @@ to x, scaled, to the last bit.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from molrmog.laws.base import Law
-
-if TYPE_CHECKING:
-    from molrmog.learning.em import EMState
 
 _FAR = 16  # spreads; rows whose mean is nearer lose no more than four bits to it, and stay where they are
 
@@ -57,17 +53,8 @@ class Units:
         """The law of u from the law of x, a copy."""
         return law.scaled(1.0, -self.centre).scaled(1 / self.unit)
 
-    def state_of_rows(self, state: EMState) -> EMState:
-        """A state of EM with its law and figures in data units."""
-        return dataclasses.replace(
-            state,
-            law=self.law_of_rows(state.law),
-            log_likelihood=state.log_likelihood - self.log_volume,
-            penalised=state.penalised - self.log_volume,
-        )
-
     def along(self, axes: int) -> Units:
-        """The units of so many coordinates of u on orthonormal axes, which have no centre of their own."""
+        """Units of coordinates of u on so many orthonormal axes: the same unit, no centre."""
         return Units(self.centre.new_zeros(axes), self.unit)
 
 

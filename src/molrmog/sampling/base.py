@@ -6,7 +6,7 @@
 sampler with one call a step makes steps + 1 calls.
 
 A new sampler is a subclass that writes one `step`; `molrmog.sample` takes the class, or an instance with options of its
-own. `SAMPLERS["name"] = Class` gives it a name.
+own. A line in `molrmog.registry` gives it a name.
 
     class Overshoot(Sampler):
         def __init__(self, by: float = 1.1) -> None:

@@ -21,8 +21,8 @@ from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.guidance import guide
 from molrmog.laws.base import categorical
 from molrmog.sampling.base import Sampler
+from molrmog.sampling.draw import sample, sampler_of
 from molrmog.sampling.exact import Exact
-from molrmog.sampling.sample import sample, sampler_of
 from molrmog.schedules import Schedule
 
 
