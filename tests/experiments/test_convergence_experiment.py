@@ -44,6 +44,7 @@ def test_laws_are_separated_and_weights_fall(name):
     assert sum(law.modes) == (2 if name in ("tied", "pair") else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["population", "empirical"])
 @pytest.mark.parametrize("law", ["tied", "four"])
 def test_a_problem_stands_at_its_minimum(law, loss):

@@ -272,6 +272,7 @@ def test_a_vae_learns_in_the_same_loop():
     assert sum(found[-20:]) < 0.5 * sum(found[:20])
 
 
+@pytest.mark.slow
 def test_a_law_learns_the_law_of_the_data(tmp_path):
     truth, start = a_law(), a_law()
     start.mean.add_(0.5 * torch.randn(start.mean.shape) * (start.mean != 0))

@@ -110,6 +110,7 @@ def test_ancestral_is_the_ddpm_of_diffusers(gaussian):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("sampler", SDE)
 def test_sde_samples_have_the_moments_of_the_gaussian(sampler, name, gaussian):
