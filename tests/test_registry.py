@@ -223,3 +223,16 @@ def test_former_homes():
     assert isinstance(build_law(config_of(a_law())), molrmog.MoLRMoG)
     assert isinstance(build_denoiser(mlp().config), molrmog.MLPDenoiser)
     assert all(map(callable, (load_denoiser, load_autoencoder, build_autoencoders, build_autoencoder)))
+
+
+class OwnMLP(molrmog.MLPDenoiser):
+    pass
+
+
+def test_a_subclass_is_described_as_itself_and_never_read_as_its_parent(tmp_path):
+    network = OwnMLP(4, width=8)
+    assert network.description["denoiser"] == "OwnMLP"
+    network.save_pretrained(tmp_path)
+    assert torch.equal(OwnMLP.from_pretrained(tmp_path).enter.weight, network.enter.weight)
+    with pytest.raises(ValueError, match="names the denoiser 'OwnMLP'"):
+        molrmog.load(tmp_path)

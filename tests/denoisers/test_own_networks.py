@@ -8,6 +8,7 @@ import molrmog
 from molrmog import BlendDenoiser, CentredDenoiser, GuidedDenoiser, MLPDenoiser, ResidualDenoiser, VPSchedule
 from molrmog.denoisers.base import condition_on
 from molrmog.metrics import agreement, cost, denoising_loss
+from molrmog.models import num_experts_of
 
 
 class Shrink(nn.Module):
@@ -105,3 +106,20 @@ def test_what_it_lacks_gets_one_line():
         with pytest.raises(ValueError, match="this NoDim does not say its dimension: give it an attribute `dim`"):
             part([NoDim()])
     assert molrmog.sample(NoModule(), VPSchedule(), (2, 6), steps=2).shape == (2, 6)
+
+
+class WithParts(torch.nn.Module):
+    """A network of somebody who calls its parts experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim = 4
+        self.experts = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+    def denoise(self, x, s, gamma):
+        return self.experts[0](x)
+
+
+def test_an_attribute_of_ones_own_is_no_count_of_experts():
+    assert num_experts_of(WithParts()) == 0
+    assert molrmog.sample(WithParts(), VPSchedule(), (3, 4), steps=2).shape == (3, 4)

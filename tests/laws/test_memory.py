@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+MANY = "molrmog.MoLRMoG.random(27, (8,), (200,), dtype=torch.float32)"
 LAWS = {
     "pure": "molrmog.MoLRMoG.random(16, (8,) * 10, (8,) * 10, dtype=torch.float32)",
     "tail": (
@@ -43,3 +44,22 @@ def test_memory_does_not_grow(law, question):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     answer = 2 * 4 * 16 * rows / 2**20  # MiB; parts and the whole that they are put together to
     assert float(done.stdout) < answer + 450
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["sample(1)", "variance"])
+def test_many_modes_and_noise_levels_of_their_own(asked):
+    """A row then holds the spectrum of every mode, 1,600 numbers several times over: 60,000 rows would be 2 GB."""
+    pytest.importorskip("resource")
+    code = f"""
+        import resource, torch, molrmog
+        torch.set_num_threads(1)
+        law = {MANY}.requires_grad_(False)
+        x, gamma = torch.randn(60_000, 27), 0.5 + torch.rand(60_000)
+        law.posterior(x[:100], 1.0, gamma[:100]).sample(1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        law.posterior(x, 1.0, gamma).{asked}
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 800  # MiB

@@ -535,10 +535,20 @@ def by_rows(
     with torch.set_grad_enabled(wanted), torch.autocast(x.device.type, enabled=False):
         if len(x) <= size:
             return chunk(slice(None))
-        # With gradients, a chunk's temporaries are recomputed on the way back rather than kept for all rows.
-        run = recomputed if wanted else chunk
-        parts = [run(slice(start, start + size)) for start in range(0, len(x), size)]
-        return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
+        starts = range(0, len(x), size)
+        if wanted or values_hidden(x, s, gamma):
+            # A chunk's temporaries are recomputed on the way back rather than kept for all rows.
+            run = recomputed if wanted else chunk
+            parts = [run(slice(start, start + size)) for start in starts]
+            return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
+        first = chunk(slice(0, size))
+        # Written to one place: small results between large temporaries keep memory from being used again.
+        whole = tuple(out.new_empty(len(x), *out.shape[1:]) for out in first)
+        for start in starts:
+            at = slice(start, start + size)
+            for out, part in zip(whole, chunk(at) if start else first, strict=True):
+                out[at] = part
+        return whole
 
 
 def noise_levels(rows: int, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
