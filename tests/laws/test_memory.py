@@ -8,16 +8,16 @@ import pytest
 
 # A law, and rows whose temporaries for all of them at once would be gigabytes.
 CASES = {
-    "pure": ("molrmog.MoLRMoG.random(16, (8,) * 10, (8,) * 10, dtype=torch.float32)", 400_000, "0.5"),
+    "pure": ("molrmog.MoLRMoG.random(16, (8,) * 10, (8,) * 10, dtype=torch.float32)", 300_000, "0.5"),
     "tail": (
         "molrmog.HeadTail(molrmog.MoLRMoG.random(8, (4,) * 10, (8,) * 10, dtype=torch.float32),"
         " torch.eye(16)[:, :12], torch.zeros(16), torch.ones(4), torch.tensor(0.5))",
-        400_000,
+        300_000,
         "0.5",
     ),
     "many modes, own levels": (
         "molrmog.MoLRMoG.random(27, (8,), (200,), dtype=torch.float32)",
-        30_000,
+        40_000,
         "0.5 + torch.rand(len(x))",
     ),
 }
@@ -38,10 +38,10 @@ def test_memory_does_not_grow(case):
         def ask(x, gamma, samples):
             law.score(x, 1.0, gamma)
             law.sample(len(x))
-            some = gamma[: len(x) // 8] if isinstance(gamma, torch.Tensor) else gamma
-            posterior = law.posterior(x[: len(x) // 8], 1.0, some)
+            some = gamma[: len(x) // 2] if isinstance(gamma, torch.Tensor) else gamma
+            posterior = law.posterior(x[: len(x) // 2], 1.0, some)
             posterior.variance
-            posterior.sample(8)
+            posterior.sample(4)
             law.posterior(x[:2], 1.0, 0.5).sample(samples)
 
         ask(x[:2000], gamma if isinstance(gamma, float) else gamma[:2000], 2)
