@@ -109,3 +109,61 @@ def test_what_holds_no_rows_gets_one_line(name, rows, message):
 def test_a_law_is_not_conditional(law):
     with pytest.raises(ValueError, match=r"ask law\.alone"):
         law.denoise(torch.zeros(1, law.dim), 1.0, 0.5, expert=0)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (None, "gamma = None"),
+        ("a", "gamma = 'a'"),
+        ([0.1, "b"], "gamma = "),
+        (np.array([1j]), "gamma = "),
+        (torch.tensor([1j]), "gamma is a complex"),
+        (torch.tensor([1.0]).to_sparse(), "gamma is a complex, sparse or meta"),
+        (np.ma.masked_equal([0.1, 0.2], 0.2), "gamma = "),
+        (float("nan"), "negative or NaN"),
+        (-0.1, "negative or NaN"),
+        (np.array([object()]), "gamma = "),
+    ],
+)
+def test_a_noise_level_that_is_none_gets_one_line(law, level, message):
+    for rows in (torch.zeros(2, law.dim), np.zeros((2, law.dim))):
+        with pytest.raises(ValueError, match=message) as error:
+            law.score(rows, 1.0, level)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "form", [lambda g: g[::-1], lambda g: g.astype(">f8"), lambda g: g.astype(np.longdouble), list]
+)
+def test_noise_levels_in_every_form(law, form):
+    x, gamma = law.sample(3, torch.Generator().manual_seed(0)).x.numpy(), np.array([0.2, 0.5, 1.0])
+    given = form(gamma)
+    wanted = law.score(x, 1.0, np.ascontiguousarray(np.asarray(given), np.float64))
+    np.testing.assert_allclose(law.score(x, 1.0, given), wanted)
+
+
+@pytest.mark.parametrize(
+    "rows", [lambda x: x.to_sparse(), lambda x: x.to_sparse_csr(), lambda x: x + 0j, lambda x: x.to("meta")]
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_rows_that_are_no_dense_real_numbers_get_one_line(law, rows):
+    with pytest.raises(ValueError, match="complex, sparse or meta"):
+        law.score(rows(torch.ones(2, law.dim)), 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"n": 2.5}, "whole number"),
+        ({"n": 2, "gamma": -1.0}, "gamma >= 0"),
+        ({"n": 2, "gamma": float("nan")}, "finite"),
+        ({"n": 2, "s": torch.ones(2)}, "one finite number"),
+        ({"n": 2, "subspace": 0.5}, "pass an index"),
+        ({"n": 2, "subspace": torch.zeros(3, dtype=torch.long)}, "one per sample"),
+        ({"n": 2, "generator": 3}, "torch.Generator"),
+    ],
+)
+def test_samples_of_nothing_get_one_line(law, asked, message):
+    with pytest.raises(ValueError, match=message):
+        law.sample(**asked)

@@ -138,3 +138,58 @@ def test_bases_far_from_orthonormal_are_taken_as_the_nearest():
     assert torch.autograd.gradcheck(orthonormal, (A,))
     rounded = torch.linalg.qr(A.detach()).Q.float().double().requires_grad_()
     assert torch.autograd.gradcheck(orthonormal, (rounded,))
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_posterior_is_as_precise_as_its_parts(tail):
+    """Means near zero and densities near one nat, where float32 has least to say."""
+    for seed in range(40):
+        law, draw = any_law(seed, tail)
+        exact = copy.deepcopy(law).double()
+        gamma = draw.choice([1e-4, 1e-2, 1.0, 100.0])
+        x = law.sample(16, torch.Generator().manual_seed(seed), gamma=gamma).x
+        for rows in (x, 1e-3 * x, 1e-5 * x, x - x.mean(0)):
+            ours, theirs = law.posterior(rows, 1.0, gamma), exact.posterior(rows.double(), 1.0, gamma)
+            assert relative(ours.mean, theirs.mean) < 2e-4, (seed, gamma)
+            assert relative(ours.log_prob, theirs.log_prob) < 1e-4, (seed, gamma)
+            assert relative(law.denoise(rows, 1.0, gamma), theirs.mean) < 2e-4, (seed, gamma)
+
+
+def along_the_axes(tau, offset):
+    """Two subspaces of coordinate axes and a mode in each: a density is a sum over coordinates, nothing cancels."""
+    law = MoLRMoG(6, (2, 3), (1, 1), dtype=torch.float64).requires_grad_(False)
+    law.offset.copy_(offset * torch.linspace(-1, 1, 12).view(2, 6))
+    law.tau.fill_(tau)
+    law.factor.copy_(torch.diag_embed(torch.tensor([[[0.5, 1.5, 0.0]], [[1.0, 0.7, 2.0]]], dtype=torch.float64)))
+    spread = torch.full((2, 6), tau, dtype=torch.float64)
+    spread[0, :2] = (law.factor[0, 0].diagonal()[:2].square() + tau**2).sqrt()
+    spread[1, :3] = (law.factor[1, 0].diagonal().square() + tau**2).sqrt()
+    return law, spread
+
+
+@pytest.mark.parametrize("offset", [1.0, 100.0])
+@pytest.mark.parametrize("tau", [1e-3, 1e-5, 1e-7, 1e-9])
+def test_float64_densities_at_the_smallest_noise(tau, offset):
+    law, spread = along_the_axes(tau, offset)
+    x = law.sample(50, torch.Generator().manual_seed(0)).x
+    normal = torch.distributions.Normal(law.offset, spread)
+    wanted = (normal.log_prob(x[:, None]).sum(2) + math.log(0.5)).logsumexp(1)
+    # What x itself, rounded, leaves of a coordinate off the subspace.
+    loose = 8 * torch.finfo(torch.float64).eps * 3 * offset / tau
+    torch.testing.assert_close(law.log_prob(x), wanted, rtol=1e-9, atol=1e-6 + 6 * loose)
+
+
+@pytest.mark.parametrize("tau", [1e-6, 1e-7, 1e-8])
+def test_a_law_that_asks_for_gradients_answers_as_a_frozen_one(tau):
+    law = MoLRMoG.random(6, (3, 2), (2, 2), rank=1, noise=tau, seed=0, dtype=torch.float64)
+    frozen = copy.deepcopy(law).requires_grad_(False)
+    x = frozen.sample(50, torch.Generator().manual_seed(0)).x
+    for name in ("log_prob", "score", "denoise"):
+        assert relative(getattr(law, name)(x).detach(), getattr(frozen, name)(x)) < 1e-6, name
+
+
+def test_parametrised_laws_draw_numbers():
+    law = MoLRMoG.random(6, (3, 2), (2, 2), rank=1, noise=0.1, seed=0).requires_grad_(False)
+    torch.nn.utils.parametrizations.weight_norm(law, "mean")
+    assert bool(law.sample(500).x.isfinite().all())
+    assert bool(law.posterior(law.sample(5).x, 1.0, 0.5).sample(50).isfinite().all())

@@ -21,6 +21,7 @@ that takes is for each law to say; noise levels reach it in float64.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ class Law(Denoiser):
 
     def alone(self, k: int) -> Self:
         """The law p(x_0 | k) of subspace k alone, frozen; made anew when the parameters have changed."""
-        laws = self._remembered("alone", lambda: [self._alone(k) for k in range(self.subspaces)], [*self.parameters()])
+        laws = self._remembered("alone", lambda: [self._alone(k) for k in range(self.subspaces)], self._tensors)
         return laws[k]
 
     @abstractmethod
@@ -273,8 +274,10 @@ class Law(Denoiser):
         Raises:
             ValueError: n < 1.
         """
+        n = _count(n)
         if n < 1:
             raise ValueError(f"n = {n} samples asked of a posterior: ask for at least 1")
+        _check_generator(generator)
         most = rows_per_chunk(self._device, self._sample_numbers)
         rows = rows_per_chunk(self._device, 4 * self._row_numbers(own_levels=True))
         pieces = [min(most, n - start) for start in range(0, n, most)]
@@ -319,15 +322,25 @@ class Law(Denoiser):
         Raises:
             ValueError: n is negative, or there is no such subspace.
         """
+        n = _count(n)
         if n < 0:
             raise ValueError(f"n = {n} samples: ask for 0 or more")
+        _check_generator(generator)
+        for name, level in (("s", s), ("gamma", gamma)):
+            if _level(name, level).ndim or not math.isfinite(float(level)):
+                raise ValueError(f"{name} = {level}: pass one finite number for all samples")
+        if float(gamma) < 0:
+            raise ValueError(f"gamma = {gamma} is a standard deviation: pass gamma >= 0")
         within = self.mode_weights.to(compute_dtype(self._dtype))  # (K, modes)
         modes = within.shape[1]
         if subspace is None:
             weights = self.subspace_weights.to(within)[:, None] * within
             component = categorical(weights.flatten().expand(1, -1), n, generator)[0]
         else:
-            wanted = torch.as_tensor(subspace, device=within.device).expand(n)
+            wanted = torch.as_tensor(subspace, device=within.device)
+            if wanted.is_floating_point() or wanted.is_complex() or wanted.shape not in [(), (n,)]:
+                raise ValueError(f"subspace has shape {tuple(wanted.shape)}: pass an index, or one per sample, ({n},)")
+            wanted = wanted.long().expand(n)
             if n and not bool(((wanted >= 0) & (wanted < self.subspaces)).all()):
                 raise ValueError(f"subspace = {subspace}: this law has subspaces 0 to {self.subspaces - 1}")
             component = wanted * modes + categorical(within[wanted], 1, generator)[:, 0]
@@ -383,6 +396,11 @@ class Law(Denoiser):
         raise NotImplementedError(f"a {type(self).__name__} does not offer its subspaces alone")
 
     @property
+    def _tensors(self) -> list[Tensor]:
+        """What the law is made of; parametrised tensors, too."""
+        return list(self.parameters())
+
+    @property
     def _noise(self) -> Tensor:
         """Every standard deviation that must not be zero at gamma = 0, with shape (any,)."""
         return torch.full((1,), self.noise_floor, device=self._device)
@@ -429,7 +447,7 @@ class Law(Denoiser):
             precise: compute in float64.
         """
         rows = x if isinstance(x, Tensor) else from_numpy(x).to(self._device)
-        own_levels = any(torch.as_tensor(level).numel() > 1 for level in (s, gamma))
+        own_levels = any(_level(name, level).numel() > 1 for name, level in (("s", s), ("gamma", gamma)))
         results = by_rows(
             compute,
             rows,
@@ -480,7 +498,8 @@ def values_hidden(*tensors: Tensor) -> bool:
 
 
 MANY = 0.25  # share of a chunk's rows that need float64 from which all are computed in it
-_MOST_STEPS, _ROUNDED = 40, 2e-6  # of Newton's iteration; how far a basis rounded to float32 is from orthonormal
+_MOST_STEPS, _HIDDEN = 40, 8  # of Newton's iteration; and where values are hidden, so that no distance is known
+_ROUNDED = 2e-6  # how far a basis rounded to float32 is from orthonormal
 _EXACT_IN_FLOAT32 = (torch.bool, torch.uint8, torch.int8, torch.int16)
 
 
@@ -516,6 +535,8 @@ def by_rows(
     Raises:
         ValueError: x is not (B, D), s or gamma is neither a number nor (B,), or there is no density at this noise.
     """
+    if x.is_complex() or x.layout != torch.strided or x.is_meta:
+        raise ValueError("x is a complex, sparse or meta tensor: pass real numbers in a dense one, as x.to_dense() is")
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}, but the law lives in R^{dim}: pass rows with shape (B, {dim})")
     answer = x.dtype if x.is_floating_point() else noise.dtype
@@ -563,21 +584,36 @@ def noise_levels(rows: int, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tens
     Raises:
         ValueError: s or gamma is neither a number nor (B,), gamma is negative, or there is no density at this noise.
     """
-    levels = [torch.as_tensor(t, dtype=torch.float64, device=noise.device) for t in (s, gamma)]
+    levels = [_level(name, t).to(noise.device, torch.float64) for name, t in (("s", s), ("gamma", gamma))]
     for name, level in zip(("s", "gamma"), levels, strict=True):
         if level.shape not in [(), (1,), (rows,)]:
             raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({rows},)")
     s, gamma = (level.reshape(-1) for level in levels)
     if not values_hidden(s, gamma, noise):
         with torch.no_grad():
-            if bool((gamma < 0).any()):
-                raise ValueError("gamma is a standard deviation: pass gamma >= 0")
+            if not bool((gamma >= 0).all()):
+                raise ValueError("gamma is a standard deviation, and one here is negative or NaN: pass gamma >= 0")
             if len(noise) and bool((s.square() * noise.double().square().min() + gamma.square() <= 0).any()):
                 raise ValueError(
                     "gamma must be > 0 where tau = 0 (or s = 0), there is no density otherwise: "
                     "pass gamma > 0, or fit with noise_floor > 0"
                 )
     return s, gamma
+
+
+def _level(name: str, level: Any) -> Tensor:
+    """A noise level as a tensor, or a ValueError that names it."""
+    mend = "pass a number, or one per row"
+    if isinstance(level, Tensor):
+        if level.is_complex() or level.layout != torch.strided or level.is_meta:
+            raise ValueError(f"{name} is a complex, sparse or meta tensor: {mend}")
+        return level
+    if level is None or np.ma.is_masked(level) or np.iscomplexobj(level) or np.asarray(level).dtype.kind in "USV":
+        raise ValueError(f"{name} = {' '.join(repr(level).split())[:60]}: {mend}")
+    try:
+        return torch.from_numpy(np.array(level, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {' '.join(repr(level).split())[:60]}: {mend}") from None
 
 
 def in_float64(
@@ -636,6 +672,18 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return np.array_equal(a.numpy(), b.numpy()) if a.device.type == "cpu" else torch.equal(a, b)
 
 
+def _count(n: Any) -> int:
+    try:
+        return operator.index(n)
+    except TypeError:
+        raise ValueError(f"n = {n!r} samples: pass a whole number") from None
+
+
+def _check_generator(generator: object) -> None:
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise ValueError(f"generator = {generator!r}: pass torch.Generator().manual_seed(seed), or None")
+
+
 def active_rows(share: Tensor) -> list[Tensor | slice]:
     """For each expert the rows that it has a share in worth a digit; shares with shape (B, K).
 
@@ -659,6 +707,11 @@ def normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: T
     return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
+def contiguous_copy(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor in memory of their own, laid down as torch does."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
 def orthonormal(A: Tensor) -> Tensor:
     """A (A^T A)^-1/2 by Newton's iteration, with shape (..., m, r), in float64.
 
@@ -670,11 +723,11 @@ def orthonormal(A: Tensor) -> Tensor:
     for step in range(_MOST_STEPS):
         gram = A.mT @ A
         off = math.inf if values_hidden(gram) else _distance(gram.detach())
-        if step == 0 and 0.1 < off < math.inf:  # far away: singular values of at most one are sure to rise to it
+        if step == 0 and off > 0.1:  # far away, or hidden: singular values of at most one are sure to rise to it
             shrink = gram.detach().abs().sum(-1).amax(-1).clamp(min=torch.finfo(gram.dtype).tiny)[..., None, None]
             A, gram = A / shrink.sqrt(), gram / shrink
         A = 1.5 * A - 0.5 * A @ gram
-        if off < _ROUNDED or values_hidden(gram):  # a step squares the distance
+        if off < _ROUNDED or (step == _HIDDEN and off == math.inf):  # a step squares the distance
             break
     return A
 

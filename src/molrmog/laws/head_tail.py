@@ -21,19 +21,31 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from molrmog.laws.base import MANY, Compute, Law, Subspace, in_float64, normal, orthonormal, refine_, values_hidden
+from molrmog.laws.base import (
+    MANY,
+    Compute,
+    Law,
+    Subspace,
+    contiguous_copy,
+    in_float64,
+    normal,
+    orthonormal,
+    refine_,
+    values_hidden,
+)
 from molrmog.laws.molrmog import MoLRMoG
 
 # (|x - s b|^2 + |s b|^2) / v, v the smallest variance off the head, up to which float32 has the digits of a score or
 # density, and of a denoiser.
 _SCORE, _DENOISER = 1e5, 1e6
+_FEW = 16  # dimensions
 _LARGEST = 1e24  # squared norm up to which float32 has room
 _HEAD = 1e4  # the same over the smallest variance off the head's subspaces, up to which it takes float32 coordinates
 
@@ -129,7 +141,7 @@ class HeadTail(Law):
         # Products of the same numbers in other strides, or at other addresses, differ in their last bits: a law and its
         # saved copy must not.
         self.axes, self.offset, self.spread, self.tau = (
-            nn.Parameter(t.detach().clone(memory_format=torch.contiguous_format)) for t in (axes, offset, spread, tau)
+            nn.Parameter(contiguous_copy(t)) for t in (axes, offset, spread, tau)
         )
 
     @property
@@ -256,7 +268,7 @@ class HeadTail(Law):
             parts = self._split(x, s, gamma)
             return (self._compose(self.head._denoise(parts.z, s, gamma), parts),)
 
-        return self._settled(denoise, x, s, gamma, _DENOISER)[0]
+        return self._settled(denoise, x, s, gamma, _DENOISER, self._faint_denoiser)[0]
 
     def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         def responsibilities(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor]:
@@ -270,7 +282,10 @@ class HeadTail(Law):
             mean, responsibilities, log_prob = self.head._posterior(parts.z, s, gamma)
             return self._compose(mean, parts), responsibilities, log_prob + self._log_tail(parts)
 
-        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _SCORE)
+        def faint(norm2: Tensor, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
+            return self._faint_denoiser(norm2, ratio, out) | _faint_density(norm2, ratio, out)
+
+        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _SCORE, faint)
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
@@ -355,7 +370,7 @@ class HeadTail(Law):
         s: Tensor,
         gamma: Tensor,
         limit: float,
-        faint: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        faint: Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """`compute` of the rows; of float32 rows whose digits do not suffice, each by itself, in float64.
 
@@ -374,15 +389,23 @@ class HeadTail(Law):
             return in_float64(compute, x, s, gamma)
         norm2, ratio = norm2.detach(), ratio.detach()
         beyond = ~((ratio <= limit) & (norm2 < _LARGEST))  # NaN, too
-        if int(beyond.sum()) > (0 if torch.is_grad_enabled() else MANY) * len(x):
+        few = torch.is_grad_enabled() and self.dim <= _FEW  # as in a MoLRMoG: there is no second look with derivatives
+        if few or int(beyond.sum()) > (0 if torch.is_grad_enabled() else MANY) * len(x):
             return in_float64(compute, x, s, gamma)
         out = compute(x, s, gamma)
         if torch.is_grad_enabled():
             return out
         if faint is not None:
-            beyond |= faint(norm2, ratio, out[0])
+            beyond |= faint(norm2, ratio, out)
         refine_(out, compute, x, s, gamma, beyond)
         return out
+
+    def _faint_denoiser(self, norm2: Tensor, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
+        """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
+        frame = self._frames()(torch.float64)
+        own = frame.offset.square().sum() + frame.psi.sum() + self._left * frame.tau2
+        size = float(own.detach().sqrt()) + self.head.eigenform().size
+        return torch.linalg.vector_norm(out[0], dim=1) < 5e-3 * size
 
     def _head_needs_float64(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:
         """Whether the head's responsibilities need its coordinates in float64; s and gamma with shape (b or 1, 1)."""
@@ -404,8 +427,16 @@ class HeadTail(Law):
 
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
         if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
-            return build(*parameters)
-        return self._remembered("frame", lambda: build(*(p.detach().clone() for p in parameters)), parameters)
+            return build(*(p.contiguous() for p in parameters))
+        return self._remembered(
+            "frame",
+            lambda: build(*(p.detach().clone(memory_format=torch.contiguous_format) for p in parameters)),
+            parameters,
+        )
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [*(getattr(self, name) for name in self.parameter_names), *self.head._tensors]
 
     @property
     def _sample_numbers(self) -> int:
@@ -420,11 +451,11 @@ def with_tail(head: MoLRMoG, axes: Tensor, offset: Tensor, spread: Tensor, tau: 
     return HeadTail(head, axes, offset, spread, tau).requires_grad_(False)
 
 
-def _faint_density(norm2: Tensor, ratio: Tensor, log_prob: Tensor) -> Tensor:
+def _faint_density(norm2: Tensor, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which log-densities (B,) lie near zero, where rounding is more than 1e-4 of them."""
-    return 1e-2 * ratio.sqrt() > log_prob.abs()
+    return 1e-2 * ratio.sqrt() > out[-1].abs()
 
 
-def _faint_score(norm2: Tensor, ratio: Tensor, score: Tensor) -> Tensor:
+def _faint_score(norm2: Tensor, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
-    return 4e-3 * ratio > norm2.sqrt() * torch.linalg.vector_norm(score, dim=1)
+    return 4e-3 * ratio > norm2.sqrt() * torch.linalg.vector_norm(out[0], dim=1)

@@ -60,6 +60,7 @@ from molrmog.laws.base import (
     Subspace,
     categorical,
     compute_dtype,
+    contiguous_copy,
     in_float64,
     noise_levels,
     normal,
@@ -399,7 +400,7 @@ class MoLRMoG(Law):
         def posterior(e: Evidence) -> tuple[Tensor, Tensor, Tensor]:
             return e.denoise(), e.responsibilities[:, self._real_mode], e.log_prob
 
-        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY)
+        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY, _faint_posterior)
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
@@ -515,7 +516,7 @@ class MoLRMoG(Law):
         s: Tensor,
         gamma: Tensor,
         limit: float,
-        faint: Callable[[Evidence, Tensor, Tensor], Tensor] | None = None,
+        faint: Callable[[Evidence, Tensor, Sequence[Tensor]], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """`result` of the evidence; of float32 rows whose digits do not suffice, each by itself, of that in float64.
 
@@ -544,14 +545,14 @@ class MoLRMoG(Law):
             # No second look with derivatives; in few dimensions a result is more often small beside its rounding.
             enough = form.ordinary and self.dim > _FEW and _all_below(ratio, _DENSITY)
             return compute(x, s, gamma) if enough else in_float64(compute, x, s, gamma)
-        beyond = ~(ratio <= limit)  # NaN, too
+        beyond = ~(ratio <= (limit if self.dim > _FEW else _DENSITY))  # NaN, too
         if int(beyond.sum()) > MANY * len(x):
             return in_float64(compute, x, s, gamma)
         e = e_step(form, rows)
         out = result(e)
         undecided = e.undecided()
         if faint is not None:
-            beyond |= faint(e, ratio, out[0])
+            beyond |= faint(e, ratio, out)
         weighed = shared_out if limit > _DENSITY else compute
         refine_(out, weighed, x, s, gamma, undecided & ~beyond)
         refine_(out, compute, x, s, gamma, beyond)
@@ -564,13 +565,14 @@ class MoLRMoG(Law):
 
     def _eigenforms(self) -> Callable[[torch.dtype], Eigenform]:
         """The eigenform in any dtype; with derivatives where they are wanted, built once for all dtypes."""
-        parameters = [getattr(self, name) for name in self.parameter_names]
+        parameters = self._tensors
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
         if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
-            return functools.cache(self._diagonalised(parameters, differentiable=True).to)
+            return functools.cache(self._diagonalised([p.contiguous() for p in parameters], differentiable=True).to)
 
         def build() -> Callable[[torch.dtype], Eigenform]:
-            form = self._diagonalised([p.detach().clone() for p in parameters], differentiable=False)
+            frozen = [contiguous_copy(p) for p in parameters]
+            form = self._diagonalised(frozen, differentiable=False)
             return {dtype: form.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
 
         return self._remembered("eigenform", build, parameters)
@@ -587,6 +589,10 @@ class MoLRMoG(Law):
         return self.tau
 
     @property
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self.parameter_names]
+
+    @property
     def _sample_numbers(self) -> int:
         d = max(self.latent_dims)
         return d * d + self.subspaces * (d + 1) + 3 * self.dim
@@ -599,19 +605,24 @@ class MoLRMoG(Law):
         return self.dim + (8 if own_levels else 1) * K * n * d
 
 
-def _faint_density(e: Evidence, ratio: Tensor, log_prob: Tensor) -> Tensor:
+def _faint_density(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which log-densities (B,) lie near zero, where rounding of some 2e-7 |x|^2 / v nats is more than 1e-4 of them."""
-    return 2e-3 * ratio > log_prob.abs()
+    return 2e-3 * ratio > out[-1].abs()
 
 
-def _faint_score(e: Evidence, ratio: Tensor, score: Tensor) -> Tensor:
+def _faint_score(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
-    return 4e-3 * ratio > (e.rows.norm2 + e.rows.center2(e.form)).sqrt() * squared_norm(score).sqrt()
+    return 4e-3 * ratio > (e.rows.norm2 + e.rows.center2(e.form)).sqrt() * squared_norm(out[0]).sqrt()
 
 
-def _faint_denoiser(e: Evidence, ratio: Tensor, clean: Tensor) -> Tensor:
+def _faint_denoiser(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
-    return squared_norm(clean) < (5e-3 * e.form.size) ** 2
+    return squared_norm(out[0]) < (5e-3 * e.form.size) ** 2
+
+
+def _faint_posterior(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
+    """Which posteriors have a faint mean or a faint density."""
+    return _faint_denoiser(e, ratio, out) | _faint_density(e, ratio, out)
 
 
 def _all_below(ratio: Tensor, limit: float) -> bool:

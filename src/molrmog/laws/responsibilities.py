@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from molrmog.laws.base import orthonormal, values_hidden
 
 _OUT_OF_REACH = 40.0  # nats
+_CANCELS = 1e9  # |x|^2 / v from which float64 takes the off-subspace energy from the residual
 # What float32 does to the log of a responsibility, in nats per |x|^2 / v, at worst: between subspaces, and between
 # modes of one; and the largest share of a row that is shared at all.
 _BETWEEN_SUBSPACES, _BETWEEN_MODES, _SHARED = 5e-7, 1e-7, 1 - 1e-5
@@ -108,8 +109,8 @@ class Eigenform:
         b = b - center
         column = torch.zeros_like(b)[..., None]  # (K, D, 1)
         scalar = torch.zeros_like(b[:, :1])  # (K, 1)
-        if not differentiable:
-            lam = torch.where(lam > 1e-14 * lam.amax(2, keepdim=True), lam, 0.0)  # no rounding
+        # What is left of a variance by rounding is none; it keeps its derivative.
+        lam = lam - torch.where(lam > 1e-14 * lam.amax(2, keepdim=True), 0.0, lam).detach()
         real, whole = log_weight.isfinite()[..., None], torch.tensor(filled, device=lam.device)
         flattest = torch.where(real, lam.detach(), torch.inf).flatten(1).amin(1) if lam.numel() else scalar[:, 0]
         away = (A.detach()[:, None] @ mu.detach()[..., None])[..., 0] + b.detach()[:, None]  # (K, n, D)  m_c - center
@@ -133,6 +134,11 @@ class Eigenform:
             center2=center.square().sum(),
             size=math.nan if values_hidden(square) else float((w * square).sum().sqrt()),
         )
+
+    def flats(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A_k, with shape (D, d), and b_k - center, with shape (D,), of every subspace."""
+        d = self.mean.shape[2]
+        return ((down[:, :d], down[:, d]) for down in self.down.unbind(1))
 
     def to(self, dtype: torch.dtype) -> Eigenform:
         """The eigenform in another dtype."""
@@ -179,6 +185,15 @@ class Noised:
     def ratio(self, form: Eigenform) -> Tensor:
         """(|x|^2 + |s center|^2) / v of each row, with shape (B,); float32 loses about 1e-7 of it, in nats."""
         return (self.norm2 + self.center2(form)) / self.least_variance(form)
+
+    def cancels(self, form: Eigenform) -> bool:
+        """Whether a difference of squares costs float64 a digit that is seen in a density."""
+        if self.x.dtype != torch.float64 or not len(self.x) or all(form.filled):
+            return False
+        return (
+            not values_hidden(self.norm2, self.s, self.gamma, form.least)
+            and not float((self.norm2 / self.least_variance(form)).detach().max()) <= _CANCELS
+        )
 
     def center2(self, form: Eigenform) -> Tensor:
         """|s center|^2, with shape (B or 1,)."""
@@ -318,7 +333,9 @@ class Evidence:
         return out
 
 
-def project(form: Eigenform, rows: Tensor, norm2: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def project(
+    form: Eigenform, rows: Tensor, norm2: Tensor, s: Tensor, *, explicit: bool = False
+) -> tuple[Tensor, Tensor]:
     """[h, b . x, s] of every row and subspace, with shape (B, K, d + 2), and rho2, with shape (K, B).
 
     Args:
@@ -326,12 +343,17 @@ def project(form: Eigenform, rows: Tensor, norm2: Tensor, s: Tensor) -> tuple[Te
         rows: x - s center, with shape (B, D).
         norm2: their squared norms, with shape (B,).
         s: with shape (B or 1, 1).
+        explicit: take rho2 from the residual itself, a product more, where a difference of squares would cancel.
     """
     down = torch.addmm((s[..., None] * form.bias).flatten(1), rows, form.down.flatten(1))
     down = down.unflatten(1, form.bias.shape)
     d = form.mean.shape[2]
-    energy = norm2[:, None] + s * (s * form.offset2 - 2 * down[..., d])
-    rho2 = (energy - squared_norm(down[..., :d])).T
+    if explicit:
+        apart = (rows - s * b - down[:, k, :d] @ A.T for k, (A, b) in enumerate(form.flats()))
+        rho2 = torch.stack([squared_norm(each) for each in apart])
+    else:
+        energy = norm2[:, None] + s * (s * form.offset2 - 2 * down[..., d])
+        rho2 = (energy - squared_norm(down[..., :d])).T
     if any(form.filled):
         rho2 = rho2 * torch.tensor([[float(not whole)] for whole in form.filled]).to(rho2)
     return down, rho2
@@ -349,7 +371,7 @@ def e_step(form: Eigenform, rows: Noised, *, route: bool = True) -> Evidence:
     s1, s3 = s[:, None], s[:, None, None]
     D = len(form.center)
     _, n, d = form.mean.shape
-    down, rho2 = project(form, rows.x, rows.norm2, s1)
+    down, rho2 = project(form, rows.x, rows.norm2, s1, explicit=rows.cancels(form))
 
     v = s1.T.square() * form.tau2[:, None] + gamma.square()  # (K, B or 1)
     Lam = s3.square() * form.lam[:, None] + v[..., None, None]  # (K, B or 1, n, d)

@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, overload
+import operator
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -123,11 +124,16 @@ def sample(
         >>> sample(law, VPSchedule(), (5, 8), steps=8, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([5, 8])
     """
-    solver = sampler_of(sampler)
+    solver = sampler_of(sampler, denoiser, schedule, generator)
     if jump_by not in JUMPS:
         raise ValueError(f"unknown jump_by {jump_by!r}: choose one of {', '.join(JUMPS)}")
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape must be (n, D) with n, D >= 1, not {tuple(shape)}")
+    try:
+        n, D = (operator.index(size) for size in shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"shape must be (n, D), two whole numbers, not {shape!r}") from None
+    if min(n, D) < 1:
+        raise ValueError(f"shape must be (n, D) with n, D >= 1, not {(n, D)}")
+    shape = n, D
     if hasattr(denoiser, "dim") and dim_of(denoiser) != shape[1]:
         raise ValueError(f"shape {tuple(shape)} asks for D = {shape[1]}, but the denoiser has D = {dim_of(denoiser)}")
     if batch_size is not None and batch_size < 1:
@@ -172,11 +178,12 @@ def sample(
     return Trajectory(x, torch.stack(by_time), times)
 
 
-def sampler_of(sampler: object) -> Sampler:
+def sampler_of(sampler: object, *bound: Any) -> Sampler:
     """The sampler that is asked for, not yet bound to a denoiser.
 
     Args:
         sampler: a name in `SAMPLERS`, a sampler, or its class.
+        bound: denoiser, schedule and generator, for a class that cannot be built without them.
 
     Raises:
         ValueError: there is none of that name, it is no sampler, or its class cannot be built without arguments.
@@ -189,12 +196,13 @@ def sampler_of(sampler: object) -> Sampler:
         sampler = SAMPLERS[sampler]
     if not (isinstance(sampler, type) and issubclass(sampler, Sampler)):
         raise ValueError(f"sampler {sampler!r}: pass one of {', '.join(SAMPLERS)}, a Sampler, or its class")
-    try:
-        return sampler()
-    except TypeError as error:
-        raise ValueError(
-            f"a {sampler.__name__} cannot be built ({error}): pass sampler={sampler.__name__}(...)"
-        ) from None
+    refused = ""
+    for arguments in ((), bound):  # without, or with what every sampler was once built with
+        try:
+            return sampler(*arguments)
+        except TypeError as error:
+            refused = refused or str(error)
+    raise ValueError(f"a {sampler.__name__} cannot be built ({refused}): pass sampler={sampler.__name__}(...)")
 
 
 def _law_of_jump(candidate: object, dim: int) -> SupportsSample:

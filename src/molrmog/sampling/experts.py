@@ -75,7 +75,7 @@ def sample_experts(
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n}, batch_size = {batch_size}: ask for at least 1")
-    solver = sampler_of(sampler)
+    solver = sampler_of(sampler, model.denoiser, schedule, generator)
     exact = isinstance(solver, Exact)
     if guidance != 1 and exact:
         raise ValueError(f"guidance = {guidance} needs a sampler with steps, and exact has none: try 'heun'")
