@@ -447,7 +447,7 @@ class Law(Denoiser):
             precise: compute in float64.
         """
         rows = x if isinstance(x, Tensor) else from_numpy(x).to(self._device)
-        own_levels = any(_level(name, level).numel() > 1 for name, level in (("s", s), ("gamma", gamma)))
+        own_levels = not (isinstance(s, float | int) and isinstance(gamma, float | int))
         results = by_rows(
             compute,
             rows,

@@ -550,7 +550,7 @@ class MoLRMoG(Law):
             return in_float64(compute, x, s, gamma)
         e = e_step(form, rows)
         out = result(e)
-        undecided = e.undecided()
+        undecided = e.undecided() if faint is not _faint_density else torch.zeros_like(beyond)
         if faint is not None:
             beyond |= faint(e, ratio, out)
         weighed = shared_out if limit > _DENSITY else compute

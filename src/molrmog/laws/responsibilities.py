@@ -292,8 +292,8 @@ class Evidence:
         share = share[..., None]  # (K, B or 1, 1)
         filled = [score and each for each in form.filled]
         coupling = form.coupling if self.routed is None else None
-        straight = form.axes if self.root is None else self.root[..., None] * form.axes  # (K, n, d, d)
-        back = straight if coupling is not None else form.lam[..., None] * straight
+        scale = torch.ones_like(form.lam) if self.root is None else self.root  # (K, n, d)
+        back = (scale if coupling is not None else form.lam * scale)[..., None] * form.axes  # (K, n, d, d)
 
         def latent(k: int | slice, pull: Tensor, r: Tensor, s: Tensor, share: Tensor) -> Tensor:
             """[share_k zeta_k, share_k R_k] with shape (..., b, d + 1)."""
@@ -305,7 +305,7 @@ class Evidence:
 
         def whole(k: int, pull: Tensor, r: Tensor) -> Tensor:
             pulled = (pull * r[..., None]).flatten(-2)
-            zeta = -(pulled @ straight[k].flatten(0, 1))
+            zeta = -(pulled @ (scale[k, ..., None] * form.axes[k]).flatten(0, 1))
             return torch.cat([zeta, torch.zeros_like(zeta[..., :1])], -1)
 
         if self.routed is None:
