@@ -1,4 +1,4 @@
-"""A law of one's own: four methods and what describes it, and every method of the face is there."""
+"""A law of your own: four formulas and what describes it, and every method of the face is there."""
 
 import math
 
@@ -13,7 +13,6 @@ from oracles.autograd import divergence_of, score_of
 class Points(Law):
     """x_0 is one of n points, each as likely: K = 1, and a mode per point. Noised, a kernel density estimate."""
 
-    parameter_names = ("points",)
     subspaces, noise_floor = 1, 0.0
 
     def __init__(self, points):
@@ -46,8 +45,8 @@ class Points(Law):
     def subspace(self, k):
         raise NotImplementedError
 
-    def scaled(self, c):
-        return Points(c * self.points)
+    def scaled(self, c, shift=None):
+        return Points(c * self.points + (0 if shift is None else shift))
 
     def moment_matched(self):
         off = self.points - self.points.mean(0)
