@@ -464,6 +464,7 @@ class MoLRMoG(Law):
 
     def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
         form = self.eigenform(compute_dtype(self._dtype))
+        form = form if form.ordinary else self.eigenform()
         z = self._draw_latent(form, k, mode, 0.0, form.lam[k, mode].sqrt(), generator)
         noise = normal((len(k), self.dim), generator, like=z)
         std = (s * s * form.tau2[k] + gamma * gamma).sqrt()
