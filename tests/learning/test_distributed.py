@@ -34,7 +34,7 @@ def by_two(tmp_path_factory):
     command = [sys.executable, *launch, str(SCRIPT), "1", str(STEPS), str(out), *KINDS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == ["2", "2", "processes", "processes"]
+    assert done.stdout.count("2 processes") == 2  # of two that write at once, line ends may come together
     return out
 
 
