@@ -42,4 +42,5 @@ if __name__ == "__main__":
     torch.set_num_threads(int(threads))  # as the process that compares has: others may add up in another order
     for name in kinds:
         small_run(name, Path(out) / name, int(steps))
-    print("processes", torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+    count = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    print(f"{count} processes")
