@@ -109,7 +109,7 @@ def fitted(x, c, name):
     return law, states
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_to_rows_in_other_units_is_the_fit_in_these(name, dtype):
     x = X.to(dtype)
@@ -147,6 +147,7 @@ def test_a_fit_in_other_units_stops_where_it_did(dtype):
     far=st.sampled_from([0.0, 1e2, 1e6]),
     seed=st.integers(0, 3),
 )
+@pytest.mark.slow
 def test_units_and_origin_do_not_matter(exponent, name, far, seed):
     if "zero mean" in name or "start" in name:
         far = 0.0
