@@ -20,12 +20,13 @@ that takes is for each law to say; noise levels reach it in float64.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -39,7 +40,19 @@ from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 NumPy = np.ndarray[Any, Any]
 Rows = TypeVar("Rows", Tensor, NumPy)
 Result = TypeVar("Result")
+Prepared = Callable[[torch.dtype], Result]
 Compute = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+class HasDtype(Protocol):
+    """What is there in one dtype, and can be had in another."""
+
+    def to(self, dtype: torch.dtype, /) -> Self:
+        """The same in another dtype."""
+        ...
+
+
+InDtype = TypeVar("InDtype", bound=HasDtype)
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ class Law(Denoiser):
 
     def alone(self, k: int) -> Self:
         """The law p(x_0 | k) of subspace k alone, frozen; made anew when the parameters have changed."""
-        laws = self._remembered("alone", lambda: [self._alone(k) for k in range(self.subspaces)], self._tensors)
+        laws = self._remembered("alone", lambda _: [self._alone(k) for k in range(self.subspaces)], self._tensors)
         return laws[k]
 
     @abstractmethod
@@ -461,17 +474,36 @@ class Law(Denoiser):
         )
         return tuple(results if isinstance(x, Tensor) else (to_numpy(result) for result in results))  # pyright: ignore
 
-    def _remembered(self, key: object, make: Callable[[], Result], of: Sequence[Tensor]) -> Result:
+    def _prepared(self, build: Callable[[list[Tensor], bool], InDtype], of: Sequence[Tensor]) -> Prepared[InDtype]:
+        """What `build` makes of the parameters `of`, in any dtype; with derivatives where they are wanted.
+
+        Args:
+            build: called with contiguous tensors, and whether derivatives are wanted; what it returns has `to(dtype)`.
+            of: the parameters that it is made of.
+        """
+        # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
+        if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in of):
+            return functools.cache(build([p.contiguous() for p in of], True).to)
+
+        def in_both_dtypes(numbers: list[Tensor]) -> Prepared[InDtype]:
+            form = build(numbers, False)
+            return {dtype: form.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
+
+        return self._remembered("prepared", in_both_dtypes, of)
+
+    def _remembered(self, key: object, make: Callable[[list[Tensor]], Result], of: Sequence[Tensor]) -> Result:
         """What `make` returned last for `key`, or anew if the tensors `of` hold other numbers than then.
 
-        The numbers themselves are compared, since no version counter sees every change: edits through `.data`, NumPy
-        views and inference mode leave none.
+        It is called with copies of these tensors, which are kept beside what it returns. The numbers themselves are
+        compared, since no version counter sees every change: edits through `.data`, NumPy views and inference mode
+        leave none.
         """
         with _DisableFuncTorch():  # whose transforms would wrap the parameters, which they have nothing to do with
             entry = self._derived.get(key)
             if entry is None or not same_numbers(entry[0], of):
                 with torch.inference_mode(False), torch.no_grad():
-                    entry = [tensor.detach().clone() for tensor in of], make()
+                    numbers = [contiguous_copy(tensor) for tensor in of]
+                    entry = numbers, make(numbers)
                 self._derived[key] = entry
         return entry[1]
 

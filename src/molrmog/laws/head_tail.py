@@ -419,20 +419,8 @@ class HeadTail(Law):
 
     def _frames(self) -> Callable[[torch.dtype], Frame]:
         """The frame in any dtype, with derivatives where they are wanted."""
-        parameters = [getattr(self, name) for name in self.parameter_names]
-
-        def build(axes: Tensor, offset: Tensor, spread: Tensor, tau: Tensor) -> Callable[[torch.dtype], Frame]:
-            frame = Frame(orthonormal(axes), offset.double(), spread.double().square(), tau.double().square())
-            return {dtype: frame.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
-
-        # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
-        if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
-            return build(*(p.contiguous() for p in parameters))
-        return self._remembered(
-            "frame",
-            lambda: build(*(p.detach().clone(memory_format=torch.contiguous_format) for p in parameters)),
-            parameters,
-        )
+        own = [getattr(self, name) for name in self.parameter_names]
+        return self._prepared(_frame, own)
 
     @property
     def _tensors(self) -> list[Tensor]:
@@ -444,6 +432,11 @@ class HeadTail(Law):
 
     def _row_numbers(self, own_levels: bool = False, variance_of: int = 0) -> int:
         return 3 * self.dim + self.head._row_numbers(own_levels, variance_of)
+
+
+def _frame(parameters: Sequence[Tensor], differentiable: bool) -> Frame:
+    axes, offset, spread, tau = parameters
+    return Frame(orthonormal(axes), offset.double(), spread.double().square(), tau.double().square())
 
 
 def with_tail(head: MoLRMoG, axes: Tensor, offset: Tensor, spread: Tensor, tau: Tensor) -> HeadTail:

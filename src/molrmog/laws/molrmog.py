@@ -46,7 +46,6 @@ References:
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
@@ -60,7 +59,6 @@ from molrmog.laws.base import (
     Subspace,
     categorical,
     compute_dtype,
-    contiguous_copy,
     in_float64,
     noise_levels,
     normal,
@@ -566,17 +564,7 @@ class MoLRMoG(Law):
 
     def _eigenforms(self) -> Callable[[torch.dtype], Eigenform]:
         """The eigenform in any dtype; with derivatives where they are wanted, built once for all dtypes."""
-        parameters = self._tensors
-        # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
-        if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in parameters):
-            return functools.cache(self._diagonalised([p.contiguous() for p in parameters], differentiable=True).to)
-
-        def build() -> Callable[[torch.dtype], Eigenform]:
-            frozen = [contiguous_copy(p) for p in parameters]
-            form = self._diagonalised(frozen, differentiable=False)
-            return {dtype: form.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
-
-        return self._remembered("eigenform", build, parameters)
+        return self._prepared(self._diagonalised, self._tensors)
 
     def _diagonalised(self, parameters: Sequence[Tensor], differentiable: bool) -> Eigenform:
         basis, offset, mean, factor, tau, subspace_logits, mode_logits = parameters
