@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.autoencoders.base import Autoencoder, encode_noised
+from molrmog.data.arrays import as_numbers
 from molrmog.laws.base import Subspace
 from molrmog.models import Noise
 
@@ -108,7 +109,7 @@ class LinearAutoencoder(Autoencoder):
         Raises:
             ValueError: there are too few rows, or they do not vary in d directions.
         """
-        rows = torch.as_tensor(x)
+        rows = torch.as_tensor(as_numbers(x))
         if rows.ndim != 2 or not 1 <= latent_dim <= min(len(rows) - 1, rows.shape[1]):
             raise ValueError(
                 f"latent_dim = {latent_dim} of rows {tuple(rows.shape)}: PCA holds 1 to min(N - 1, D) axes"

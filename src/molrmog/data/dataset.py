@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from molrmog.data.account import NOTHING_LEFT_OUT, Account, listed
 from molrmog.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Dataset(Layout):
             of any real type.
         labels: Labels with shape (N,), int64, or None.
         part: Which part of the data set the rows are from, "train" or "test".
+        account: What was read of the source, and what was left out.
 
     Raises:
         ValueError: If there are no rows, or the shapes of `x`, `labels` and `shape` do not agree.
@@ -171,6 +173,7 @@ class Dataset(Layout):
     x: Array
     labels: Array | None = None
     part: str = "train"
+    account: Account = NOTHING_LEFT_OUT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +211,8 @@ class Dataset(Layout):
     def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split at random into round(fraction N) rows and the others, each in their old order.
 
-        With labels the split is stratified: every label keeps its share to within one row.
+        With labels the split is stratified: every label keeps its share to within one row, and the larger part has a
+        row of every class.
 
         Args:
             fraction: Share of the first part, in (0, 1).
@@ -257,14 +261,31 @@ def split_rows(rows: int, count: int, labels: Array | None, seed: int) -> tuple[
     """Pick `count` of the rows at random, in equal shares of every label, and return their indices and the others'.
 
     The rows are shuffled and sorted by label; of every stretch of that order the first part takes its share, to within
-    one row.
+    one row. Where that leaves the larger part without a class, it gets a row of it for one of its commonest class.
     """
     order = numpy_generator(seed).permutation(rows)
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
     steps = np.arange(rows + 1) * count // rows
     first = steps[1:] > steps[:-1]
+    if labels is not None:
+        _keep_rare(labels[order], first if 2 * count >= rows else ~first, first)
     return np.sort(order[first]), np.sort(order[~first])
+
+
+def _keep_rare(labels: Array, larger: Array, first: Array) -> None:
+    """Swap rows in `first` (N,), a choice of rows sorted by label, until every class is among the `larger` (N,)."""
+    classes, index = np.unique(labels, return_inverse=True)
+    held = np.bincount(index[larger], minlength=len(classes))
+    for lost in np.flatnonzero(held == 0):
+        plenty = int(held.argmax())
+        if held[plenty] < 2:
+            return  # more classes than rows
+        taken = np.flatnonzero((index == lost) & ~larger)[0]
+        given = np.flatnonzero((index == plenty) & larger)[0]
+        first[[taken, given]] = first[[given, taken]]
+        larger[[taken, given]] = True, False
+        held[lost], held[plenty] = 1, held[plenty] - 1
 
 
 def chunks(rows: int, dim: int) -> Iterator[slice]:
@@ -286,14 +307,27 @@ def scaled(images: Array, scale: float, shift: float, rng: np.random.Generator |
     return x
 
 
-def check_finite(name: str, x: Array) -> None:
+def check_finite(name: str, x: Array, columns: Sequence[str] = ()) -> None:
     """Refuse rows with NaN or inf.
 
+    Args:
+        name: of the data.
+        x: rows, with shape (N, D).
+        columns: names of the coordinates, where they have some.
+
     Raises:
-        ValueError: with the number of the first such row.
+        ValueError: with the number of the first such row, and its column where that has a name.
     """
     for rows in chunks(*x.shape):
-        finite = np.isfinite(x[rows]).all(axis=1)
+        finite = np.isfinite(x[rows])
         if not finite.all():
-            row = rows.start + int(np.argmin(finite))
-            raise ValueError(f"{name}: row {row} holds NaN or inf (as {x.dtype}): drop or fill such rows first")
+            first = int(np.argmin(finite.all(axis=1)))
+            where = f"row {rows.start + first} holds NaN or inf"
+            if not columns:
+                raise ValueError(f"{name}: {where} (as {x.dtype}): drop or fill such rows first")
+            bad = sorted({int(j) for part in chunks(*x.shape) for j in np.flatnonzero(~np.isfinite(x[part]).all(0))})
+            names = list(dict.fromkeys(columns[j] for j in bad))
+            raise ValueError(
+                f"{name}: {where} in column {columns[int(np.argmin(finite[first]))]}: fill such values, leave out such "
+                f"rows, or leave out the columns with drop={','.join(names) if len(names) <= 8 else listed(names, 8)}"
+            )

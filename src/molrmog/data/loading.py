@@ -9,16 +9,28 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from molrmog.data.account import Account
+from molrmog.data.arrays import is_frame
+from molrmog.data.columns import Choice, chosen
 from molrmog.data.dataset import Array, Dataset, check_finite, exact_precision, scaled
-from molrmog.data.files import Raw, read_file, read_folder, read_images, read_table
-from molrmog.data.images import resized
+from molrmog.data.files import How, Raw, read_file, read_table, refuse_columns
+from molrmog.data.folders import read_folder
+from molrmog.data.images import Pictures, resized
+from molrmog.data.labels import as_labels
 from molrmog.data.published import PUBLISHED, key_of, read_digits, read_published
+from molrmog.data.sources import DATA, has_known_suffix
 from molrmog.seeds import numpy_seed, seed_of
+
+READING = ("data_dir", "label_column", "columns", "drop", "categories", "background", "image_size", "dequantise")
+"""Options that say how data are read, by their names in settings and in `load`."""
 
 # Bytes of a memory map up to which picking single rows into memory is harmless.
 _IN_MEMORY = 2**30
@@ -30,23 +42,30 @@ def load(
     split: str = "train",
     *,
     data_dir: str | os.PathLike[str] | None = None,
+    label_column: str | None = None,
+    columns: str | Sequence[str] | None = None,
+    drop: str | Sequence[str] | None = None,
+    categories: Literal["refuse", "one-hot"] = "refuse",
+    background: Literal["white", "black", "grey"] = "white",
     dequantise: bool = False,
     image_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Load one part of a data set.
+    """Load one part of a data set. What is left out of it is said in a warning, and kept in `account`.
 
     - `digits`: the 1,797 digits of 8 x 8 pixels inside scikit-learn; 1,297 train and 500 test rows, a fixed stratified
       split (seed 0).
     - `mnist`, `fashion-mnist`: IDX files, plain or gzipped.
     - `cifar10`: parquet files in the Hugging Face layout, or the authors' Python batches (folder or tar.gz).
-    - a folder: any of the layouts above, or images, one subfolder per class or none (no labels), with the parts in
-      `train/` and `val/` or `test/`. One channel where every picture is grey, else three (RGB).
+    - a folder: any of the layouts above; tables, `train.*` and `test.*` or the shards of one part; or images, one
+      subfolder per class or none (no labels), with the parts in `train/` and `val/` or `test/`. One channel where every
+      picture is grey, else three (RGB); transparent ones are composed on `background`. See `molrmog.data.folders`.
+    - a table, `.csv`, `.tsv` (plain or `.gz`), `.parquet` or `.feather`: its columns of numbers as rows, or a column of
+      images; labels in `label_column`, or in a column named label, labels, fine_label, class, target or y. What becomes
+      of other columns is said in `molrmog.data.columns`.
     - a `.npz` file: keys x_train and y_train (x_test, ...), or rows as x, data or arr_0 and labels as y, labels, label
       or arr_1; labels optional.
     - a `.npy` file: rows without labels, memory-mapped, so that it may be larger than memory.
-    - a `.parquet` file: an image column, or numeric columns as rows; labels in a column named label, labels,
-      fine_label, target, y or class.
     - `owner/name` or `hf:owner/name`: a data set of the Hugging Face hub (extra `molrmog[hub]`).
 
     Named sets and relative paths are looked for in `data_dir`, then in $MOLRMOG_DATA_DIR. Named sets are then
@@ -60,6 +79,12 @@ def load(
         source: Name or path, as in the table.
         split: The part, "train" or "test" ("val" and "validation" also name the second part of a folder).
         data_dir: Folder to look in first.
+        label_column: Column (or key of a .npz file) that holds the labels; found by its name where None.
+        columns: Columns of a table to use, in a list or with commas between; all where None.
+        drop: Columns of a table to leave out, likewise.
+        categories: What becomes of columns of text: "refuse", or "one-hot" for a coordinate of zeros and ones for each
+            of their texts.
+        background: What lies behind transparent pixels, "white", "black" or "grey".
         dequantise: Add uniform noise on [0, 1) to the integer levels before scaling.
         image_size: Crop images to the central square and resize them to this many pixels a side.
         seed: Seed of the dequantisation noise.
@@ -69,7 +94,8 @@ def load(
 
     Raises:
         FileNotFoundError: If the files are nowhere and cannot be downloaded; the message says where to put which file.
-        ValueError: If the source is unknown, damaged, empty, or holds NaN or inf, or an option does not fit it.
+        ValueError: If the source is unknown, damaged, empty, or holds what is no number, or lacks a number or a label,
+            or an option does not fit it.
         ImportError: If the source needs an extra that is not installed.
 
     Examples:
@@ -79,17 +105,23 @@ def load(
         >>> len(load("digits", "test"))
         500
     """
+    choice = chosen(label_column, columns, drop, categories)
+    return _load(
+        source, split, data_dir, How(choice, Pictures(image_size=image_size, background=background)), dequantise, seed
+    )
+
+
+def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, seed: int) -> Dataset:
     seed = seed_of(seed)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
-    name, read = _read(source, split, data_dir, image_size)
-    values, labels, classes, levels = read
+    name, raw = _read(source, split, data_dir, how)
+    values, levels, image_size = raw.values, raw.levels, how.pictures.image_size
     if values.ndim == 0:
         raise ValueError(f"{name}: needs real numbers with shape (N, D), got a single one")
     if len(values) == 0:
         raise ValueError(f"{name}: the {split} part is empty")
     part = "train" if split == "train" else "test"
-    labels, classes = _tidy_labels(name, labels, classes)
+    labels, classes = _tidy_labels(name, raw.labels, raw.classes)
+    about: dict[str, Any] = {"name": name, "labels": labels, "classes": classes, "part": part, "account": raw.account}
     if levels is None:
         if dequantise:
             raise ValueError(f"{name}: dequantise needs integer levels (images), these are real numbers")
@@ -97,35 +129,41 @@ def load(
             raise ValueError(f"{name}: image_size needs images, these are rows of real numbers")
         if values.ndim < 2 or values.dtype.kind not in "fiub":
             raise ValueError(f"{name}: needs real numbers with shape (N, D), got {values.dtype} {values.shape}")
+        if 0 in values.shape:
+            raise ValueError(f"{name}: needs at least one column, got rows with shape {values.shape[1:]}")
         x = values.reshape(len(values), -1)
         if not isinstance(x, np.memmap):
             with np.errstate(over="ignore"):  # what overflows is reported as inf, with its row
                 x = x.astype(exact_precision(x), copy=False)
-        check_finite(name, x)
-        return Dataset(name=name, x=x, labels=labels, shape=values.shape[1:], classes=classes, part=part)
+        check_finite(name, x, raw.names)
+        _say(name, raw.account)
+        return Dataset(x=x, shape=values.shape[1:], **about)
     if image_size is not None and values.shape[2:] != (image_size, image_size):
         values = resized(values, image_size, levels)
     scale, shift = 2 / (levels - 1), -1.0
     # The part goes into the seed: the same noise on train and test rows would tie them together.
     rng = np.random.default_rng([numpy_seed(seed), *part.encode()]) if dequantise else None
-    return Dataset(
-        name=name,
-        x=scaled(values, scale, shift, rng),
-        labels=labels,
-        shape=values.shape[1:],
-        scale=scale,
-        shift=shift,
-        levels=levels,
-        classes=classes,
-        part=part,
-        dequantised=dequantise,
-    )
+    x = scaled(values, scale, shift, rng)
+    _say(name, raw.account)
+    image = {"shape": values.shape[1:], "scale": scale, "shift": shift, "levels": levels, "dequantised": dequantise}
+    return Dataset(x=x, **image, **about)
+
+
+def _say(name: str, account: Account) -> None:
+    """Warn of what was left out, or decided."""
+    if account.notes:
+        warnings.warn(f"{name}: {'; '.join(account.notes)}", stacklevel=4)
 
 
 def load_parts(
     data: str,
     *,
     data_dir: str | None = None,
+    label_column: str | None = None,
+    columns: str | Sequence[str] | None = None,
+    drop: str | Sequence[str] | None = None,
+    categories: Literal["refuse", "one-hot"] = "refuse",
+    background: Literal["white", "black", "grey"] = "white",
     dequantise: bool = False,
     image_size: int | None = None,
     held_out: float = 0.1,
@@ -134,11 +172,17 @@ def load_parts(
     """Load the rows to fit and the rows to hold out.
 
     The data's own test part is held out where there is one, else a random share of the rows, stratified by label. Of a
-    memory map above 1 GiB it is the last rows in file order, so that neither part is read into memory.
+    memory map above 1 GiB it is the last rows in file order, so that neither part is read into memory. Of a table both
+    parts have the same columns.
 
     Args:
         data: name or path, see `load`.
         data_dir: folder to look in first.
+        label_column: column that holds the labels.
+        columns: columns of a table to use.
+        drop: columns of a table to leave out.
+        categories: what becomes of columns of text.
+        background: what lies behind transparent pixels.
         dequantise: add uniform noise on [0, 1) to integer levels.
         image_size: crop and resize images to this many pixels a side.
         held_out: share of the rows to hold out where there is no test part.
@@ -154,13 +198,23 @@ def load_parts(
     seed = seed_of(seed)
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
-    options: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size, "seed": seed}
-    train = load(data, **options)
+    pictures = Pictures(image_size=image_size, background=background)
+    choice = chosen(label_column, columns, drop, categories)
+    train = _load(data, "train", data_dir, How(choice, pictures), dequantise, seed)
     try:
-        return train, load(data, "test", **options)
+        return train, _load(data, "test", data_dir, How(_as_in(train, choice), pictures), dequantise, seed)
     except ValueError as error:
         if not _NO_SECOND_PART.search(str(error)):
             raise
+    return parted(train, held_out, seed)
+
+
+def parted(train: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """The rows to fit and the rows to hold out of data without a test part; see :func:`load_parts`.
+
+    Raises:
+        ValueError: the share leaves a part empty.
+    """
     if isinstance(train.x, np.memmap) and train.x.nbytes > _IN_MEMORY:
         cut = len(train) - max(1, round(held_out * len(train)))
         return train.subset(slice(0, cut)), train.subset(slice(cut, None))
@@ -168,48 +222,75 @@ def load_parts(
     return rest, held
 
 
-def _read(
-    source: str | os.PathLike[str], split: str, data_dir: str | os.PathLike[str] | None, image_size: int | None
-) -> tuple[str, Raw]:
+def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `load` among settings; those that are missing, as older runs lack some, keep their defaults."""
+    return {name: settings[name] for name in READING if name in settings}
+
+
+def _as_in(train: Dataset, choice: Choice) -> Choice:
+    """The choice of columns that another part of a table needs, to have those of the first."""
+    if not train.account.columns:
+        return choice
+    used = tuple(column.name for column in train.account.columns if column.fate == "used")
+    label = next((column.name for column in train.account.columns if column.fate == "label"), None)
+    return replace(choice, columns=used, drop=(), label_column=label, finds_labels=False)
+
+
+def _read(source: Any, split: str, data_dir: str | os.PathLike[str] | None, how: How) -> tuple[str, Raw]:
     """Find the source and read it: the name of the data set and its raw values."""
+    if not isinstance(source, str | os.PathLike):
+        kind = "a data frame" if is_frame(source) else f"a {type(source).__name__}"
+        raise ValueError(f"the data are {kind}: pass a name or a path; molrmog.fit takes rows as they are")
     text = os.fspath(source)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise ValueError(f"the data are {text!r}: pass a name or a path")
     roots = [Path(root).expanduser() for root in (data_dir, os.environ.get("MOLRMOG_DATA_DIR")) if root]
     known = {key_of(name): name for name in ("digits", *PUBLISHED)}
     if key_of(text) in known:
         name = known[key_of(text)]
         if split not in ("train", "test"):
             raise ValueError(f"{name} has the parts train and test, not {split!r}")
-        return name, read_digits(split) if name == "digits" else read_published(name, split, roots, image_size)
+        refuse_columns(name, how.choice)
+        return name, read_digits(split) if name == "digits" else read_published(name, split, roots, how)
     if not text.startswith("hf:"):
         for path in (Path(text).expanduser(), *(root / text for root in roots)):
-            if path.is_dir():
-                raw = read_folder(path, split, image_size) or read_images(path, split, image_size)
-                return path.resolve().name, raw
-            if path.is_file():
-                return path.name, read_file(path, split, image_size)
+            if _exists(path, Path.is_dir):
+                return path.resolve().name or str(path.resolve()), read_folder(path, split, how)
+            if _exists(path, Path.is_file):
+                return path.name, read_file(path, split, how)
+            if _exists(path, Path.exists):
+                raise ValueError(f"{path} is neither a file nor a folder")
     hub_name = text.removeprefix("hf:")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_name) and Path(text).suffix not in (".npy", ".npz", ".parquet"):
-        return hub_name, _read_hub(hub_name, split, image_size)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_name) and not has_known_suffix(text):
+        return hub_name, _read_hub(hub_name, split, how)
     if os.sep in text or Path(text).suffix:
         raise FileNotFoundError(f"no file or folder {text}" + "".join(f", nor in {root}" for root in roots))
     if close := difflib.get_close_matches(key_of(text), known, n=1):
         raise ValueError(f"unknown data set {text!r}: did you mean {known[close[0]]}?")
-    raise ValueError(
-        f"unknown data set {text!r}: known are digits, {', '.join(PUBLISHED)}, the path of an image folder or of a "
-        ".npy, .npz or .parquet file, and hf:owner/name"
-    )
+    raise ValueError(f"unknown data set {text!r}: known are {DATA}")
 
 
-def _read_hub(name: str, split: str, image_size: int | None) -> Raw:
+def _exists(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is something of a kind at a path; a name that no system takes is that of nothing."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
+def _read_hub(name: str, split: str, how: How) -> Raw:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError(f"{name}: no such path, and the Hugging Face hub needs: pip install 'molrmog[hub]'") from None
-    try:
-        table = datasets.load_dataset(name, split=split).with_format("arrow")[:]
-    except Exception as error:  # the hub's client fails in many ways of its own: not found, offline, no such split
-        raise ValueError(f"hf:{name}: {str(error).partition(chr(10))[0]}") from None
-    return read_table(name, table, image_size)
+
+    def table(split: str) -> Any:
+        try:
+            return datasets.load_dataset(name, split=split).with_format("arrow")[:]
+        except Exception as error:  # the hub's client fails in many ways of its own: not found, offline, no such split
+            raise ValueError(f"hf:{name}: {str(error).partition(chr(10))[0]}") from None
+
+    return read_table(name, table(split), how, "Hugging Face")
 
 
 def _tidy_labels(
@@ -220,11 +301,8 @@ def _tidy_labels(
         return None, None
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind in "OSU":
+    labels = as_labels(labels, name=f"{name}: labels")
+    if labels.dtype.kind in "US":
         strings, labels = np.unique(labels.astype(str), return_inverse=True)
         classes = tuple(strings.tolist())
-    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
-        raise ValueError(f"{name}: labels must be integers or strings, one of them is not")
-    if labels.dtype.kind not in "fiub":
-        raise ValueError(f"{name}: labels must be integers or strings, got {labels.dtype}")
     return labels.astype(np.int64), classes

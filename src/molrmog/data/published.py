@@ -10,11 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
+from molrmog.data.account import Account
 from molrmog.data.dataset import split_rows
-from molrmog.data.files import CIFAR_CLASSES, Raw, read_folder
+from molrmog.data.files import CIFAR_CLASSES, How, Raw
+from molrmog.data.folders import read_layout
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,18 @@ def read_digits(split: str) -> Raw:
     """The digits inside scikit-learn, in a fixed stratified split."""
     from sklearn.datasets import load_digits
 
-    values, labels = load_digits(return_X_y=True)
+    values, labels = cast(Any, load_digits(return_X_y=True))
     rows = split_rows(len(values), 1297, labels, seed=0)[split == "test"]
-    return Raw(values[rows].astype(np.uint8).reshape(-1, 1, 8, 8), labels[rows], _DIGITS, 17)
+    return Raw(
+        values[rows].astype(np.uint8).reshape(-1, 1, 8, 8),
+        labels[rows],
+        _DIGITS,
+        17,
+        Account(kind="digits of scikit-learn"),
+    )
 
 
-def read_published(name: str, split: str, roots: Sequence[Path], image_size: int | None) -> Raw:
+def read_published(name: str, split: str, roots: Sequence[Path], how: How) -> Raw:
     """Read a named set from the data folders or the cache, else download it."""
     classes = PUBLISHED[name].classes
     wanted = (key_of(name), f"{key_of(name)}batchespy")
@@ -105,10 +114,10 @@ def read_published(name: str, split: str, roots: Sequence[Path], image_size: int
         for folder in (root, *inside):
             if key_of(folder.resolve().name) in wanted and folder.is_dir():
                 for place in (folder, folder / "raw"):
-                    if raw := read_folder(place, split, image_size):
+                    if raw := read_layout(place, split, how):
                         return raw._replace(classes=classes)
     cache = _download(name, split, roots)
-    if raw := read_folder(cache, split, image_size):
+    if raw := read_layout(cache, split, how):
         return raw._replace(classes=classes)
     raise FileNotFoundError(f"{name}: the download left no {split} files in {cache}: empty that folder and try again")
 

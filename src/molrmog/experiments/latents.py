@@ -36,6 +36,7 @@ from torch import Tensor
 
 from molrmog import autoencoders as ae
 from molrmog.autoencoders.lora import rows_by_expert
+from molrmog.data.labels import as_labels, classes_of
 from molrmog.laws.base import Law
 from molrmog.learning.fit import fit
 from molrmog.learning.options import TrainingOptions
@@ -121,7 +122,7 @@ def assign_experts(
         law = _clusters(x, experts, seed) if experts > 1 else None
         found = [np.zeros(len(rows), np.int64) if law is None else assign(law, rows)[0] for rows, _ in parts]
     else:
-        names = np.unique(labels)
+        labels, names = as_labels(labels, len(x)), classes_of(labels)[1]
         classes = len(names)
         strange = np.setdiff1d(np.asarray(parts[-1][1]), names)
         if len(strange):

@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
+from molrmog.data.sources import DATA
 from molrmog.interfaces import package_version
 from molrmog.registry import SAMPLERS
 
@@ -29,7 +30,6 @@ _FEATURES = Literal["pca", "classifier", "squeezenet"]
 _NETWORKS = Literal["mog", "gaussian", "unet", "mlp", "residual"]
 _EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces", "hybrid"]
 _IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
-_DATA = "digits, mnist, fashion-mnist, cifar10, an image folder, a .npy, .npz or .parquet file, or hf:owner/name"
 
 
 class _Help(DefaultHelpFormatter):
@@ -61,13 +61,44 @@ def _command(description: str) -> ArgumentParser:
     return parser
 
 
+def _reading(parser: ArgumentParser, *, parts: bool = True) -> None:
+    """How data are read: the same options for every command that reads some."""
+    add = parser.add_argument
+    add("--label-column", type=str | None, default=None, help="column of the labels, where its name does not tell")
+    add(
+        "--columns",
+        type=str | list[str] | None,
+        default=None,
+        metavar="A,B,...",
+        help="columns of a table to use; all that hold numbers where not given",
+    )
+    add("--drop", type=str | list[str] | None, default=None, metavar="A,B,...", help="columns of a table to leave out")
+    add(
+        "--categories",
+        type=Literal["refuse", "one-hot"],
+        default="refuse",
+        help="what becomes of columns of text; one-hot makes one of zeros and ones of each of their texts",
+    )
+    add(
+        "--background",
+        type=Literal["white", "black", "grey"],
+        default="white",
+        help="what lies behind transparent pixels",
+    )
+    add("--image-size", type=int | None, default=None, help="crop and resize images to so many pixels a side")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    if parts:
+        _yes_no(parser, "dequantise", False, "add uniform noise of one level to integer data, for honest bits/dim")
+        add("--held-out", type=float, default=0.1, help="share of rows to hold out where the data have no test part")
+
+
 def _fit() -> ArgumentParser:
     parser = _command(
         "Fit a law to data, measure it on held-out rows, and write a run folder with a report. "
         "RUN/config.yaml keeps the settings: molrmog fit --config RUN/config.yaml --out OTHER repeats the fit."
     )
     add = parser.add_argument
-    add("data", type=str, help=_DATA)
+    add("data", type=str, help=DATA)
     add("--out", type=str, required=True, metavar="RUN", help="run folder to write")
     _yes_no(parser, "overwrite", False, "replace a run that is there")
     add("--subspaces", type=int, default=10, help="number of subspaces; with --labels the number of classes counts")
@@ -92,10 +123,7 @@ def _fit() -> ArgumentParser:
     add("--max-iter", type=int, default=50, help="passes over the data, at most")
     add("--tol", type=float, default=1e-4, help="stop when the log-likelihood per dimension rises by less, in nats")
     add("--seed", type=int, default=0, help="of everything random")
-    _yes_no(parser, "dequantise", False, "add uniform noise of one level to integer data, for honest bits/dim")
-    add("--image-size", type=int | None, default=None, help="crop and resize images to so many pixels a side")
-    add("--held-out", type=float, default=0.1, help="share of rows to hold out where the data have no test part")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    _reading(parser)
     add("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
     _yes_no(parser, "evaluate", True, "measure the Fréchet distance of samples and how rows cluster, too")
     return parser
@@ -107,7 +135,7 @@ def _train() -> ArgumentParser:
         "run folder with a report. The same command again goes on with a run that was stopped."
     )
     add = parser.add_argument
-    add("data", type=str, help=_DATA)
+    add("data", type=str, help=DATA)
     add("--out", type=str, required=True, metavar="RUN", help="run folder to write, or to go on with")
     add(
         "--network",
@@ -216,10 +244,7 @@ def _train() -> ArgumentParser:
     add("--grid-every", type=int, default=1000, help="steps between two pictures of samples, RUN/grids")
     add("--checkpoint-every", type=int, default=500, help="steps between two checkpoints, RUN/checkpoints")
     _yes_no(parser, "tensorboard", False, "also write TensorBoard files, RUN/tensorboard")
-    _yes_no(parser, "dequantise", False, "add uniform noise of one level to integer data")
-    add("--image-size", type=int | None, default=None, help="crop and resize images to so many pixels a side")
-    add("--held-out", type=float, default=0.1, help="share of rows to hold out where the data have no test part")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    _reading(parser)
     _yes_no(parser, "evaluate", True, "measure samples and reconstructions, too")
     return parser
 
@@ -276,7 +301,7 @@ def _evaluate() -> ArgumentParser:
     parser = _command("Measure a run on held-out rows, append to RUN/metrics.jsonl, and write its report again.")
     add = parser.add_argument
     add("run", type=str, help="run folder")
-    add("data", type=str | None, nargs="?", default=None, help=f"data; those of the run where not given. {_DATA}")
+    add("data", type=str | None, nargs="?", default=None, help=f"data; those of the run where not given. {DATA}")
     add(
         "--features",
         type=_FEATURES | list[_FEATURES] | None,
@@ -296,7 +321,7 @@ def _evaluate() -> ArgumentParser:
     add("--steps", type=int, default=32, help="steps of the sampler (heun) of a network")
     add("--num-samples", type=int, default=2000, help="samples, and held-out rows at most, to compare")
     add("--seed", type=int, default=0, help="of the samples and of the rows picked")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOGDATA_DIR")
     return parser
 
 
@@ -309,7 +334,7 @@ def _explain_network() -> ArgumentParser:
     add = parser.add_argument
     add("run", type=str, help="folder of a run of molrmog train, or of a saved denoiser (with --data)")
     add("--law", type=str | None, default=None, metavar="FOLDER", help="run of molrmog fit, or any saved denoiser")
-    add("--data", type=str | None, default=None, help=f"data; those of the run where not given. {_DATA}")
+    add("--data", type=str | None, default=None, help=f"data; those of the run where not given. {DATA}")
     add("--out", type=str | None, default=None, metavar="FOLDER", help="where to write; RUN/explain where not given")
     add("--levels", type=int | list[float], default=10, help="how many noise levels, or their sigmas as [0.1,1]")
     add("--rows", type=int, default=500, help="held-out rows, at most")
@@ -328,14 +353,16 @@ def _explain_network() -> ArgumentParser:
     add("--seed", type=int, default=0, help="of the rows picked, the noise and the fit")
     add("--device", type=str | None, default=None, help="where to compute; the CPU where not given")
     add("--image-size", type=int | None, default=None, help="of --data: crop and resize to so many pixels a side")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOGDATA_DIR")
     return parser
 
 
 def _info() -> ArgumentParser:
-    parser = _command("Say what a run or a data set is.")
-    parser.add_argument("target", type=str, help=f"run folder, or data: {_DATA}")
-    parser.add_argument("--data-dir", type=str | None, default=None, help="folder to look in first")
+    parser = _command(
+        "Say what a run is; or what is read of data, as what, what is left out, and what a fit would do with the rest."
+    )
+    parser.add_argument("target", type=str, help=f"run folder, or data: {DATA}")
+    _reading(parser, parts=False)
     return parser
 
 
@@ -373,7 +400,7 @@ def _reproduce() -> ArgumentParser:
     add("--rows", type=int | None, default=None, help="training rows of hybrid, the first of the data")
     add("--steps", type=int | None, default=None, help="training steps of hybrid, a multiple of 16")
     add("--seeds", type=int | None, default=None, help="how many seeds of hybrid")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOGDATA_DIR")
     return parser
 
 

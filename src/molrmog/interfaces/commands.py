@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,14 @@ import numpy as np
 
 import molrmog
 from molrmog import pictures
-from molrmog.data import load_parts
+from molrmog.data import load_parts, reading_of
 from molrmog.denoisers.base import condition_on
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
-from molrmog.interfaces.evaluation import Measurement
-from molrmog.interfaces.network_report import describe, write_network_report
+from molrmog.interfaces.network_report import write_network_report
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, SAMPLES_NAME, Run
+from molrmog.interfaces.runs import SAMPLES_NAME, Run
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
@@ -217,12 +214,11 @@ def evaluate(
     source = data or settings.get("data")
     if source is None:
         raise ValueError(f"{run} does not say what it was fitted to: pass DATA")
+    own: dict[str, Any] = {"data_dir": data_dir or settings.get("data_dir"), "dequantise": layout.dequantised}
     with status(f"reading {source}"):
         train, held = load_parts(
             source,
-            data_dir=data_dir or settings.get("data_dir"),
-            dequantise=layout.dequantised,
-            image_size=settings.get("image_size"),
+            **reading_of(settings) | own,
             held_out=settings.get("held_out", 0.1),
             seed=settings.get("seed", 0),
         )
@@ -291,79 +287,21 @@ def explain(*, command: str, **settings: Any) -> None:
     explain_run(settings, command)
 
 
-def info(*, target: str, data_dir: str | None = None, command: str) -> None:
-    """Say what a run or a data set is.
+def info(*, target: str, command: str, **reading: Any) -> None:
+    """Say what a run is, or what is read of data; see `molrmog.interfaces.info`.
 
     Args:
         target: run folder, or name or path of data.
-        data_dir: folder to look in first.
         command: the words that asked for this.
+        **reading: how data are read, see `molrmog.data.loading`.
 
     Raises:
         ValueError: the target is damaged, or neither.
         OSError: the target is not there.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from molrmog.interfaces.info import say
 
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    measured: dict[str, list[Measurement]] = {}
-    if (Path(target) / DATA_NAME).is_file():
-        place = Run(Path(target))
-        model, about, records = place.model(), place.info(), place.records()
-        lines: dict[str, Any] = {"run": target}
-        if isinstance(model, Trained):
-            lines |= dict(describe(model, place.settings()))
-            lines["trained on"] = f"{about['name']}, {about['rows']:,} rows"
-            if last := next((r for r in reversed(records) if r["kind"] == "train"), None):
-                lines["training"] = f"{last['seconds']:.1f} s, {last['step']:,} steps"
-        else:
-            lines |= {
-                "law": type(model).__name__,
-                "dimension": model.dim,
-                "subspaces": model.subspaces,
-                "latent dimensions": ", ".join(map(str, model.latent_dims)),
-                "modes": ", ".join(map(str, model.modes)),
-                "parameters": f"{model.num_parameters:,}",
-                "noise floor": f"{model.noise_floor:.4g} data units",
-                "fitted to": f"{about['name']}, {about['rows']:,} rows",
-            }
-        if made := next((r for r in records if r["kind"] in ("fit", "training")), None):
-            if made["kind"] == "fit":
-                lines["fit"] = f"{made['seconds']:.1f} s, {made['passes']} passes"
-            lines["command"] = made["command"]
-        latest: dict[tuple[str, str, str], Any] = {}
-        for r in records:
-            if r["kind"] == "measurement":
-                key = (r["where"], r["name"], r["law"])
-                latest.pop(key, None)
-                latest[key] = r
-        for r in latest.values():
-            measured.setdefault(r["law"], []).append(Measurement(*(r[field.name] for field in fields(Measurement))))
-    elif (Path(target) / EXPERIMENT_NAME).is_file():
-        asked = json.loads((Path(target) / EXPERIMENT_NAME).read_text())
-        page = Path(target) / "report.html"
-        lines = {key: value for key, value in asked.items() if value is not None}
-        lines["report"] = page if page.is_file() else "not finished: give the same command again"
-    else:
-        data = molrmog.load_data(target, data_dir=data_dir)
-        counts = None if data.labels is None else np.unique(data.labels, return_counts=True)[1]
-        lines = {
-            "data": data.name,
-            "rows": f"{len(data):,} ({data.part})",
-            "shape": " x ".join(map(str, data.shape)),
-            "levels": data.levels or "real numbers",
-            "values": f"{data.x.min():.4g} to {data.x.max():.4g}, x = raw * {data.scale:.6g} + {data.shift:.6g}",
-            "labels": "none" if counts is None else f"{len(counts)}, {counts.min():,} to {counts.max():,} rows each",
-        }
-        if data.classes:
-            lines["classes"] = ", ".join(data.classes[:20])
-    for name, value in lines.items():
-        table.add_row(name, Text(str(value)))
-    Console().print(table)
-    if measured:
-        evaluation.print_measurements("measurements", measured)
+    say(target, reading)
 
 
 def bench(*, name: str | None = None, command: str) -> None:

@@ -21,6 +21,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from molrmog.data.arrays import as_table, is_frame
+from molrmog.data.labels import classes_of
 from molrmog.learning.fit import fit
 from molrmog.seeds import torch_generator
 
@@ -111,7 +113,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         """Fit the law by EM.
 
         Args:
-            X: rows, with shape (N, D).
+            X: rows, with shape (N, D), an array or a data frame, whose columns all count.
             y: class of each row, with shape (N,); ignored unless `use_labels`.
 
         Returns:
@@ -121,10 +123,10 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             ValueError: the rows are not finite or too few, or `use_labels` is set and y is missing.
         """
         self._validate_params()
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        X = self._table(X, ensure_min_samples=2)
         if self.use_labels and y is None:
             raise ValueError("use_labels needs y, one class per row: pass y to fit, or set use_labels=False")
-        labels = np.asarray(y) if self.use_labels else None
+        labels, classes = classes_of(y, len(X), "y") if self.use_labels else (None, None)
         dims = np.minimum(self.latent_dim, X.shape[1]).tolist()  # one number stays one number
         passes: list[int] = []
         self.law_ = fit(
@@ -144,8 +146,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             on_iteration=lambda state: passes.append(state.iteration),
         )
         self.n_iter_ = max(passes[-1], 1)
-        if labels is not None:
-            self.classes_ = np.unique(labels)
+        if classes is not None:
+            self.classes_ = classes
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -225,8 +227,21 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
 
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
+        return torch.tensor(self._table(X, reset=False), dtype=next(self.law_.parameters()).dtype)
+
+    def _table(self, X: Any, **how: Any) -> np.ndarray:
+        """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first."""
+        floats: Any = [np.float64, np.float32]
+        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor)):
+            return cast(Any, validate_data)(self, X, dtype=floats, **how)
+        rows = as_table(X, "X")
+        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        if is_frame(X) and all(isinstance(name, str) for name in getattr(X, "columns", [])):
+            cast(Any, validate_data)(
+                self, X, reset=how.get("reset", True), skip_check_array=True
+            )  # the names of the columns
+            return check_array(rows, dtype=floats, ensure_min_samples=how.get("ensure_min_samples", 1), input_name="X")
+        return cast(Any, validate_data)(self, rows, dtype=floats, **how)
 
     def _gates(self, x: Tensor) -> Tensor:
         """Responsibilities with shape (N, sum n_k)."""

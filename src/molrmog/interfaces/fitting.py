@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,15 @@ import torch
 import yaml
 
 from molrmog import pictures
-from molrmog.data import Dataset, load_parts
+from molrmog.data import Dataset, load_parts, reading_of
+from molrmog.data.dataset import exact_precision
 from molrmog.experiments.page import machine
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
 from molrmog.laws.base import Law
 from molrmog.learning.em import EMState
-from molrmog.learning.fit import fit
+from molrmog.learning.fit import check_rows, fit
 from molrmog.progress import progress, status
 from molrmog.saving import write_atomically
 
@@ -36,15 +39,12 @@ def fit_run(
     out: str,
     overwrite: bool = False,
     labels: bool = False,
-    dequantise: bool = False,
-    image_size: int | None = None,
     held_out: float = 0.1,
-    data_dir: str | None = None,
     seed: int = 0,
     evaluate: bool = True,
     device: str = "cpu",
     command: str,
-    **shape: Any,
+    **options: Any,
 ) -> None:
     """Fit a law to data and write a run folder.
 
@@ -55,15 +55,12 @@ def fit_run(
         out: run folder.
         overwrite: replace a run that is there.
         labels: one subspace per class.
-        dequantise: add uniform noise of one level to integer data.
-        image_size: crop and resize images to so many pixels a side.
         held_out: share of rows to hold out where the data have no test part.
-        data_dir: folder to look in first.
         seed: of everything random.
         evaluate: measure samples and clusters, too.
         device: where to compute.
         command: the words that asked for this, for the record.
-        **shape: the remaining arguments of `molrmog.fit`.
+        **options: how the data are read, see `molrmog.data.loading`, and the remaining arguments of `molrmog.fit`.
 
     Raises:
         ValueError: the data or settings do not fit.
@@ -72,12 +69,13 @@ def fit_run(
     folder = Path(out)
     check_out(folder, overwrite=overwrite)
     with status(f"reading {data}"):
-        source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
+        source = reading_of(options)
         train, held = load_parts(data, held_out=held_out, seed=seed, **source)
     if labels and train.labels is None:
         raise ValueError(f"{train.name} has no labels: leave out --labels")
+    shape = {name: value for name, value in options.items() if name not in source}
     if shape.get("latent_dim") is None:
-        shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
+        shape["latent_dim"] = default_latent_dim(train.dim)
     settings = {
         "data": data,
         "out": out,
@@ -115,6 +113,25 @@ def fit_run(
         raise
     evaluation.print_measurements(train.name, {"law": measured})
     print(f"report  {page}")
+
+
+def default_latent_dim(dim: int) -> int:
+    """Dimension of the subspaces of rows with so many columns, where none is asked for."""
+    return 32 if dim >= 64 else max(1, dim // 2)
+
+
+def forecast(train: Dataset) -> list[str]:
+    """What a fit of these rows without further options would do, a line each; the last one where it is refused."""
+    defaults = {name: each.default for name, each in inspect.signature(fit).parameters.items()}
+    K, n, d = defaults["subspaces"], defaults["modes"], default_latent_dim(train.dim)
+    lines = [f"K = {K} subspaces of dimension {d}, {n} modes each, computed in {exact_precision(train.x)}"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            check_rows(train, [d] * K, [n] * K)
+        except ValueError as error:
+            lines.append(f"refused: {error}")
+    return [*lines, *(f"warning: {each.message}" for each in said)]
 
 
 def fit_and_record(

@@ -32,7 +32,7 @@ import yaml
 from torch import Tensor
 
 from molrmog import pictures
-from molrmog.data import Dataset, load_parts
+from molrmog.data import Dataset, load_parts, reading_of
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.mog import LEARNABLE
@@ -114,9 +114,9 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str,
     if (folder / REPORT_NAME).is_file():
         return None
     options = _options(settings)
-    source = {name: settings[name] for name in ("data_dir", "dequantise", "image_size", "held_out", "seed")}
     with status(f"reading {settings['data']}"):
-        train, held = load_parts(settings["data"], **source)
+        source = reading_of(settings)
+        train, held = load_parts(settings["data"], held_out=settings["held_out"], seed=settings["seed"], **source)
     if settings["experts"] == "labels" and train.labels is None:
         raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
     if not begun:

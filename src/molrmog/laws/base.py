@@ -35,6 +35,7 @@ from torch._C import _DisableFuncTorch  # pyright: ignore
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.utils.checkpoint import checkpoint
 
+from molrmog.data.arrays import as_numbers
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 
 NumPy = np.ndarray[Any, Any]
@@ -665,16 +666,12 @@ def refine_(out: Sequence[Tensor], compute: Compute, x: Tensor, s: Tensor, gamma
 
 
 def from_numpy(x: Any) -> Tensor:
-    """Rows as a tensor, from whatever NumPy can read.
+    """Rows as a tensor, from whatever is no tensor; see `molrmog.data.arrays`.
 
     Raises:
-        ValueError: some values are masked, or they are no numbers.
+        ValueError: they are no numbers, or some are missing.
     """
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise ValueError("x holds masked values: drop or impute such rows")
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"x holds {array.dtype} values: pass numbers, rows with shape (B, D)")
+    array = cast(NumPy, as_numbers(x))
     if array.dtype.kind == "f" and (array.dtype.itemsize > 8 or not array.dtype.isnative):
         array = array.astype(np.float64)
     elif array.dtype.kind == "u" and array.dtype.itemsize > 1:

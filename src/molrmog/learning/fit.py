@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.data.arrays import as_numbers
+from molrmog.data.labels import classes_of
 from molrmog.laws import with_tail
 from molrmog.laws.base import Law
 from molrmog.laws.molrmog import MoLRMoG
@@ -64,8 +66,10 @@ def fit(
     """Fit a law to rows of data by EM.
 
     Args:
-        x: rows, with shape (N, D): tensor, array, memory map (may be larger than memory), or Dataset.
-        labels: class of each row, with shape (N,): one subspace per class, in sorted order. None clusters.
+        x: rows, with shape (N, D): tensor, array, memory map (may be larger than memory), data frame, whose columns all
+            count, or Dataset.
+        labels: class of each row, with shape (N,), integers or strings, none missing: one subspace per class, in sorted
+            order. None clusters.
         subspaces: number K of subspaces; with labels, the number of classes counts instead.
         latent_dim: dimension d_k, of all subspaces or one per subspace.
         modes: n_k, of all subspaces or one per subspace.
@@ -105,7 +109,7 @@ def fit(
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
             raise ValueError(f"{name} = {value}: pass a number >= 0")
-    held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device)
+    held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device, name="validation")
     if held_out is not None:
         if held_out.dim != rows.dim:
             raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
@@ -131,12 +135,7 @@ def fit(
         raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
     dims = _per_subspace("latent_dim", latent_dim, subspaces)
     counts = _per_subspace("modes", modes, subspaces)
-    _check_sizes(rows, dims, counts)
-    moments = rows.moments()
-    if noise_floor is None:
-        noise_floor = _FLOOR * moments.spread
-        _warn_of_small_columns(rows, moments, noise_floor)
-    rows.warn_of_rounding(noise_floor)
+    noise_floor = _checked(rows, dims, counts, noise_floor)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
     floor = noise_floor / units.unit
@@ -173,6 +172,31 @@ def fit(
     elif head is not None and (isinstance(head, str) or not max(dims) <= head <= rows.dim):
         raise ValueError(f"head = {head}: pass a number from latent_dim = {max(dims)} to D = {rows.dim}, or 'auto'")
     return units.law_of_rows(fitted(head, rows, y, w, held_out))
+
+
+def check_rows(x: Any, latent_dims: Sequence[int], modes: Sequence[int]) -> None:
+    """Look at rows as `fit` does before it begins, with a warning of what it would not see in them.
+
+    Args:
+        x: rows, with shape (N, D), as `fit` takes them.
+        latent_dims: of each subspace.
+        modes: of each subspace.
+
+    Raises:
+        ValueError: the rows are not finite, or too few or too narrow for these shapes.
+    """
+    _checked(Rows(x), latent_dims, modes, None)
+
+
+def _checked(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int], noise_floor: float | None) -> float:
+    """The noise floor, in data units, of rows that fit such shapes; with warnings of what is lost beneath it."""
+    _check_sizes(rows, latent_dims, modes)
+    moments = rows.moments()
+    if noise_floor is None:
+        noise_floor = _FLOOR * moments.spread
+        _warn_of_small_columns(rows, moments, noise_floor)
+    rows.warn_of_rounding(noise_floor)
+    return noise_floor
 
 
 def _best_head(
@@ -267,15 +291,12 @@ def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int
     """Labels as 0 to K - 1, and K."""
     if labels is None:
         return None, subspaces
-    y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if y.shape != (rows,):
-        raise ValueError(f"labels have shape {y.shape} for {rows} rows: pass one label per row, ({rows},)")
-    classes, index = np.unique(y, return_inverse=True)
-    return torch.from_numpy(index.astype(np.int64)), len(classes)
+    index, classes = classes_of(labels, rows)
+    return torch.from_numpy(index), len(classes)
 
 
 def _row_weights(weights: Any, rows: int) -> Tensor:
-    w = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    w = torch.as_tensor(as_numbers(weights, "weights"), dtype=torch.float64).cpu()
     if w.shape != (rows,):
         raise ValueError(f"weights have shape {tuple(w.shape)} for {rows} rows: pass one weight per row, ({rows},)")
     if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
@@ -322,5 +343,5 @@ def _warn_of_small_columns(rows: Rows, moments: Moments, noise_floor: float) -> 
             f"{len(small)} of {rows.dim} columns spread by less than the noise floor {noise_floor:.3g}, the least by "
             f"{float(deviation[small].min()):.3g}, and the law will not see how: divide every column by its standard "
             "deviation, or pass a smaller noise_floor",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.data.arrays import as_table
 from molrmog.data.dataset import exact_precision
 from molrmog.learning.units import Moments, Units
 
@@ -33,25 +34,28 @@ class Rows:
         device: on which chunks are handed out.
     """
 
-    def __init__(self, x: Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        x: Any,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        name: str = "x",
+    ) -> None:
         """Wrap `x`.
 
         Args:
-            x: (N, D) tensor, array, memory map, or anything with such an attribute `x` (a Dataset).
+            x: (N, D) tensor, array, memory map, data frame or Dataset, see `molrmog.data.arrays`.
             dtype: float32 or float64; where not given, float32 if that holds every value of x exactly, as it does what
                 is float32 already and whole numbers of up to 24 bits, else float64.
             device: where chunks go; where the data is, if not given.
+            name: what a message calls the rows.
 
         Raises:
             ValueError: x is not a non-empty table of numbers.
         """
-        source = x if isinstance(x, Tensor | np.ndarray) else getattr(x, "x", x)
-        self._source: Tensor | np.ndarray = source if isinstance(source, Tensor) else np.asanyarray(source)
-        if self._source.ndim != 2 or 0 in self._source.shape:
-            raise ValueError(f"x has shape {tuple(self._source.shape)}: pass at least one row and column, (N, D)")
+        self._source: Tensor | np.ndarray = as_table(x, name)
         table = self._source
-        if table.is_complex() if isinstance(table, Tensor) else table.dtype.kind not in "fiub":
-            raise ValueError(f"x holds {self._source.dtype} values: pass numbers")
         self.dim = int(table.shape[1])
         self.device = torch.device(device or (table.device if isinstance(table, Tensor) else "cpu"))
         if isinstance(table, Tensor) and not table.is_floating_point():

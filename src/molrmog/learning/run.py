@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from molrmog.data.arrays import as_numbers
 from molrmog.learning.checkpoints import Checkpoint, append_record, forget_records, newest_checkpoint, save_checkpoint
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
@@ -416,7 +417,7 @@ def _tables(data: Sequence[Any], dtype: torch.dtype) -> list[Table]:
     tables: list[Table] = []
     for table in data:
         if not isinstance(table, Rows):
-            given = table if isinstance(table, Tensor) else np.asanyarray(getattr(table, "x", table))
+            given = as_numbers(table, "a table of the data")
             table = torch.as_tensor(given) if given.ndim == 1 else Rows(given, dtype=dtype)
             if isinstance(table, Rows):
                 table.check_finite()

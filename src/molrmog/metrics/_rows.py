@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.data.arrays import as_numbers
+
 Rows = Tensor | np.ndarray
 
 
@@ -28,7 +30,7 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
     """
     if isinstance(x, Tensor):
         x = (x if x.dtype == torch.float64 else x.float()).detach().cpu().numpy()
-    array = np.asarray(x)
+    array = np.asarray(as_numbers(x, name))
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (N, D), got {array.shape}: flatten each row first")
     if dim is not None and array.shape[1] != dim:

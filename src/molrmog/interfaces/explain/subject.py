@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.data import Dataset, load_parts
+from molrmog.data import Dataset, load_parts, reading_of
 from molrmog.interfaces.network_report import NAMES
 from molrmog.interfaces.runs import Run, settings_in
 from molrmog.interfaces.trained import Trained
@@ -75,12 +75,12 @@ def read_subject(settings: Mapping[str, Any]) -> Subject:
     if source is None:
         raise ValueError(f"{folder} does not say what it was trained on: pass --data DATA")
     asked: dict[str, Any] = own if isinstance(model, Trained) else {}
+    reading = {"image_size": settings["image_size"], **reading_of(asked)}
+    reading["data_dir"] = settings["data_dir"] or reading.get("data_dir")
     with status(f"reading {source}"):
         train, held = load_parts(
             source,
-            data_dir=settings["data_dir"] or asked.get("data_dir"),
-            dequantise=asked.get("dequantise", False),
-            image_size=asked.get("image_size", settings["image_size"]),
+            **reading,
             held_out=asked.get("held_out", 0.1),
             seed=asked.get("seed", 0),
         )
