@@ -36,7 +36,9 @@ from molrmog.data.labels import as_labels
 
 _LABELS = ("label", "labels", "fine_label", "target", "y", "class")
 _VAGUE = ("target", "y")  # names that numbers to be predicted have as well
-_ROW_NUMBERS = re.compile(r"(row)?[ _]?(id|idx|index|names?)|rownames|unnamed: \d+|__index_level_\d+__|", re.IGNORECASE)
+_ROW_NUMBERS = re.compile(
+    r"(row[ _.]?)?(id|idx|index)|row[ _.]?(names?|numbers?)|unnamed: \d+|__index_level_\d+__|", re.IGNORECASE
+)
 _MOST_TEXTS = 1000  # coordinates that a column of text may become
 _WHOLE = 2**53  # float64 holds every whole number up to here
 _BLOCK = 2**14  # rows that are put together at a time

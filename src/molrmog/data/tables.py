@@ -2,9 +2,10 @@
 
 A text file says nothing of itself, so its first lines are looked at:
 
-    separator      a tab in .tsv; else the one of , ; tab | that divides all of these lines into as many cells
-    header         the first line, unless it holds numbers (that do not count the columns): then columns are named
-                   column1, column2, ...
+    separator      a tab in .tsv; else the one of tab ; | , that divides all of these lines into as many cells, most of
+                   them numbers; a comma where none does
+    header         the first line, where it has a word above a column of numbers, or no numbers, or numbers that count
+                   the columns; else columns are named column1, column2, ...
     decimal comma  where cells such as 3,14 occur, none such as 3.14, and the comma does not separate
     encoding       UTF-8, or UTF-16 where the file begins with its mark
     missing        empty cells, NA, NaN, null, None, ?, and what else pandas takes for missing
@@ -183,22 +184,30 @@ class _Form:
         comma = any(_COMMA_DECIMAL.fullmatch(cell) for cell in cells) and self.separator != ","
         self.decimal = "," if comma and not any(_POINT_DECIMAL.fullmatch(cell) for cell in cells) else "."
         first = [cell.strip() for cell in rows[0]]
-        self.names = None if _is_header(first, self.decimal) else [f"column{j + 1}" for j in range(len(first))]
+        numbers = [[_number(cell.replace(self.decimal, ".")) for cell in row] for row in rows]
+        self.names = None if _is_header(first, numbers) else [f"column{j + 1}" for j in range(len(first))]
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """What divides all of the lines into the same number of cells, more than one."""
-    best, most = ",", 1
+    """What divides all of the lines into the same number of cells, more than one, and most of these are numbers."""
+    best, most = ",", (-1.0, 0)
     for mark in ("\t", ";", "|", ",", " "):
-        counts = {len(row) for row in csv.reader(lines, delimiter=mark)}
-        if len(counts) == 1 and (count := counts.pop()) > 1 and (most == 1 or (mark == "," and count > most)):
-            best, most = mark, count
+        rows = list(csv.reader(lines, delimiter=mark))
+        cells = [cell for row in rows for cell in row]
+        if len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
+            continue
+        numbers = sum(_number(cell if mark == "," else cell.replace(",", ".", 1)) is not None for cell in cells)
+        if (found := (numbers / len(cells), len(rows[0]))) > most:
+            best, most = mark, found
     return best
 
 
-def _is_header(cells: Sequence[str], decimal: str) -> bool:
-    """Whether the first line holds names: no numbers, or those that count the columns."""
-    numbers = [number for cell in cells if (number := _number(cell.replace(decimal, "."))) is not None]
+def _is_header(cells: Sequence[str], rows: Sequence[Sequence[float | None]]) -> bool:
+    """Whether the first line holds names, from its cells and the numbers of all lines, None where a cell is none."""
+    first, others = rows[0], [row for row in rows[1:] if len(row) == len(cells)]
+    if any(first[j] is None and others and all(row[j] is not None for row in others) for j in range(len(cells))):
+        return True
+    numbers = [number for number in first if number is not None]
     counts = all(b - a == 1 for a, b in pairwise(numbers))
     return not numbers or (len(numbers) > 1 and numbers[0] in (0, 1) and counts and len(set(cells)) == len(cells))
 

@@ -232,16 +232,17 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     def _table(self, X: Any, **how: Any) -> np.ndarray:
         """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first."""
         floats: Any = [np.float64, np.float32]
-        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor)):
+        kind = np.asarray(X).dtype.kind if isinstance(X, list | tuple | np.ndarray) else "f"
+        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor) or kind in "USTmM"):
             return cast(Any, validate_data)(self, X, dtype=floats, **how)
         rows = as_table(X, "X")
         rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        if is_frame(X) and all(isinstance(name, str) for name in getattr(X, "columns", [])):
-            cast(Any, validate_data)(
-                self, X, reset=how.get("reset", True), skip_check_array=True
-            )  # the names of the columns
-            return check_array(rows, dtype=floats, ensure_min_samples=how.get("ensure_min_samples", 1), input_name="X")
-        return cast(Any, validate_data)(self, rows, dtype=floats, **how)
+        names = list(getattr(X, "columns", []))
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < max(1, len(names)):
+            return cast(Any, validate_data)(self, rows, dtype=floats, **how)
+        named: dict[str, Any] = {"reset": how.pop("reset", True), "skip_check_array": True}
+        cast(Any, validate_data)(self, X, **named)
+        return check_array(rows, dtype=floats, input_name="X", **how)
 
     def _gates(self, x: Tensor) -> Tensor:
         """Responsibilities with shape (N, sum n_k)."""

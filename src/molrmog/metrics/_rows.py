@@ -28,9 +28,10 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
     Raises:
         ValueError: where the shape is wrong, rows are too few or an entry is NaN or infinite.
     """
+    x = as_numbers(x, name)
     if isinstance(x, Tensor):
         x = (x if x.dtype == torch.float64 else x.float()).detach().cpu().numpy()
-    array = np.asarray(as_numbers(x, name))
+    array = np.asarray(x)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (N, D), got {array.shape}: flatten each row first")
     if dim is not None and array.shape[1] != dim:

@@ -513,7 +513,7 @@ def test_parquet_shards_classes_and_grey(tmp_path):
 def test_parquet_columns_are_rows(tmp_path):
     table = pa.table({"a": [1.0, 2.0], "b": [3, 4], "note": ["p", "q"], "label": ["yes", "no"]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="column note holds text such as 'p'.*drop=note") as error:
+    with pytest.raises(ValueError, match=r"column note holds text such as 'p'.*drop=note") as error:
         load(tmp_path / "a.parquet")
     one_line(error)
     data = load(tmp_path / "a.parquet", drop="note")
