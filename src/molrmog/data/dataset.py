@@ -193,6 +193,13 @@ class Dataset(Layout):
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Names of the classes that have rows, in the order of their labels: those of a fit with a subspace for each."""
+        known: Sequence[str] = self.classes or ()
+        labels: list[int] = [] if self.labels is None else np.unique(self.labels).tolist()
+        return tuple(known[label] if 0 <= label < len(known) else str(label) for label in labels)
+
     def to_images(self, x: Array | torch.Tensor | None = None) -> Array:
         """Turn rows (those of the data set where `x` is None) into 8-bit pictures: see `Layout.to_images`."""
         return super().to_images(self.x if x is None else x)

@@ -180,18 +180,13 @@ def _classes(data: Dataset) -> Lines:
     if data.labels is None:
         return [("labels", "none")]
     labels, counts = np.unique(data.labels, return_counts=True)
-    named = [str(_name(data, label)) for label in labels]
-    shown = [f"{name}: {count:,}" for name, count in zip(named, counts, strict=True)]
+    shown = [f"{name}: {count:,}" for name, count in zip(data.present, counts, strict=True)]
     absent = sorted(set(range(len(data.classes or ()))) - set(labels.tolist()))
     lines: Lines = [("labels", f"{len(labels):,} classes, {counts.min():,} to {counts.max():,} rows each")]
     lines.append(("classes", listed(shown, _MOST_CLASSES)))
     if absent and data.classes:
         lines.append(("classes", f"without rows: {listed([data.classes[k] for k in absent], _MOST_CLASSES)}"))
     return lines
-
-
-def _name(data: Dataset, label: int) -> Any:
-    return data.classes[label] if data.classes and 0 <= label < len(data.classes) else label
 
 
 def _warnings(data: Dataset, look: Profile) -> Lines:

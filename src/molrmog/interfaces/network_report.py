@@ -194,9 +194,8 @@ def _reconstructions(run: Run, trained: Trained, held_out: Dataset) -> str | Non
 
 def _experts(run: Run, trained: Trained, train: Dataset) -> list[dict[str, Any]]:
     rows: list[int] = run.info()["expert_rows"]
-    classes = train.classes if train.classes is not None and len(train.classes) == len(rows) else None
-    named = run.settings()["experts"] in (None, "labels") and classes is not None
+    classes = train.present
+    named = run.settings()["experts"] in (None, "labels") and len(classes) == len(rows)
     return [
-        {"name": classes[k] if named and classes else k, "rows": count, "weight": count / sum(rows)}
-        for k, count in enumerate(rows)
+        {"name": classes[k] if named else k, "rows": count, "weight": count / sum(rows)} for k, count in enumerate(rows)
     ]

@@ -136,7 +136,7 @@ def _compare(
     levels: list[Agreement] = []
     groups: dict[str, list[Agreement]] = {}
     drawn: list[Drawn] = []
-    names = subject.data.classes
+    names = subject.data.classes or subject.data.present
     expert = index if subject.told else None
     seed = settings["seed"]
     found = outputs(
@@ -148,8 +148,7 @@ def _compare(
         for k in range(0 if index is None else int(index.max()) + 1):
             mine = index == k
             if int(mine.sum()) > 1:
-                classes = names is not None and len(names) == int(cast(Tensor, index).max()) + 1
-                name = cast(Any, names)[k] if classes else str(k)
+                name = names[k] if len(names) == int(cast(Tensor, index).max()) + 1 else str(k)
                 groups.setdefault(name, []).append(level.of(mine).agreement())
         drawn.append(_drawn(subject, level, settings["show"]))
     return levels, groups if len(groups) > 1 else {}, drawn
