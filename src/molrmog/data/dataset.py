@@ -195,7 +195,7 @@ class Dataset(Layout):
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Names of the classes that have rows, in the order of their labels: those of a fit with a subspace for each."""
+        """Names of the classes that have rows, in the order of their labels: those of a fit by class."""
         known: Sequence[str] = self.classes or ()
         labels: list[int] = [] if self.labels is None else np.unique(self.labels).tolist()
         return tuple(known[label] if 0 <= label < len(known) else str(label) for label in labels)
