@@ -40,7 +40,7 @@ _ROW_NUMBERS = re.compile(
     r"(row[ _.]?)?(id|idx|index)|row[ _.]?(names?|numbers?)|unnamed: \d+|__index_level_\d+__|", re.IGNORECASE
 )
 _MOST_TEXTS = 1000  # coordinates that a column of text may become
-_WHOLE = 2**53  # float64 holds every whole number up to here
+_WHOLE, _SEEN = 2**53, 1000  # float64 holds every whole number up to here; steps of rounding that can be seen
 _BLOCK = 2**14  # rows that are put together at a time
 
 
@@ -305,9 +305,10 @@ class _Judgement:
         if not _is_real(kind):
             raise _NotNumbers(f"holds {_in_words(kind)}")
         values = _to_numpy(column)
-        wide = values.dtype.kind in "iu" and values.dtype.itemsize == 8 and len(values)
-        if wide and max(-int(values.min()), int(values.max())) > _WHOLE:
-            self.notes.append(f"column {own}: whole numbers beyond 2^53 are rounded")
+        if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and len(values):
+            least, most = int(values.min()), int(values.max())
+            if max(-least, most) > _WHOLE and most - least < max(-least, most) / _WHOLE * _SEEN:
+                self.notes.append(f"column {own}: whole numbers beyond 2^53 are rounded, and differ by little more")
         yield own, values
 
     def _one_hot(self, own: str, column: Any) -> Iterator[tuple[str, Array]]:
