@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
+
+from molrmog.folders import locked, room_for, sweep
+
+__all__ = ["CONFIG_NAME", "MODEL_NAME", "load_model", "locked", "save_model", "write_atomically"]
 
 CONFIG_NAME = "config.json"
 MODEL_NAME = "model.safetensors"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place.
+    """Let `write` fill a file of the same name in a folder beside `path`, then rename it into place.
+
+    What writers that died have left in the folder of `path` is removed.
 
     Args:
         path: the file to create or replace.
@@ -32,17 +36,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the folder cannot be written; `path` is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
+    sweep(path.parent)
+    with room_for(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes the file private; a model is shared like any other file
+        part.chmod(mode)  # safetensors makes the file private; a model is shared like any other file
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
@@ -114,48 +114,6 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(config, dict):
         raise ValueError(f"the configuration in {source} is not a JSON object: save the model again")
     return cast("dict[str, Any]", config), tensors
-
-
-@contextmanager
-def locked(folder: Path, run: Path | None = None) -> Generator[None]:
-    """Keep other processes out of a folder while the block runs; the lock ends with its process, however that ends.
-
-    Nothing is locked where the system or the disk knows no such locks (`flock`).
-
-    Args:
-        folder: what is locked; made where it does not exist.
-        run: what the message names; the folder where None.
-
-    Raises:
-        BlockingIOError: another process holds the folder.
-    """
-    handle = _lock(folder, run or folder)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path, run: Path) -> int | None:
-    try:
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BlockingIOError(
-            f"{run} is being written by another process: wait for it, or name another folder"
-        ) from None
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _local_folder(name: str) -> Path:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ import torch
 from torch import Tensor
 
 from molrmog.data import Layout
+from molrmog.folders import Lock, adopt, clear, discard, exchange, former_of, recover, stage_of, sweep
 from molrmog.interfaces.trained import Trained
 from molrmog.laws.base import Law
 from molrmog.registry import load
-from molrmog.saving import CONFIG_NAME, MODEL_NAME, locked, write_atomically
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
 from molrmog.schedules import Schedule
 
 SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
@@ -205,36 +207,75 @@ def _is_of_train(folder: Path) -> bool:
 
 
 @contextmanager
-def staged(out: Path, *, overwrite: bool = False) -> Generator[Path]:
+def staged(out: Path, *, overwrite: bool = False, lock: Lock | None = None) -> Generator[Path]:
     """A folder beside `out` to write a run into, which becomes `out` when the block ends well and vanishes otherwise.
 
-    Where `out` exists its run is replaced file by file; what else lies there stays.
+    Where `out` exists it is replaced in one step: whenever the process is killed, there is the old run or the new one,
+    and with it all else that lies in the folder.
 
     Args:
-        out: the run folder.
+        out: the run folder, or a link to it.
         overwrite: whether a run that is there may be replaced.
+        lock: of the run, to hold it longer than the block.
 
     Raises:
         OSError: see :func:`check_out`; or another process writes this run.
     """
     check_out(out, overwrite=overwrite)
-    part = out.absolute().parent / f".{out.absolute().name}.part"
+    place, stage = out.resolve(), stage_of(out)
+    recover(place)
     try:
-        part.mkdir(parents=True, exist_ok=True)
+        stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"--out {out} cannot be made ({error.strerror}): name another folder") from None
-    with locked(part, out):
+    with nullcontext(lock) if lock is not None else closing(Lock(place)) as held:
+        held.take(stage, out)
         try:
-            for path in part.iterdir():  # what a run that was killed has left
-                path.unlink()
-            yield part
-            if not out.exists():
-                os.rename(part, out)
-                return
-            for name in RUN_FILES:
-                if (part / name).exists():
-                    os.replace(part / name, out / name)
-                else:
-                    (out / name).unlink(missing_ok=True)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            if place.exists():
+                held.take(place, out)
+            _check_again(out, overwrite)
+            clear(stage, place, RUN_FILES)  # what a run that was killed has left
+            discard(former_of(place), place, RUN_FILES)
+        except BaseException:
+            with suppress(OSError):  # it holds what is of others
+                stage.rmdir()
+            raise
+        try:
+            _try_to_keep(place, stage)
+            yield stage
+            if place.exists():
+                sweep(place, RUN_FILES)
+                adopt(place, stage, RUN_FILES)
+            old = exchange(stage, place)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)  # of all that is of others it has second names
+            raise
+        try:
+            discard(old, place, RUN_FILES)
+        except OSError as error:
+            warnings.warn(f"the run that was replaced is still in {old} ({error})", RuntimeWarning, stacklevel=3)
+
+
+def _check_again(out: Path, overwrite: bool) -> None:
+    """Look at the folder once it is locked, and refuse to replace what is no run.
+
+    Raises:
+        OSError: see :func:`check_out`; or files of a run's names are of something else.
+    """
+    check_out(out, overwrite=overwrite)
+    there = [name for name in RUN_FILES if (out / name).exists()]
+    if there and MODEL_NAME not in there and DATA_NAME not in there:
+        raise FileExistsError(f"--out {out} holds {there[0]}, and no run: name another folder")
+    if os.path.ismount(out):
+        raise OSError(f"--out {out} is a disk of its own: name a folder in it")
+
+
+def _try_to_keep(place: Path, stage: Path) -> None:
+    """Find out before the work whether what is no part of the run can be kept.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if place.exists():
+        adopt(place, stage, RUN_FILES)
+        clear(stage, place, RUN_FILES)
