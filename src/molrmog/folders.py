@@ -25,7 +25,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ROOM = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part", re.DOTALL)  # a folder in which a file is written
-_FORMER = re.compile(r"\.(.+)\.[A-Za-z0-9_]+\.part", re.DOTALL)  # a file that earlier releases wrote
 _SCRATCH = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors writes into one, and renames it
 
 
@@ -192,12 +191,18 @@ def sweep(folder: Path, names: Collection[str] = ()) -> None:
         return
     for name in found:
         path = folder / name
-        room, former = _ROOM.fullmatch(name), _FORMER.fullmatch(name)
+        room = _ROOM.fullmatch(name)
         if room and _is_room(path, room[1]):
             _remove_if_dead(path)
-        elif former and former[1] in names and path.is_file() and not path.is_symlink():
+        elif _is_former_part(path, names):
             with suppress(OSError):
                 path.unlink()
+
+
+def _is_former_part(path: Path, names: Collection[str]) -> bool:
+    """Whether a file is one that earlier releases, killed, have left of a file of these names."""
+    known = any(re.fullmatch(rf"\.{re.escape(name)}(\.\w+)?\.part", path.name) for name in names)
+    return known and path.is_file() and not path.is_symlink()
 
 
 def _is_room(path: Path, name: str) -> bool:
@@ -279,8 +284,8 @@ def _adopt(path: Path, target: Path, device: int) -> None:
 
 def _is_part(path: Path, own: Collection[str]) -> bool:
     """Whether something was left by a writer that died."""
-    room, former = _ROOM.fullmatch(path.name), _FORMER.fullmatch(path.name)
-    return bool((room and _is_room(path, room[1])) or (former and former[1] in own and path.is_file()))
+    room = _ROOM.fullmatch(path.name)
+    return bool(room and _is_room(path, room[1])) or _is_former_part(path, own)
 
 
 def exchange(stage: Path, folder: Path) -> Path:

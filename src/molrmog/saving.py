@@ -17,10 +17,15 @@ from torch import Tensor
 
 from molrmog.folders import locked, room_for, sweep
 
-__all__ = ["CONFIG_NAME", "MODEL_NAME", "load_model", "locked", "save_model", "write_atomically"]
+__all__ = ["CONFIG_NAME", "MODEL_NAME", "load_model", "locked", "one_line", "save_model", "write_atomically"]
 
 CONFIG_NAME = "config.json"
 MODEL_NAME = "model.safetensors"
+
+
+def one_line(error: object) -> str:
+    """What an error says, as the part of a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

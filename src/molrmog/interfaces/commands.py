@@ -22,7 +22,7 @@ from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.network_report import describe, write_network_report
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, SAMPLES_NAME, Run
+from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, SAMPLES_NAME, Run, alone_in_run
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
@@ -69,6 +69,7 @@ def train(*, command: str, **settings: Any) -> None:
     print(f"report  {page}")
 
 
+@alone_in_run
 def sample(
     *,
     run: str,
@@ -175,6 +176,7 @@ def sample(
         print(f"rows     {rows}")
 
 
+@alone_in_run
 def evaluate(
     *,
     run: str,
@@ -213,6 +215,7 @@ def evaluate(
     if (clip is None) != (prompt is None):
         raise ValueError("--clip FOLDER and --prompt TEXT go together: pass both")
     place = Run(Path(run))
+    place.check_finished()
     model, layout, settings = place.model(), place.layout(), place.settings()
     source = data or settings.get("data")
     if source is None:
@@ -275,6 +278,7 @@ def evaluate(
     print(f"report  {page}")
 
 
+@alone_in_run
 def explain(*, command: str, **settings: Any) -> None:
     """Say how much of a network a law explains; see `molrmog.interfaces.explain`.
 

@@ -16,12 +16,13 @@ behind. That of a training grows in its place, so that the same command goes on 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,11 @@ import torch
 from torch import Tensor
 
 from molrmog.data import Layout
-from molrmog.folders import Lock, adopt, clear, discard, exchange, former_of, recover, stage_of, sweep
+from molrmog.folders import Lock, adopt, clear, discard, exchange, former_of, locked, recover, stage_of, sweep
 from molrmog.interfaces.trained import Trained
 from molrmog.laws.base import Law
 from molrmog.registry import load
-from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, one_line, write_atomically
 from molrmog.schedules import Schedule
 
 SETTINGS_NAME, DATA_NAME, METRICS_NAME = "config.yaml", "data.json", "metrics.jsonl"
@@ -60,6 +61,7 @@ class Run:
     folder: Path
 
     def __post_init__(self) -> None:
+        recover(self.folder)
         missing = [name for name in (MODEL_NAME, DATA_NAME) if not (self.folder / name).is_file()]
         if MODEL_NAME in missing and "network" in self.settings():
             config = self.folder / SETTINGS_NAME
@@ -69,6 +71,20 @@ class Run:
         if not self.folder.is_dir() or missing:
             why = f"{' and '.join(missing)} missing" if self.folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"no run at {self.folder} ({why}): make one with molrmog fit DATA --out RUN")
+
+    def check_finished(self) -> None:
+        """Refuse the run of a network that has not come to its end.
+
+        Raises:
+            FileNotFoundError: its training goes on with the same command.
+        """
+        if (self.folder / REPORT_NAME).is_file() or "network" not in self.settings():
+            return
+        if not any(record["kind"] == "training" for record in self.records()):
+            config = self.folder / SETTINGS_NAME
+            raise FileNotFoundError(
+                f"the run at {self.folder} is not finished, go on with: molrmog train --config {config}"
+            )
 
     def model(self) -> Law | Trained:
         """Read the law, or the network.
@@ -127,20 +143,28 @@ class Run:
         Raises:
             ValueError: a line is no JSON object that says its kind.
         """
-        path = self.folder / METRICS_NAME
-        if not path.is_file():
-            return []
-        try:
-            found = [dict(json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete its last line, or the file") from None
-        if any("kind" not in record for record in found):
-            raise ValueError(f"{path} is damaged (a line names no kind): delete that line, or the file")
-        return found
+        return records_in(self.folder)
 
     def record(self, records: Sequence[dict[str, Any]]) -> None:
         """Append to `metrics.jsonl`, all lines or none."""
         append_records(self.folder, records)
+
+
+def alone_in_run(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that is the only one to write into the run it is given, or is refused; not where it writes elsewhere.
+
+    Args:
+        command: called with keywords, of which `run` names the folder; what it writes goes elsewhere if `out` is given.
+    """
+
+    @functools.wraps(command)
+    def alone(**settings: Any) -> None:
+        folder = Path(settings["run"])
+        recover(folder)
+        with locked(folder) if folder.is_dir() and settings.get("out") is None else nullcontext():
+            command(**settings)
+
+    return alone
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
@@ -168,12 +192,59 @@ def experts_in(folder: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{path} is damaged: delete it, and train again") from None
 
 
+def experiment_in(folder: Path) -> dict[str, Any]:
+    """Read the `experiment.json` of a folder: what was asked for.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / EXPERIMENT_NAME
+    try:
+        found = {"steps": None, **dict(json.loads(path.read_text(encoding="utf-8")))}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}): name another folder") from None
+    if missing := [key for key in ("experiment", "budget", "seed", "dataset", "rows") if key not in found]:
+        raise ValueError(f"{path} is damaged ({missing[0]} is missing): name another folder")
+    return found
+
+
+def records_in(folder: Path, *, torn: bool = False) -> list[dict[str, Any]]:
+    """Read the `metrics.jsonl` of a folder, see :meth:`Run.records`; `torn` passes over a line that ends nowhere."""
+    path = folder / METRICS_NAME
+    if not path.is_file():
+        return []
+    try:
+        found = [dict(json.loads(line)) for line in _lines(path, torn=torn) if line.strip()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}): delete its last line, or the file") from None
+    if any(not isinstance(record.get("kind"), str) for record in found):
+        raise ValueError(f"{path} is damaged (a line names no kind): delete that line, or the file")
+    return found
+
+
+def write_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Let `metrics.jsonl` hold these records."""
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    write_atomically(folder / METRICS_NAME, lambda part: part.write_text(text))
+
+
 def append_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:
     """Append lines to the `metrics.jsonl` of a folder, all of them or none."""
     path = folder / METRICS_NAME
-    before = path.read_text() if path.is_file() else ""
+    before = "".join(f"{line}\n" for line in _lines(path, torn=True)) if path.is_file() else ""
     lines = "".join(json.dumps(record) + "\n" for record in records)
     write_atomically(path, lambda part: part.write_text(before + lines))
+
+
+def _lines(path: Path, *, torn: bool) -> list[str]:
+    """The lines of a file of records, where `torn` but for one that its writer was killed in."""
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    if torn:
+        try:
+            json.loads(last)
+        except (ValueError, RecursionError):
+            return lines
+    return [*lines, last] if last else lines
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
