@@ -110,8 +110,10 @@ def run(rows, tmp_path_factory):
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_command_that_is_refused_has_written_nothing(name, there, run, rows, tmp_path, capsys):
-    if not there and name in ("evaluate", "sample", "explain"):
+    if name in ("evaluate", "sample", "explain") and not there:
         pytest.skip("it needs a run")
+    if name == "demo" and there:
+        pytest.skip("it does not touch a run of others")
     folder = run if there else tmp_path / "run"
     words = [{"ROWS": str(rows), "RUN": str(folder)}.get(word, word) for word in WRITERS[name]]
     before = tree(folder.parent)
@@ -169,7 +171,7 @@ def test_a_run_that_was_killed_holds_in_the_end_what_another_holds(rows, tmp_pat
     whole = tmp_path / "whole"
     assert main(["train", str(rows), "--out", str(whole), *WORDS]) == 0
     expected, event = timeless(whole), 1
-    names = {path.name for path in whole.iterdir()}
+    names = {path.relative_to(whole) for path in whole.rglob("*")}
     kinds = [record["kind"] for record in expected]
     assert [record.get("of", record["name"]) for record in expected if record["kind"] == "stage"] == [
         "experts",
@@ -187,8 +189,8 @@ def test_a_run_that_was_killed_holds_in_the_end_what_another_holds(rows, tmp_pat
             (out / "notes.txt").unlink()
         assert main(words) == 0
         assert timeless(out) == expected, f"killed at file {event}"
-        assert {path.name for path in out.iterdir()} - {"notes.txt"} == names, f"killed at file {event}"
-        assert not list(out.rglob("*.part"))
+        (out / "notes.txt").unlink(missing_ok=True)
+        assert {path.relative_to(out) for path in out.rglob("*")} == names, f"killed at file {event}"
         event += 1
     assert event > 10
 

@@ -256,6 +256,10 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
         ValueError: it holds a run with other settings.
     """
     sweep(folder, _NAMES)
+    for name in (BASE_NAME, AUTOENCODERS_NAME, CHECKPOINTS_NAME, GRIDS_NAME):
+        for place in [folder / name, *(folder / name).rglob("*")]:
+            if place.is_dir():
+                sweep(place, (CONFIG_NAME, MODEL_NAME))
     if not (folder / SETTINGS_NAME).is_file():
         check_out(folder, overwrite=False)
         return False
@@ -401,6 +405,8 @@ def _base(
                 base = _fitted(folder, settings, z, expert, latent_dim, learn)
         base.save_pretrained(place)
     base = load(place, "denoiser")
+    if not (place / CONFIG_NAME).is_file():  # the call that saved it was killed between the two
+        base.save_pretrained(place)
     return base if learn else base.requires_grad_(False)
 
 
