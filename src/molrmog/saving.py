@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
+from molrmog.checks import LONGEST, parse_configuration
 from molrmog.folders import locked, room_for, sweep
 
 __all__ = ["CONFIG_NAME", "MODEL_NAME", "load_model", "locked", "one_line", "save_model", "write_atomically"]
@@ -91,7 +92,7 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: there is no such model.
         ValueError: a file is corrupt or truncated; the message names it.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = _local_folder(str(folder))
     path = folder / MODEL_NAME
@@ -103,22 +104,22 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             # Cloned, so that a tensor begins where torch lets tensors begin: products of memory that begins elsewhere
             # may be added up in another order, and a model that comes back should answer bit for bit as it did.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt or truncated ({error}): save the model again") from None
-    text = metadata.get("config")
+    except PermissionError:
+        raise
+    except Exception as error:  # safetensors and torch have many of their own for a file that is none
+        raise ValueError(f"{path} is corrupt or truncated ({one_line(error)}): save the model again") from None
+    text: str | bytes | None = metadata.get("config")
     source = path
     if text is None:
         source = folder / CONFIG_NAME
         if not source.is_file():
             raise FileNotFoundError(f"no model in {folder}: {CONFIG_NAME} is missing")
-        text = source.read_bytes()
+        with source.open("rb") as config:
+            text = config.read(LONGEST + 1)
     try:
-        config = json.loads(text)
+        return parse_configuration(text), tensors
     except ValueError as error:
-        raise ValueError(f"the configuration in {source} is not valid JSON ({error}): save the model again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"the configuration in {source} is not a JSON object: save the model again")
-    return cast("dict[str, Any]", config), tensors
+        raise ValueError(f"the configuration in {source} {error}: save the model again") from None
 
 
 def _local_folder(name: str) -> Path:

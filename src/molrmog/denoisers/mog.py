@@ -106,7 +106,7 @@ class MoGDenoiser(Denoiser):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the network that `config` describes, before its parameters are read."""
         options = {key: value for key, value in config.items() if key not in ("denoiser", "law")}
-        return cls(MoLRMoG(**config["law"]), **options)
+        return cls(MoLRMoG.from_config(config["law"]), **options)
 
     @classmethod
     def from_moments(
