@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 from torch import Tensor, nn
 
 from molrmog.checks import allowance, check_description, check_numbers, check_tensors, check_types
-from molrmog.registry import same_class
+from molrmog.registry import renewed, same_class
 from molrmog.saving import MODEL_NAME, load_model, one_line, save_model
 
 Noise = float | Tensor
@@ -112,6 +112,7 @@ class Model(nn.Module, ABC):
         if not same_class(found, cls.__name__):
             raise ValueError(f"{where} holds {str(found)[:60]}, not {cls.__name__}: read it with molrmog.load")
         try:
+            config = renewed(config)
             check_numbers(config, tensors)
             with allowance(tensors):
                 check_types(cls, config)

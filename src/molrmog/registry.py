@@ -107,8 +107,28 @@ def build(description: Mapping[str, Any], kind: Kind | None = None) -> Any:
     from molrmog.checks import check_types
 
     cls = _class_of(description, kind, "the configuration")
-    check_types(cls, description)
-    return cls.from_config(dict(description))
+    own = renewed(dict(description))
+    check_types(cls, own)
+    return cls.from_config(own)
+
+
+def renewed(description: Any) -> Any:
+    """A description, with what earlier releases wrote in the words of this one; parts of it, too.
+
+    Example:
+        >>> renewed({"denoiser": "ResidualDenoiser", "added": True})
+        {'denoiser': 'ResidualDenoiser', 'added': 1.0}
+    """
+    if isinstance(description, list):
+        return [renewed(each) for each in description]
+    if not isinstance(description, dict):
+        return description
+    found = {name: renewed(value) for name, value in description.items()}
+    if found.get("denoiser") == "ResidualDenoiser" and isinstance(found.get("added"), bool):
+        found["added"] = float(found["added"])  # once all of the base was added, or nothing
+    if found.get("denoiser") == "PatchDenoiser":
+        found.setdefault("top", None)
+    return found
 
 
 def same_class(one: object, other: object) -> bool:
