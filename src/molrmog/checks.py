@@ -17,7 +17,8 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +204,37 @@ def check_types(cls: type, config: Mapping[str, Any]) -> None:
         kind, fits = _TYPES.get(wanted.removesuffix(" | None"), ("", None))
         if fits is not None and not fits(config[name]):
             raise ValueError(f"{name} is {shown(config[name])}, not {kind}")
+
+
+def check_settings(cls: type, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a class of another library that are of other types than its constructor says.
+
+    Args:
+        cls: the class, whose constructor has types.
+        settings: name to value, as JSON has them.
+
+    Raises:
+        ValueError: one of them is; names that the constructor does not know are passed over, as it does.
+    """
+    hints = get_type_hints(cls.__init__)
+    parameters = inspect.signature(cls).parameters
+    for name, value in settings.items():
+        known = name in parameters
+        if known and not _fits(value, hints.get(name, Any)) and type(value) is not type(parameters[name].default):
+            raise ValueError(f"{name} is {shown(value)}, not what {cls.__name__} takes")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if get_origin(hint) in (tuple, list, Sequence):
+        return isinstance(value, list | tuple) and all(
+            any(_fits(each, part) for part in parts if part is not Ellipsis) for each in value
+        )
+    if hint in (int, float, str, bool, NoneType):
+        return _is(value, int, float) if hint is float else _is(value, hint)
+    return True
 
 
 def shown(value: object) -> str:

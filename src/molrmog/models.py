@@ -79,11 +79,18 @@ class Model(nn.Module, ABC):
         return save_model(path, self.description, self.state_dict())
 
     def check_loaded(self) -> None:
-        """Refuse tensors that were read and are not what this part of a model needs; shapes and dtypes are right.
+        """Refuse tensors that were read and are not what the model and its parts need; shapes and dtypes are right.
 
         Raises:
             ValueError: one of them is not.
         """
+        waiting = list(self.children())
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, Model):
+                part.check_loaded()
+            else:
+                waiting += part.children()
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -121,9 +128,7 @@ class Model(nn.Module, ABC):
             check_description(said, {key: value for key, value in config.items() if key != cls.kind}, same_class)
             check_tensors(model, tensors)
             model.load_state_dict(tensors, assign=True)
-            for part in model.modules():
-                if isinstance(part, Model):
-                    part.check_loaded()
+            model.check_loaded()
         except ImportError:
             raise  # it says what to install
         except Exception as error:  # of constructors that were given anything

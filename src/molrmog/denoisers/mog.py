@@ -96,6 +96,11 @@ class MoGDenoiser(Denoiser):
             "orthonormal_factors": self.orthonormal_factors,
         }
 
+    def check_loaded(self) -> None:
+        """Refuse bases that are not orthonormal though every step of a training makes them so."""
+        if "basis" in self.learn:
+            super().check_loaded()
+
     @property
     def num_parameters(self) -> int:
         """Numbers that are learned, padding left out."""

@@ -161,7 +161,8 @@ class HeadTail(Law):
         return {"dim": self.dim, "tail": len(self.spread), "head": self.head.config}
 
     def check_loaded(self) -> None:
-        """Refuse axes that are not orthonormal."""
+        """Refuse axes, and bases of the head, that are not orthonormal."""
+        super().check_loaded()
         check_orthonormal("axes", self.axes[None], [self.axes.shape[1]])
 
     @property
