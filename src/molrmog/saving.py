@@ -63,6 +63,7 @@ def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Te
     Raises:
         OSError: the folder cannot be written; a model that was there is left whole.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -74,7 +75,11 @@ def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Te
         place = own.untyped_storage().data_ptr()
         plain[name] = own.clone() if place in places else own  # safetensors takes no two names for one piece of memory
         places.add(place)
-    write_atomically(folder / MODEL_NAME, lambda part: save_file(plain, part, metadata={"config": text}))
+    try:
+        write_atomically(folder / MODEL_NAME, lambda part: save_file(plain, part, metadata={"config": text}))
+    except SafetensorError as error:  # its own error for a full disk
+        reason = f"{folder / MODEL_NAME} cannot be written ({one_line(error)}): make room, or name another folder"
+        raise OSError(reason) from None
     write_atomically(folder / CONFIG_NAME, lambda part: part.write_text(text + "\n"))
     return folder
 

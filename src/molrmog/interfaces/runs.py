@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
 import warnings
@@ -26,6 +27,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -109,12 +111,13 @@ class Run:
         Raises:
             ValueError: it is not JSON, or something else.
         """
+        path = self.folder / DATA_NAME
         try:
-            found = dict(json.loads((self.folder / DATA_NAME).read_text()))
-            Layout.from_info(found)
+            found = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number))
+            _check_layout(Layout.from_info(found), found)
             return found
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.folder / DATA_NAME} is damaged ({error}): fit again") from None
+        except (ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise ValueError(f"{path} is damaged ({one_line(error)}): fit again") from None
 
     def layout(self) -> Layout:
         """What a row of the run's data means."""
@@ -135,7 +138,9 @@ class Run:
             ValueError: the file is damaged.
             FileNotFoundError: there is none.
         """
-        return experts_in(self.folder)
+        info = self.info()
+        held = info.get("held_out_rows")
+        return experts_in(self.folder, (info["rows"], held) if isinstance(held, int) and "rows" in info else None)
 
     def records(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl`, oldest first; empty where there is none.
@@ -167,6 +172,14 @@ def alone_in_run(command: Callable[..., None]) -> Callable[..., None]:
     return alone
 
 
+# What is asked of the settings of a run, where they say it.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("network", "data", "data_dir", "schedule"), (str, NoneType)),
+    **dict.fromkeys(("image_size", "seed"), (int, NoneType)),
+    "held_out": (int, float, NoneType),
+}
+
+
 def settings_in(folder: Path) -> dict[str, Any]:
     """Read the `config.yaml` of a folder; empty where there is none.
 
@@ -177,19 +190,43 @@ def settings_in(folder: Path) -> dict[str, Any]:
 
     path = folder / SETTINGS_NAME
     try:
-        return dict(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): make the run again") from None
+        found = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+        for name, kinds in _SETTINGS.items():
+            if not isinstance(found.get(name), kinds):
+                raise ValueError(f"{name} is {repr(found[name])[:40]}")
+        if isinstance(found.get("schedule"), str):
+            Schedule.from_config({"name": found["schedule"]})
+        return found
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}): make the run again") from None
 
 
-def experts_in(folder: Path) -> tuple[Tensor, Tensor]:
-    """Read the `experts.npz` of a folder, see :meth:`Run.experts`."""
+def experts_in(folder: Path, rows: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """Read the `experts.npz` of a folder, see :meth:`Run.experts`; `rows` says how many training and held-out ones."""
     path = folder / EXPERTS_NAME
     try:
-        with np.load(path) as found:
-            return torch.from_numpy(found["train"]), torch.from_numpy(found["held_out"])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f"{path} is damaged: delete it, and train again") from None
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive")
+        with path.open("rb") as file, np.load(file) as found:
+            # Both are looked at before they are read: a few bytes can unpack to any size.
+            sizes = [found.zip.getinfo(f"{name}.npy").file_size for name in ("train", "held_out")]
+            most = _NPY + 8 * (2**31 if rows is None else max(rows))
+            if max(sizes) > most:
+                raise ValueError("it holds more than there are rows")
+            arrays = [found[name] for name in ("train", "held_out")]
+        for array in arrays:
+            if array.dtype != np.int64 or array.ndim != 1 or (array.size and array.min() < 0):
+                raise ValueError(f"experts are {array.dtype} of shape {array.shape}, or below 0")
+        if rows is not None and rows != (len(arrays[0]), len(arrays[1])):
+            raise ValueError(f"it is for {len(arrays[0])} and {len(arrays[1])} rows, not {rows[0]} and {rows[1]}")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of zip, zlib and numpy
+        raise ValueError(f"{path} is damaged ({one_line(error)}): delete it, and train again") from None
+    return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+
+
+_NPY = 4096  # bytes of a header, and more
 
 
 def experiment_in(folder: Path) -> dict[str, Any]:
@@ -208,6 +245,34 @@ def experiment_in(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _check_layout(layout: Any, info: dict[str, Any]) -> None:
+    """Refuse a layout of other types than one has.
+
+    Raises:
+        ValueError: something in it is.
+    """
+    whole = [*layout.shape, *(info[name] for name in ("rows", "held_out_rows") if name in info)]
+    rows = info.get("expert_rows", [])
+    classes = layout.classes if layout.classes is not None else ()
+    right = {
+        "name": isinstance(layout.name, str),
+        "shape or rows": bool(layout.shape) and all(type(n) is int and 0 <= n < 2**62 for n in whole),
+        "shape": all(size > 0 for size in layout.shape) and layout.dim < 2**40,
+        "scale": isinstance(layout.scale, int | float) and 0 < layout.scale < math.inf,
+        "shift": isinstance(layout.shift, int | float) and abs(layout.shift) < math.inf,
+        "levels": layout.levels is None or (type(layout.levels) is int and layout.levels > 0),
+        "classes": all(isinstance(each, str) for each in classes),
+        "dequantised": isinstance(layout.dequantised, bool),
+        "expert_rows": isinstance(rows, list) and all(type(n) is int and 0 <= n < 2**62 for n in rows),
+    }
+    if wrong := [name for name, fine in right.items() if not fine]:
+        raise ValueError(f"{wrong[0]} is not what it was written as")
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
 def records_in(folder: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     """Read the `metrics.jsonl` of a folder, see :meth:`Run.records`; `torn` passes over a line that ends nowhere."""
     path = folder / METRICS_NAME
@@ -219,7 +284,27 @@ def records_in(folder: Path, *, torn: bool = False) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is damaged ({one_line(error)}): delete its last line, or the file") from None
     if any(not isinstance(record.get("kind"), str) for record in found):
         raise ValueError(f"{path} is damaged (a line names no kind): delete that line, or the file")
+    for number, record in enumerate(found):
+        for name, kinds in _RECORDS.get(record["kind"], {}).items():
+            if not isinstance(record.get(name), kinds) or isinstance(record.get(name), bool):
+                raise ValueError(
+                    f"{path} is damaged (line {number + 1} of kind {record['kind']}: {name} is "
+                    f"{repr(record.get(name))[:40]}): delete that line, or the file"
+                )
     return found
+
+
+# What is read of records.
+_NUMBER = (int, float)
+_RECORDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "em": {"iteration": _NUMBER, "log_likelihood": _NUMBER},
+    "train": {"step": _NUMBER, "loss": _NUMBER, "seconds": _NUMBER, "cpu_seconds": _NUMBER},
+    "validation": {"step": _NUMBER, "loss": _NUMBER},
+    "stage": {"name": (str,), "seconds": _NUMBER, "cpu_seconds": _NUMBER},
+    "fit": {"seconds": _NUMBER, "command": (str,), "passes": _NUMBER},
+    "training": {"command": (str,)},
+    "measurement": {"law": (str,), "name": (str,), "value": _NUMBER, "where": (str,), "better": (str,)},
+}
 
 
 def write_records(folder: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -442,7 +442,7 @@ def _by_label(settings: Mapping[str, Any], train: Dataset) -> bool:
 def _experts(folder: Path, settings: Mapping[str, Any], train: Dataset, held: Dataset) -> tuple[Tensor, Tensor]:
     """The expert of every training and held-out row, found once and kept."""
     if (folder / EXPERTS_NAME).is_file():
-        return experts_in(folder)
+        return experts_in(folder, (len(train), len(held)))
     asked = settings["experts"]
     by_label = _by_label(settings, train)
     if by_label and train.labels is None:
