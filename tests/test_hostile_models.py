@@ -6,7 +6,6 @@ happens is either one ValueError, or a model that says of itself what the file s
 
 import copy
 import json
-import resource
 import sys
 
 import pytest
@@ -20,6 +19,8 @@ from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.models import Model
 from molrmog.saving import CONFIG_NAME, MODEL_NAME, load_model
 from test_saved_memory import AUTOENCODERS, MODELS, a_law
+
+resource = pytest.importorskip("resource")
 
 BATTERY = [
     None,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_a_link_is_followed_and_stays(run, tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert is_whole(run) == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+
+
+def test_who_stands_in_the_run_stands_in_the_new_one(run, monkeypatch):
+    for place in (run, run / "figures"):
+        monkeypatch.chdir(place)
+        replace(run if place == run else Path(".."))
+        (Path() / "here.txt").write_text("here")
+        assert (place / "here.txt").read_text() == "here"
+    assert is_whole(run) == "new"
 
 
 def test_where_there_are_no_links_others_files_are_copied(run, monkeypatch):

@@ -9,8 +9,9 @@
 | `samples.png` | a grid of samples |
 | `report.html` | all of this as one page |
 
-The run of a fit is written beside its place and renamed into it, so that a fit which is interrupted leaves nothing
-behind. That of a training grows in its place, so that the same command goes on with it, see
+The run of a fit is written beside its place and then exchanged with what is there, so that a fit which is interrupted
+leaves nothing behind, and one that is killed the old run or the new one, whole. Whatever else lies in the folder stays.
+That of a training grows in its place, so that the same command goes on with it, see
 `molrmog.interfaces.training`.
 """
 
@@ -402,7 +403,8 @@ def staged(out: Path, *, overwrite: bool = False, lock: Lock | None = None) -> G
             if place.exists():
                 sweep(place, RUN_FILES)
                 adopt(place, stage, RUN_FILES)
-            old = exchange(stage, place)
+            with _staying():
+                old = exchange(stage, place)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)  # of all that is of others it has second names
             raise
@@ -410,6 +412,18 @@ def staged(out: Path, *, overwrite: bool = False, lock: Lock | None = None) -> G
             discard(old, place, RUN_FILES)
         except OSError as error:
             warnings.warn(f"the run that was replaced is still in {old} ({error})", RuntimeWarning, stacklevel=3)
+
+
+@contextmanager
+def _staying() -> Generator[None]:
+    """Stay where the process is by name, where the folder it is in is replaced."""
+    here = "."
+    with suppress(OSError):  # the process is in a folder that is gone
+        here = os.getcwd()
+    yield
+    with suppress(OSError):
+        if not os.path.samefile(here, "."):
+            os.chdir(here)
 
 
 def _check_again(out: Path, overwrite: bool) -> None:
