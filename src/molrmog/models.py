@@ -20,7 +20,9 @@ from typing import Any, ClassVar, Protocol, Self, cast
 
 from torch import Tensor, nn
 
-from molrmog.saving import load_model, save_model
+from molrmog.checks import allowance, check_description, check_numbers, check_tensors, check_types
+from molrmog.registry import renewed, same_class
+from molrmog.saving import MODEL_NAME, load_model, one_line, save_model
 
 Noise = float | Tensor
 """A signal scale s or a noise level gamma: a float, or one per row with shape (B,)."""
@@ -65,6 +67,7 @@ class Model(nn.Module, ABC):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the model that `config` describes, before its tensors are read."""
+        check_types(cls, config)
         return cls(**{key: value for key, value in config.items() if key != cls.kind})
 
     def save_pretrained(self, path: str | Path) -> Path:
@@ -75,6 +78,20 @@ class Model(nn.Module, ABC):
         """
         return save_model(path, self.description, self.state_dict())
 
+    def check_loaded(self) -> None:
+        """Refuse tensors that were read and are not what the model and its parts need; shapes and dtypes are right.
+
+        Raises:
+            ValueError: one of them is not.
+        """
+        waiting = list(self.children())
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, Model):
+                part.check_loaded()
+            else:
+                waiting += part.children()
+
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
         """Read a model of this class from a folder, or from the Hugging Face hub; `molrmog.load` reads any class.
@@ -83,20 +100,41 @@ class Model(nn.Module, ABC):
             FileNotFoundError: there is no model.
             ValueError: the model is corrupt or of another kind.
         """
-        return cls.from_saved(*load_model(path), where=str(path))
+        return cls.from_saved(*load_model(path), where=f"{path}/{MODEL_NAME}")
 
     @classmethod
     def from_saved(cls, config: dict[str, Any], tensors: dict[str, Tensor], where: str = "the model") -> Self:
-        """Build a model from its description and tensors; see :meth:`from_pretrained`."""
+        """Build a model from its description and tensors, all of which is checked; see :meth:`from_pretrained`.
+
+        Args:
+            config: the description.
+            tensors: name to tensor.
+            where: what an error calls the place of both.
+
+        Raises:
+            ValueError: it is of another class; or something in it is not what a model of this class has, or would take
+                more memory than its tensors do.
+        """
         found = config.get(cls.kind, f"no {cls.kind}")
-        if found != cls.__name__:
-            raise ValueError(f"{where} holds {found}, not {cls.__name__}: read it with molrmog.load")
+        if not same_class(found, cls.__name__):
+            raise ValueError(f"{where} holds {str(found)[:60]}, not {cls.__name__}: read it with molrmog.load")
         try:
-            model = cls.from_config(config)
+            config = renewed(config)
+            check_numbers(config, tensors)
+            with allowance(tensors):
+                check_types(cls, config)
+                model = cls.from_config(config)
+            said = model.description
+            check_description(said, {key: value for key, value in config.items() if key != cls.kind}, same_class)
+            check_tensors(model, tensors)
             model.load_state_dict(tensors, assign=True)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"the tensors in {where} do not fit its configuration ({reason})") from None
+            model.check_loaded()
+        except ImportError:
+            raise  # it says what to install
+        except Exception as error:  # of constructors that were given anything
+            raise ValueError(
+                f"the tensors in {where} do not fit its configuration ({one_line(error)}): save the model again"
+            ) from None
         return (model.requires_grad_(False) if cls.frozen else model).eval()
 
 

@@ -89,7 +89,7 @@ def find(name: object, kind: str, where: str = "the configuration") -> Any:
     table = KINDS[kind]
     known = ALIASES.get(name, name) if isinstance(name, str) else name
     if not isinstance(known, str) or known not in table:
-        raise ValueError(f"{where} names the {kind} {name!r}: there are {', '.join(table)}")
+        raise ValueError(f"{where} names the {kind} {repr(name)[:60]}: there are {', '.join(table)}")
     module, _, own = table[known].partition(":")
     return getattr(importlib.import_module(f"molrmog.{module}"), own or known)
 
@@ -104,7 +104,36 @@ def build(description: Mapping[str, Any], kind: Kind | None = None) -> Any:
     Raises:
         ValueError: there is no such class, or it is of another kind.
     """
-    return _class_of(description, kind, "the configuration").from_config(dict(description))
+    from molrmog.checks import check_types
+
+    cls = _class_of(description, kind, "the configuration")
+    own = renewed(dict(description))
+    check_types(cls, own)
+    return cls.from_config(own)
+
+
+def renewed(description: Any) -> Any:
+    """A description, with what earlier releases wrote in the words of this one; parts of it, too.
+
+    Example:
+        >>> renewed({"denoiser": "ResidualDenoiser", "added": True})
+        {'denoiser': 'ResidualDenoiser', 'added': 1.0}
+    """
+    if isinstance(description, list):
+        return [renewed(each) for each in description]
+    if not isinstance(description, dict):
+        return description
+    found = {name: renewed(value) for name, value in description.items()}
+    if found.get("denoiser") == "ResidualDenoiser" and isinstance(found.get("added"), bool):
+        found["added"] = float(found["added"])  # once all of the base was added, or nothing
+    if found.get("denoiser") == "PatchDenoiser":
+        found.setdefault("top", None)
+    return found
+
+
+def same_class(one: object, other: object) -> bool:
+    """Whether two names are those of one class."""
+    return isinstance(one, str) and isinstance(other, str) and ALIASES.get(one, one) == ALIASES.get(other, other)
 
 
 def load(path: str | Path, kind: Kind | None = None) -> Any:
@@ -118,14 +147,17 @@ def load(path: str | Path, kind: Kind | None = None) -> Any:
         FileNotFoundError: there is no model.
         ValueError: the model is corrupt or of another kind.
     """
-    from molrmog.saving import load_model
+    from molrmog.saving import MODEL_NAME, load_model
 
     config, tensors = load_model(path)
-    return _class_of(config, kind, f"the configuration in {path}").from_saved(config, tensors, where=str(path))
+    cls = _class_of(config, kind, f"the configuration in {path}")
+    return cls.from_saved(config, tensors, where=f"{path}/{MODEL_NAME}")
 
 
 def _class_of(description: Mapping[str, Any], kind: str | None, where: str) -> Any:
     """The class that a description names."""
+    if not isinstance(description, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{where} has {repr(description)[:60]} where a {kind or 'model'} is described")
     found = next((each for each in _OF_MODELS if each in description), None)
     if found is None:
         raise ValueError(f"{where} names no {kind or 'model'}: save the model again, with save_pretrained")

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
+
+from molrmog.checks import LONGEST, parse_configuration
+from molrmog.folders import locked, room_for, sweep
+
+__all__ = ["CONFIG_NAME", "MODEL_NAME", "load_model", "locked", "one_line", "save_model", "write_atomically"]
 
 CONFIG_NAME = "config.json"
 MODEL_NAME = "model.safetensors"
 
 
+def one_line(error: object) -> str:
+    """What an error says, as the part of a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place.
+    """Let `write` fill a file of the same name in a folder beside `path`, then rename it into place.
+
+    What writers that died have left in the folder of `path` is removed.
 
     Args:
         path: the file to create or replace.
@@ -32,17 +42,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the folder cannot be written; `path` is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
+    sweep(path.parent)
+    with room_for(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes the file private; a model is shared like any other file
+        part.chmod(mode)  # safetensors makes the file private; a model is shared like any other file
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
@@ -57,6 +63,7 @@ def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Te
     Raises:
         OSError: the folder cannot be written; a model that was there is left whole.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -68,7 +75,11 @@ def save_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, Te
         place = own.untyped_storage().data_ptr()
         plain[name] = own.clone() if place in places else own  # safetensors takes no two names for one piece of memory
         places.add(place)
-    write_atomically(folder / MODEL_NAME, lambda part: save_file(plain, part, metadata={"config": text}))
+    try:
+        write_atomically(folder / MODEL_NAME, lambda part: save_file(plain, part, metadata={"config": text}))
+    except SafetensorError as error:  # its own error for a full disk
+        reason = f"{folder / MODEL_NAME} cannot be written ({one_line(error)}): make room, or name another folder"
+        raise OSError(reason) from None
     write_atomically(folder / CONFIG_NAME, lambda part: part.write_text(text + "\n"))
     return folder
 
@@ -86,7 +97,7 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: there is no such model.
         ValueError: a file is corrupt or truncated; the message names it.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = _local_folder(str(folder))
     path = folder / MODEL_NAME
@@ -98,64 +109,22 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             # Cloned, so that a tensor begins where torch lets tensors begin: products of memory that begins elsewhere
             # may be added up in another order, and a model that comes back should answer bit for bit as it did.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt or truncated ({error}): save the model again") from None
-    text = metadata.get("config")
+    except PermissionError:
+        raise
+    except Exception as error:  # safetensors and torch have many of their own for a file that is none
+        raise ValueError(f"{path} is corrupt or truncated ({one_line(error)}): save the model again") from None
+    text: str | bytes | None = metadata.get("config")
     source = path
     if text is None:
         source = folder / CONFIG_NAME
         if not source.is_file():
             raise FileNotFoundError(f"no model in {folder}: {CONFIG_NAME} is missing")
-        text = source.read_bytes()
+        with source.open("rb") as config:
+            text = config.read(LONGEST + 1)
     try:
-        config = json.loads(text)
+        return parse_configuration(text), tensors
     except ValueError as error:
-        raise ValueError(f"the configuration in {source} is not valid JSON ({error}): save the model again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"the configuration in {source} is not a JSON object: save the model again")
-    return cast("dict[str, Any]", config), tensors
-
-
-@contextmanager
-def locked(folder: Path, run: Path | None = None) -> Generator[None]:
-    """Keep other processes out of a folder while the block runs; the lock ends with its process, however that ends.
-
-    Nothing is locked where the system or the disk knows no such locks (`flock`).
-
-    Args:
-        folder: what is locked; made where it does not exist.
-        run: what the message names; the folder where None.
-
-    Raises:
-        BlockingIOError: another process holds the folder.
-    """
-    handle = _lock(folder, run or folder)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path, run: Path) -> int | None:
-    try:
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BlockingIOError(
-            f"{run} is being written by another process: wait for it, or name another folder"
-        ) from None
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+        raise ValueError(f"the configuration in {source} {error}: save the model again") from None
 
 
 def _local_folder(name: str) -> Path:

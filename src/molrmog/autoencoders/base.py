@@ -64,6 +64,11 @@ class Autoencoder(Model):
         self.register_buffer("latent_mean", torch.zeros(self.latent_dim))
         self.register_buffer("latent_scale", torch.ones(()))
 
+    def check_loaded(self) -> None:
+        """Refuse a scale that is not above zero."""
+        if not bool((self.latent_scale > 0).all()):
+            raise ValueError("latent_scale is not above zero")
+
     @abstractmethod
     def encode_raw(self, x: Tensor) -> Tensor:
         """Latents before standardisation, with shape (B, d), of rows with shape (B, D)."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.autoencoders.base import Autoencoder, encode_noised
+from molrmog.checks import check_orthonormal
 from molrmog.data.arrays import as_numbers
 from molrmog.laws.base import Subspace
 from molrmog.models import Noise
@@ -56,6 +57,11 @@ class LinearAutoencoder(Autoencoder):
             raise ValueError(f"latent_dim = {latent_dim}: a subspace of R^{self.dim} has a dimension of at most that")
         self.basis = nn.Parameter(torch.eye(self.dim, latent_dim), requires_grad=False)
         self.offset = nn.Parameter(torch.zeros(self.dim), requires_grad=False)
+
+    def check_loaded(self) -> None:
+        """Refuse a scale that is not above zero, and a basis that is not orthonormal."""
+        super().check_loaded()
+        check_orthonormal("basis", self.basis[None], [self.latent_dim])
 
     @property
     def config(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.autoencoders.base import Autoencoder
+from molrmog.checks import check_settings
 from molrmog.weights import load_weights, weights_file
 
 DIFFUSERS_MODELS = ("AutoencoderKL", "AutoencoderTiny")
@@ -48,6 +49,7 @@ class PretrainedAutoencoder(Autoencoder):
         if model not in DIFFUSERS_MODELS:
             raise ValueError(f"{model} is no autoencoder known here: choose from {', '.join(DIFFUSERS_MODELS)}")
         kind = getattr(diffusers, model)
+        check_settings(kind, settings)
         with torch.device("meta"):  # shapes without computing
             probe = kind.from_config(settings)
         latent_shape, back = _shapes(probe, shape)

@@ -21,6 +21,7 @@ from molrmog.models import (
     denoise_with,
     description_of,
     dim_of,
+    num_experts_of,
     refuse_expert,
 )
 from molrmog.registry import build
@@ -61,8 +62,11 @@ class Given(Denoiser):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, before its tensors are read."""
-        expert = config["expert"]
-        return cls(build(config["network"], "denoiser"), expert if isinstance(expert, int) else torch.tensor(expert))
+        expert, network = config["expert"], build(config["network"], "denoiser")
+        for each in expert if isinstance(expert, list) and expert else [expert]:
+            if type(each) is not int or not NULL_EXPERT <= each < num_experts_of(network):
+                raise ValueError(f"expert is {each}, and the network knows {num_experts_of(network)}")
+        return cls(network, expert if isinstance(expert, int) else torch.tensor(expert))
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """E[x_0 | x_t, k] with shape (B, D); the expert is chosen already."""

@@ -96,6 +96,11 @@ class MoGDenoiser(Denoiser):
             "orthonormal_factors": self.orthonormal_factors,
         }
 
+    def check_loaded(self) -> None:
+        """Refuse bases that are not orthonormal though every step of a training makes them so."""
+        if "basis" in self.learn:
+            super().check_loaded()
+
     @property
     def num_parameters(self) -> int:
         """Numbers that are learned, padding left out."""
@@ -106,7 +111,7 @@ class MoGDenoiser(Denoiser):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the network that `config` describes, before its parameters are read."""
         options = {key: value for key, value in config.items() if key not in ("denoiser", "law")}
-        return cls(MoLRMoG(**config["law"]), **options)
+        return cls(MoLRMoG.from_config(config["law"]), **options)
 
     @classmethod
     def from_moments(

@@ -24,10 +24,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from molrmog.checks import allow_more
 from molrmog.denoisers.base import check_columns, level_of_rows
 from molrmog.laws.base import Law
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 from molrmog.registry import build
+
+_NUMBERS = 2**24  # of an index that is not saved; more are for who builds the denoiser
 
 
 class PatchDenoiser(Denoiser):
@@ -92,6 +95,7 @@ class PatchDenoiser(Denoiser):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Build the denoiser that `config` describes, before its law is read."""
         law = build(config["law"], "law").requires_grad_(False)
+        allow_more(_NUMBERS)
         return cls(law, config["shape"], config["size"], config["stride"], config["top"])
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:

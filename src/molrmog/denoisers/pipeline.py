@@ -37,6 +37,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from molrmog.checks import check_settings
 from molrmog.denoisers.base import check_columns, level_of_rows
 from molrmog.denoisers.unet import diffusers_unet
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
@@ -126,6 +127,11 @@ class DiffusersDenoiser(Denoiser):
         settings = {key: value for key, value in config["unet"].items() if key != "class"}
         if config["unet"]["class"] != diffusers_unet().__name__:
             raise ValueError(f"the network is a {config['unet']['class']}: build it, and load its state_dict, yourself")
+        check_settings(diffusers_unet(), settings)
+        if settings.get("class_embed_type") is not None or "alphas_cumprod" not in config["schedule"]:
+            raise ValueError("its network takes classes, or its schedule has no alphas_cumprod")
+        if settings["in_channels"] != config["shape"][0]:
+            raise ValueError(f"shape = {config['shape']} for a network of {settings['in_channels']} channels")
         unet, schedule = diffusers_unet().from_config(settings), DiscreteSchedule.from_config(config["schedule"])
         return cls(cast(nn.Module, unet), schedule, config["shape"], config["prediction"], config["clip"])
 

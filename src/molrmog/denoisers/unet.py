@@ -73,6 +73,8 @@ class UNetDenoiser(Preconditioned):
             raise ValueError(
                 f"channels = {tuple(channels)}: attention takes a multiple of 8 in the last, or turn it off"
             )
+        if groups is not None and groups < 0:
+            raise ValueError(f"groups = {groups}: pass how many groups a norm has, or None")
         super().__init__(math.prod(shape), experts, sigma_data, inputs, unconditional, gates)
         self.shape = tuple(int(size) for size in shape)
         self.channels = tuple(int(width) for width in channels)

@@ -10,10 +10,10 @@ whatever it kept itself.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -24,8 +24,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from molrmog.folders import locked, sweep
 from molrmog.progress import progress
-from molrmog.saving import locked, write_atomically
+from molrmog.saving import write_atomically
 from molrmog.seeds import seed_of
 
 CELLS_NAME, CELL_NAME = "cells", "cell.json"
@@ -216,24 +217,44 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
+def holds_cells(out: Path) -> bool:
+    """Whether a folder is that of an experiment: it has cells, or once had."""
+    place = out / CELLS_NAME
+    marks = (_SETTINGS_NAME, CELL_NAME)
+    return (out / _SETTINGS_NAME).is_file() or any(next(place.rglob(name), None) is not None for name in marks)
+
+
 def _prepare(folder: Path, settings: Mapping[str, Any]) -> None:
-    """An empty folder, or one that a cell of the same settings was stopped in."""
+    """An empty folder, or one that a cell of the same settings was stopped in.
+
+    What a cell of other settings kept is moved aside, for there may be files of others in it.
+
+    Raises:
+        FileExistsError: the folder is of no cell.
+    """
     text = json.dumps(settings, sort_keys=True)
-    with suppress(OSError):
+    sweep(folder, (_SETTINGS_NAME, CELL_NAME))
+    with suppress(OSError, ValueError):
         if (folder / _SETTINGS_NAME).read_text() == text:
             (folder / _ERROR_NAME).unlink(missing_ok=True)
             return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / _SETTINGS_NAME).write_text(text)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not any((folder / name).is_file() for name in (_SETTINGS_NAME, CELL_NAME)):
+            raise FileExistsError(
+                f"{folder} holds something else than a cell: move it elsewhere, or name another --out"
+            )
+        number = next(i for i in itertools.count(1) if not folder.with_name(f"{folder.name}.before-{i}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.before-{number}"))
+    write_atomically(folder / _SETTINGS_NAME, lambda part: part.write_text(text))
 
 
 def _result(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
-        kept = json.loads((folder / CELL_NAME).read_text())
-    except (OSError, ValueError):
-        return None
-    return kept["result"] if kept.get("settings") == json.loads(json.dumps(settings)) else None
+        kept = dict(json.loads((folder / CELL_NAME).read_text()))
+        result = dict(kept["result"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None  # damaged, so it is computed again
+    return result if kept.get("settings") == json.loads(json.dumps(settings)) else None
 
 
 def _share(folder: Path) -> float:

@@ -17,7 +17,6 @@ processor, or of the clock on a GPU: the price of the base is in them, measureme
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
@@ -37,6 +36,7 @@ from molrmog.denoisers.unet import UNetDenoiser
 from molrmog.experiments.cells import experiment_of, report_progress
 from molrmog.experiments.image_cells import parts, space
 from molrmog.laws.base import Law
+from molrmog.learning.checkpoints import checkpoints_in, remove_checkpoint
 from molrmog.learning.fit import fit
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.run import CHECKPOINTS_NAME
@@ -156,9 +156,9 @@ def compute_arm(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def _forget_unmeasured(folder: Path) -> None:
     """Drop checkpoints whose mark is missing, so that a cell that was stopped while it measured does so again."""
-    for checkpoint in (folder / "run" / CHECKPOINTS_NAME).glob("step-*"):
-        if not (folder / "marks" / f"{int(checkpoint.name.removeprefix('step-'))}.json").is_file():
-            shutil.rmtree(checkpoint)
+    for step, checkpoint in checkpoints_in(folder / "run" / CHECKPOINTS_NAME).items():
+        if not (folder / "marks" / f"{step}.json").is_file():
+            remove_checkpoint(checkpoint)
 
 
 def arm_network(settings: Settings, folder: Path, x: Tensor, shape: tuple[int, ...]) -> Denoiser:

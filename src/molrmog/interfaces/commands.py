@@ -19,7 +19,7 @@ from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.network_report import write_network_report
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import SAMPLES_NAME, Run
+from molrmog.interfaces.runs import SAMPLES_NAME, Run, alone_in_run
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
@@ -66,6 +66,7 @@ def train(*, command: str, **settings: Any) -> None:
     print(f"report  {page}")
 
 
+@alone_in_run
 def sample(
     *,
     run: str,
@@ -172,6 +173,7 @@ def sample(
         print(f"rows     {rows}")
 
 
+@alone_in_run
 def evaluate(
     *,
     run: str,
@@ -210,6 +212,7 @@ def evaluate(
     if (clip is None) != (prompt is None):
         raise ValueError("--clip FOLDER and --prompt TEXT go together: pass both")
     place = Run(Path(run))
+    place.check_finished()
     model, layout, settings = place.model(), place.layout(), place.settings()
     source = data or settings.get("data")
     if source is None:
@@ -271,6 +274,7 @@ def evaluate(
     print(f"report  {page}")
 
 
+@alone_in_run
 def explain(*, command: str, **settings: Any) -> None:
     """Say how much of a network a law explains; see `molrmog.interfaces.explain`.
 

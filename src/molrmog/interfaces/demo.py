@@ -42,10 +42,10 @@ from molrmog.experiments.latents import AutoencoderSettings, assign_experts, bui
 from molrmog.experiments.networks import latent_network
 from molrmog.interfaces import evaluation, fitting
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import METRICS_NAME, SAMPLES_NAME, Run, staged
+from molrmog.interfaces.runs import DATA_NAME, METRICS_NAME, SAMPLES_NAME, Run, records_in, staged
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import progress
-from molrmog.saving import write_atomically
+from molrmog.saving import MODEL_NAME, write_atomically
 from molrmog.schedules import VPSchedule
 
 LAWS: dict[str, dict[str, Any]] = {
@@ -80,7 +80,7 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
     """Fit laws to the digits, train networks, compare on held-out digits, and write a run folder with a report.
 
     Args:
-        out: run folder; a run that is there is replaced.
+        out: run folder; that of an earlier demo is replaced.
         seed: of everything random.
         command: the words that asked for this, for the record.
 
@@ -88,8 +88,9 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
         The path of the report.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or holds another run.
     """
+    _refuse_others(out)
     with staged(out, overwrite=True) as part:
         train, held = load_parts("digits", dequantise=True, seed=seed)
         fits = {
@@ -129,6 +130,21 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
     evaluation.print_measurements("digits", measured)
     print(f"report  {Run(out).folder / 'report.html'}")
     return out / "report.html"
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse to replace a run that no demo made.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    if (out / MODEL_NAME).exists() or (out / DATA_NAME).exists():
+        try:
+            made = [r.get("command") for r in records_in(out) if r["kind"] == "fit"]
+        except ValueError:
+            made = []
+        if not made or not str(made[0]).startswith("molrmog demo"):
+            raise FileExistsError(f"--out {out} holds a run that is not of molrmog demo: name another folder")
 
 
 def _train_networks(

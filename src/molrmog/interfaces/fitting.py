@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from molrmog import pictures
 from molrmog.data import Dataset, load_parts, reading_of
 from molrmog.data.dataset import exact_precision
 from molrmog.experiments.page import machine
+from molrmog.folders import Lock
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
@@ -87,30 +89,31 @@ def fit_run(
     }
     settings |= {"held_out": held_out, **source}
     importlib.import_module("sklearn.cluster")  # before the folder: an interrupt gets lost in imports of compiled code
-    with staged(folder, overwrite=overwrite) as part:
-        law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
-        save_run(part, law, train, held, settings, records)
-    run = Run(folder)
-    try:
-        with status("measuring"):
-            measured = evaluation.likelihood(law, train, held)
-            samples = evaluation.draw(law, min(_SAMPLES, max(len(held), _GRID)) if evaluate else _GRID, seed)
-            if evaluate:
-                (space,) = evaluation.feature_spaces(["pca"], train, held)
-                if min(len(train), len(held), len(samples)) > 1:
-                    measured += evaluation.quality(samples, train, held, space, neighbours=False, seed=seed)
-                measured += evaluation.clusters(law, held)
-            run.record([m.to_record(law="law", command=command) for m in measured])
-            write_atomically(
-                folder / SAMPLES_NAME,
-                lambda file: file.write_bytes(
-                    pictures.samples_picture(train, samples[:_GRID], np.asarray(held.x[:500]))
-                ),
-            )
-            page = write_report(run, law, train, held, samples)
-    except KeyboardInterrupt:
-        print(f"molrmog: the fit is done and kept; measure it with: molrmog evaluate {folder}", file=sys.stderr)
-        raise
+    with closing(Lock(folder)) as lock:
+        with staged(folder, overwrite=overwrite, lock=lock) as part:
+            law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
+            save_run(part, law, train, held, settings, records)
+        run = Run(folder)
+        try:
+            with status("measuring"):
+                measured = evaluation.likelihood(law, train, held)
+                samples = evaluation.draw(law, min(_SAMPLES, max(len(held), _GRID)) if evaluate else _GRID, seed)
+                if evaluate:
+                    (space,) = evaluation.feature_spaces(["pca"], train, held)
+                    if min(len(train), len(held), len(samples)) > 1:
+                        measured += evaluation.quality(samples, train, held, space, neighbours=False, seed=seed)
+                    measured += evaluation.clusters(law, held)
+                run.record([m.to_record(law="law", command=command) for m in measured])
+                write_atomically(
+                    folder / SAMPLES_NAME,
+                    lambda file: file.write_bytes(
+                        pictures.samples_picture(train, samples[:_GRID], np.asarray(held.x[:500]))
+                    ),
+                )
+                page = write_report(run, law, train, held, samples)
+        except KeyboardInterrupt:
+            print(f"molrmog: the fit is done and kept; measure it with: molrmog evaluate {folder}", file=sys.stderr)
+            raise
     evaluation.print_measurements(train.name, {"law": measured})
     print(f"report  {page}")
 

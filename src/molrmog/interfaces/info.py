@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -18,7 +17,7 @@ from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.fitting import forecast
 from molrmog.interfaces.network_report import describe
-from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, Run
+from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, Run, experiment_in
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 
@@ -98,11 +97,7 @@ def _of_run(folder: Path) -> tuple[Lines, dict[str, list[Measurement]]]:
 
 
 def _of_experiment(folder: Path) -> Lines:
-    path = folder / EXPERIMENT_NAME
-    try:
-        asked = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise ValueError(f"{path} is damaged: it says what the folder was made for") from None
+    asked = experiment_in(folder)
     page = folder / "report.html"
     lines: Lines = [(key, value) for key, value in asked.items() if value is not None]
     return [*lines, ("report", page if page.is_file() else "not finished: give the same command again")]

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from molrmog.interfaces.runs import EXPERIMENT_NAME, check_out
+from molrmog.experiments.cells import holds_cells
+from molrmog.folders import locked, sweep
+from molrmog.interfaces.runs import EXPERIMENT_NAME, check_out, experiment_in
 from molrmog.saving import write_atomically
 
 _OWN_OPTIONS = {
@@ -71,38 +73,41 @@ def run_experiment(
     options = {"seed": seed, "workers": workers or (1 if own.get("device", "cpu") != "cpu" else os.cpu_count() or 1)}
     place = Path(out or f"runs/{folder}")
     asked = {"experiment": name, "budget": budget, "seed": seed, "dataset": dataset, "rows": rows, "steps": steps}
-    _claim(place, asked)
-    run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
-    try:
-        page = run(place, budget=budget, **options, **own)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
-    except (ValueError, OSError):
-        _give_up(place)
-        raise
+    with locked(place):
+        claimed = _claim(place, asked)
+        run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")
+        try:
+            page = run(place, budget=budget, **options, **own)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
+        except (ValueError, OSError):
+            if claimed:
+                _give_up(place)
+            raise
     print(f"report  {page}")
 
 
 def _give_up(out: Path) -> None:
-    """Take the mark from a folder in which nothing was computed."""
+    """Take the mark of this call from a folder in which nothing was computed; `locked` removes one that it made."""
     if [path.name for path in out.iterdir()] == [EXPERIMENT_NAME]:
         (out / EXPERIMENT_NAME).unlink()
-        out.rmdir()
 
 
-def _claim(out: Path, asked: Mapping[str, Any]) -> None:
-    """Mark a folder as that of an experiment, or refuse it where it is something else."""
+def _claim(out: Path, asked: Mapping[str, Any]) -> bool:
+    """Mark a folder as that of an experiment, or refuse it where it is something else.
+
+    Returns:
+        Whether it had no mark.
+    """
+    sweep(out, [EXPERIMENT_NAME])
     mark = out / EXPERIMENT_NAME
     if mark.is_file():
-        try:
-            there = {"steps": None, **json.loads(mark.read_text())}
-            different = [f"{key} {there[key]}, not {value}" for key, value in asked.items() if there[key] != value]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{mark} is damaged: name another folder") from None
+        there = experiment_in(out)
+        different = [f"{key} {there[key]}, not {value}" for key, value in asked.items() if there[key] != value]
         if different:
             raise FileExistsError(f"--out {out} holds {', '.join(different)}: name another folder")
-        return
-    if not (out / "cells").is_dir():  # those of an experiment that was called from Python
+        return False
+    if not holds_cells(out):  # those of an experiment that was called from Python
         check_out(out, overwrite=False)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(mark, lambda part: part.write_text(json.dumps(asked, indent=2) + "\n"))
+    return True

@@ -20,9 +20,8 @@ References:
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,20 +40,24 @@ from molrmog.experiments.bases import fitted_base, saved_base
 from molrmog.experiments.latents import AutoencoderSettings, assign_experts, build_autoencoders, encode_all
 from molrmog.experiments.networks import latent_network
 from molrmog.experiments.page import machine
+from molrmog.folders import locked, sweep
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.network_report import write_network_report
 from molrmog.interfaces.runs import (
     DATA_NAME,
     EXPERTS_NAME,
     GRIDS_NAME,
+    METRICS_NAME,
     REPORT_NAME,
+    RUN_FILES,
     SAMPLES_NAME,
     SETTINGS_NAME,
     Run,
-    append_records,
     check_out,
     experts_in,
+    records_in,
     settings_in,
+    write_records,
 )
 from molrmog.interfaces.trained import Trained
 from molrmog.learning.em import EMState
@@ -67,10 +70,11 @@ from molrmog.metrics import Stopwatch
 from molrmog.models import Denoiser
 from molrmog.progress import progress, status
 from molrmog.registry import load
-from molrmog.saving import MODEL_NAME, locked, write_atomically
+from molrmog.saving import CONFIG_NAME, MODEL_NAME, write_atomically
 from molrmog.schedules import Schedule
 
 AUTOENCODERS_NAME, BASE_NAME = "autoencoders", "base"
+_NAMES = (*RUN_FILES, EXPERTS_NAME)
 _APART = ("linear", "vae")  # autoencoders whose experts have no latents in common
 
 # Settings that do not change what a run becomes.
@@ -110,28 +114,45 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str,
     _check_flags(settings)
     settings = {**settings, "learn": settings["learn"] or _LEARN.get(settings["network"])}
     folder = Path(settings["out"])
-    begun = _begun(folder, settings)
-    if (folder / REPORT_NAME).is_file():
-        return None
-    options = _options(settings)
-    with status(f"reading {settings['data']}"):
-        source = reading_of(settings)
-        train, held = load_parts(settings["data"], held_out=settings["held_out"], seed=settings["seed"], **source)
-    if settings["experts"] == "labels" and train.labels is None:
-        raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
-    if not begun:
-        write_atomically(folder / SETTINGS_NAME, lambda part: part.write_text(_yaml(settings)))
-    try:
-        with locked(folder):
-            _sweep(folder)
+    with locked(folder):
+        begun = _begun(folder, settings)
+        if (folder / REPORT_NAME).is_file():
+            return None
+        options = _options(settings)
+        with status(f"reading {settings['data']}"):
+            source = reading_of(settings)
+            train, held = load_parts(settings["data"], held_out=settings["held_out"], seed=settings["seed"], **source)
+        if settings["experts"] == "labels" and train.labels is None:
+            raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
+        before = {path for path in _first_files(folder) if path.exists()}
+        try:
+            if begun:
+                _forget_measurements(folder)
+            else:
+                write_atomically(folder / SETTINGS_NAME, lambda part: part.write_text(_yaml(settings)))
             trained, held_expert = _train(folder, settings, options, train, held)
             return train.name, *_finish(Run(folder), trained, held_expert, settings, train, held, command)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
-    except (ValueError, FileNotFoundError):
-        if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, CHECKPOINTS_NAME)):
-            shutil.rmtree(folder)  # nothing is trained: the right settings may have the place
-        raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; what is done is kept, go on with: {command}") from None
+        except (ValueError, FileNotFoundError):
+            if not any((folder / name).exists() for name in (AUTOENCODERS_NAME, CHECKPOINTS_NAME)):
+                _give_up(folder, before)  # nothing is trained: the right settings may have the place
+            raise
+
+
+def _first_files(folder: Path) -> list[Path]:
+    """What a run holds before anything is trained."""
+    names = (SETTINGS_NAME, EXPERTS_NAME, DATA_NAME, METRICS_NAME)
+    return [folder / name for name in names] + [folder / BASE_NAME / name for name in (CONFIG_NAME, MODEL_NAME)]
+
+
+def _give_up(folder: Path, before: Set[Path]) -> None:
+    """Remove what this call has written, and nothing else."""
+    for path in _first_files(folder):
+        if path not in before:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or holds something of others
+        (folder / BASE_NAME).rmdir()
 
 
 def _check_flags(settings: Mapping[str, Any]) -> None:
@@ -234,8 +255,13 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
         FileExistsError: it holds something else.
         ValueError: it holds a run with other settings.
     """
+    sweep(folder, _NAMES)
+    for name in (BASE_NAME, AUTOENCODERS_NAME, CHECKPOINTS_NAME, GRIDS_NAME):
+        for place in [folder / name, *(folder / name).rglob("*")]:
+            if place.is_dir():
+                sweep(place, (CONFIG_NAME, MODEL_NAME))
     if not (folder / SETTINGS_NAME).is_file():
-        check_out(folder, overwrite=all(path.name.endswith(".part") for path in folder.glob("*")))
+        check_out(folder, overwrite=False)
         return False
     before = settings_in(folder)
     if "network" not in before:
@@ -313,7 +339,7 @@ def _train(
         diffusers_unet()  # seconds that are not the start's
     same = ("modes", "start", "channels", "attention", "width", "depth", "gates", "added", "seed")
     again = (folder / CHECKPOINTS_NAME).exists()
-    with nullcontext() if again else _stage(folder, "start"), status("finding a start"):
+    with nullcontext() if again else _stage(folder, "start", of="network"), status("finding a start"):
         network = latent_network(
             settings["network"],
             z,
@@ -369,7 +395,7 @@ def _base(
     """What a residual network stands on, made once and kept."""
     place, learn = folder / BASE_NAME, _learned(settings) or ()
     if not (place / MODEL_NAME).is_file():
-        with _stage(folder, "start"):
+        with _stage(folder, "start", of="base"):
             if settings["base"] is not None:
                 by_label = _by_label(settings, train) and bool(settings_in(Path(settings["base"])).get("labels"))
                 base = saved_base(settings["base"], train.dim, int(expert.max()) + 1, learn=learn, by_expert=by_label)
@@ -379,6 +405,8 @@ def _base(
                 base = _fitted(folder, settings, z, expert, latent_dim, learn)
         base.save_pretrained(place)
     base = load(place, "denoiser")
+    if not (place / CONFIG_NAME).is_file():  # the call that saved it was killed between the two
+        base.save_pretrained(place)
     return base if learn else base.requires_grad_(False)
 
 
@@ -402,7 +430,7 @@ def _fitted(
         head = settings["head"]
         latent_dim = latent_dim if settings["autoencoder"] == "none" else z.shape[1]
         base = fitted_base(z, expert, latent_dim=latent_dim, head=head, learn=learn, on_iteration=on_iteration, **same)
-    append_records(folder, passes)
+    _keep_passes(folder, passes)
     return base
 
 
@@ -414,7 +442,7 @@ def _by_label(settings: Mapping[str, Any], train: Dataset) -> bool:
 def _experts(folder: Path, settings: Mapping[str, Any], train: Dataset, held: Dataset) -> tuple[Tensor, Tensor]:
     """The expert of every training and held-out row, found once and kept."""
     if (folder / EXPERTS_NAME).is_file():
-        return experts_in(folder)
+        return experts_in(folder, (len(train), len(held)))
     asked = settings["experts"]
     by_label = _by_label(settings, train)
     if by_label and train.labels is None:
@@ -465,6 +493,8 @@ def _finish(
             measured["base"], drawn = evaluation.network(trained.base, before, train, held, None, **options)
         others["the base alone"] = drawn
     with status("writing the report"):
+        picture = pictures.samples_picture(train, x[:_GRID], np.asarray(held.x[:500]))
+        write_atomically(run.folder / SAMPLES_NAME, lambda part: part.write_bytes(picture))
         run.record(
             [
                 {
@@ -476,28 +506,53 @@ def _finish(
                 *(m.to_record(law=name, command=command) for name, each in measured.items() for m in each),
             ]
         )
-        picture = pictures.samples_picture(train, x[:_GRID], np.asarray(held.x[:500]))
-        write_atomically(run.folder / SAMPLES_NAME, lambda part: part.write_bytes(picture))
         page = write_network_report(run, trained, train, held, x, others)
     return measured, page
 
 
 @contextmanager
-def _stage(folder: Path, name: str) -> Generator[None]:
-    """Keep in the records how long a stage took, also where it is stopped."""
-    watch = Stopwatch()
+def _stage(folder: Path, name: str, of: str = "") -> Generator[None]:
+    """Keep in the records how long a stage took, all calls that worked at it together, also where it is stopped.
+
+    Args:
+        folder: of the run.
+        name: of the stage.
+        of: what it is a stage of, where there are several of one name.
+    """
+    which = {"kind": "stage", "name": name, **({"of": of} if of else {})}
+    watch, done = Stopwatch(), False
     try:
         with watch:
             yield
+        done = True
     finally:
-        times = {"seconds": round(watch.wall, 3), "cpu_seconds": round(watch.cpu, 3)}
-        append_records(folder, [{"kind": "stage", "name": name, **times}])
+        records = records_in(folder, torn=True)
+        found = [i for i, each in enumerate(records) if which.items() <= each.items() and each.get("of", "") == of]
+        before = records[found[0]] if found else {}
+        times = {"seconds": watch.wall, "cpu_seconds": watch.cpu}
+        times = {key: round(before.get(key, 0.0) + time, 3) for key, time in times.items()}
+        record = {**which, **times, **({} if done else {"stopped": True})}
+        if found and not before.get("stopped"):  # it was done once, and what came after it stays after it
+            records[found[0]] = {**which, **times}
+        else:
+            records = [each for i, each in enumerate(records) if i not in found] + [record]
+        write_records(folder, records)
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what a run that was killed has left half written."""
-    for path in folder.rglob(".*.part"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _keep_passes(folder: Path, passes: Sequence[dict[str, Any]]) -> None:
+    """Keep the passes of EM in the records, in the place of those of a call that was killed."""
+    records = records_in(folder, torn=True)
+    at = next((i for i, each in enumerate(records) if each["kind"] == "em"), len(records))
+    records = [each for each in records if each["kind"] != "em"]
+    write_records(folder, [*records[:at], *passes, *records[at:]])
+
+
+def _forget_measurements(folder: Path) -> None:
+    """Drop what a call that was killed at the report has measured, for this call measures it again."""
+    records = records_in(folder, torn=True)
+    kept = [each for each in records if each["kind"] not in ("training", "measurement")]
+    if kept != records:
+        write_records(folder, kept)
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from molrmog.checks import check_orthonormal
 from molrmog.laws.base import (
     MANY,
     Compute,
@@ -158,6 +159,11 @@ class HeadTail(Law):
     def config(self) -> dict[str, Any]:
         """Shapes of the law: those of the head, and D."""
         return {"dim": self.dim, "tail": len(self.spread), "head": self.head.config}
+
+    def check_loaded(self) -> None:
+        """Refuse axes, and bases of the head, that are not orthonormal."""
+        super().check_loaded()
+        check_orthonormal("axes", self.axes[None], [self.axes.shape[1]])
 
     @property
     def num_parameters(self) -> int:

@@ -53,6 +53,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
+from molrmog.checks import check_orthonormal
 from molrmog.laws.base import (
     MANY,
     Law,
@@ -166,6 +167,10 @@ class MoLRMoG(Law):
     def config(self) -> dict[str, Any]:
         """What builds the law: the constructor's arguments."""
         return {"dim": self.dim, "latent_dims": self.latent_dims, "modes": self.modes, "ranks": self.ranks}
+
+    def check_loaded(self) -> None:
+        """Refuse a basis that is not orthonormal."""
+        check_orthonormal("basis", self.basis.transpose(0, 1), self.latent_dims)
 
     @property
     def num_parameters(self) -> int:

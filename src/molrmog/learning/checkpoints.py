@@ -16,17 +16,22 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from molrmog.folders import exchange
+from molrmog.saving import write_atomically
+
 _STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_PART = re.compile(r"\.step-\d{8,}\.part")
+_OWN = re.compile(r"state\.json|(model|average|optimizer)\.safetensors|\.tmp[A-Za-z0-9]{6}")
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> bool:
     place = folder / f"step-{checkpoint.step:08d}"
     part = folder / f".{place.name}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        for left in folder.glob(".step-*.part"):  # by whoever was killed; the run has one writer at a time
+            if _PART.fullmatch(left.name):
+                remove_checkpoint(left)
+        part.mkdir(parents=True, exist_ok=True)
         for name, tensors in checkpoint.tensors.items():
             # Clones, because safetensors takes no two names for one piece of memory, as tied weights have.
             save_file({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, _file(part, name))
@@ -72,10 +79,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> bool:
         state["sha256"] = {**digests, _STATE: _digest_of_state({**state, "sha256": digests})}
         (part / _STATE).write_text(json.dumps(state, indent=2) + "\n")
         if place.exists():
-            shutil.rmtree(place)
-        os.replace(part, place)
+            remove_checkpoint(exchange(part, place))
+        else:
+            os.replace(part, place)
     except Exception as error:  # safetensors has its own error for a full disk
-        shutil.rmtree(part, ignore_errors=True)
+        remove_checkpoint(part)
         warnings.warn(
             f"no checkpoint of step {checkpoint.step}: {folder} cannot be written ({_one_line(error)}); the run goes "
             "on, and earlier checkpoints are as they were: make room",
@@ -83,11 +91,30 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> bool:
             stacklevel=2,
         )
         return False
-    steps = _steps(folder)
+    steps = checkpoints_in(folder)
     for step, path in steps.items():
         if step > checkpoint.step or step in sorted(s for s in steps if s <= checkpoint.step)[:-keep]:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_checkpoint(path)
     return True
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The folder of every checkpoint, whole or not, by its step."""
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return {int(match[1]): path for match, path in found if match and any(map(_is_own, path.iterdir()))}
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, and its folder where nothing of others lies in it."""
+    with suppress(OSError):
+        for each in sorted(path.iterdir(), key=lambda each: each.name != _STATE):
+            if _is_own(each):
+                each.unlink()
+        path.rmdir()
+
+
+def _is_own(path: Path) -> bool:
+    return bool(_OWN.fullmatch(path.name)) and not path.is_dir()
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -95,10 +122,12 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
     Each one that is not whole is a warning.
     """
-    for step, path in sorted(_steps(folder).items(), reverse=True):
+    from safetensors import SafetensorError
+
+    for step, path in sorted(checkpoints_in(folder).items(), reverse=True):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             warnings.warn(
                 f"the checkpoint of step {step} in {path} is damaged ({_one_line(error)}): the one before is used",
                 RuntimeWarning,
@@ -144,12 +173,10 @@ def forget_records(path: Path, after: int, kinds: tuple[str, ...]) -> None:
             record = json.loads(line)
         except ValueError:
             continue
-        if not (record.get("kind") in kinds and record.get("step", 0) > after):
+        if not isinstance(record, dict) or not (record.get("kind") in kinds and record.get("step", 0) > after):
             kept.append(line)
     if kept != lines:
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)
+        write_atomically(path, lambda part: part.write_text("".join(f"{line}\n" for line in kept)))
 
 
 def _read(path: Path) -> Checkpoint:
@@ -165,11 +192,6 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"{_file(path, name).name} is not what was written")
         tensors[name] = load(_file(path, name).read_bytes())
     return Checkpoint(int(state.pop("step")), state, tensors)
-
-
-def _steps(folder: Path) -> dict[int, Path]:
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*"))
-    return {int(match[1]): path for match, path in found if match}
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -65,10 +65,10 @@ def training(
                 run.validate_if_due()
                 done = run.step == options.steps
                 state = run.log() if done or run.step % options.log_every == 0 else None
-                if done or run.step % options.checkpoint_every == 0:
-                    run.save()
                 if on_grid is not None and run.step % options.grid_every == 0 and run.accelerator.is_main_process:
                     on_grid(run.average.module, run.step)
+                if done or run.step % options.checkpoint_every == 0:
+                    run.save()  # last, so that a run which goes on from here has all that belongs to this step
                 if state is not None:
                     yield state
     finally:

@@ -15,6 +15,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def write_explanation(found: Explanation, out: Path, sd: float, show: Show) -> P
             show("drawing", len(shots), len(found.drawn))
         over_levels = curves(found.levels)
         for old in out.glob("level-*.png"):
-            old.unlink()
+            if (out / FIGURES_NAME).is_file() and re.fullmatch(r"level-\d{2,}\.png", old.name):
+                old.unlink()  # of an older explanation
         for i, shot in enumerate(shots):
             _write(out / f"level-{i + 1:02d}.png", shot)
         _write(out / CURVES_NAME, png(over_levels))
