@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
 from molrmog.interfaces.network_report import describe, write_network_report
+from molrmog.interfaces.places import check_file
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, SAMPLES_NAME, Run
+from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, EXPERTS_NAME, RUN_FILES, SAMPLES_NAME, Run
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
@@ -116,10 +118,7 @@ def sample(
     if guidance_interval is not None and guidance == 1:
         raise ValueError(f"--guidance-interval {guidance_interval}: pass [low,high] of gamma / s, and --guidance W")
     place = Run(Path(run))
-    picture = Path(out) if out else place.folder / SAMPLES_NAME
-    rows = None if npz is None else Path(npz)
-    for path in (Path(out) if out else None, rows):
-        _check_file(path, overwrite=overwrite)
+    picture, rows = _check_files(place, out, npz, overwrite=overwrite)
     interval = None if guidance_interval is None else (guidance_interval[0], guidance_interval[1])
     model, layout = place.model(), place.layout()
     noise = None if schedule is None else Schedule.from_config({"name": schedule})
@@ -164,7 +163,7 @@ def sample(
         )
     x = x.numpy()
     write_atomically(picture, lambda part: part.write_bytes(pictures.samples_picture(layout, x)))
-    print(f"picture  {picture}")
+    print(f"picture  {out or place.folder / SAMPLES_NAME}")
     if rows is not None:
 
         def save(part: Path) -> None:
@@ -172,7 +171,7 @@ def sample(
                 np.savez_compressed(file, allow_pickle=False, x=x, **arrays)
 
         write_atomically(rows, save)
-        print(f"rows     {rows}")
+        print(f"rows     {npz}")
 
 
 def evaluate(
@@ -428,12 +427,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _check_file(path: Path | None, *, overwrite: bool) -> None:
-    if path is None:
-        return
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: name another file, or pass --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+def _check_files(place: Run, out: str | None, npz: str | None, *, overwrite: bool) -> tuple[Path, Path | None]:
+    """The files that samples are written to, behind all links."""
+    picture = check_file(out or place.folder / SAMPLES_NAME, overwrite=overwrite or out is None)
+    rows = None if npz is None else check_file(npz, "--npz", overwrite=overwrite)
+    if picture == rows:
+        raise ValueError(f"--out and --npz both name {npz}: name two files")
+    own = {Path(os.path.realpath(place.folder / name)) for name in (*RUN_FILES, EXPERTS_NAME)} - {
+        Path(os.path.realpath(place.folder / SAMPLES_NAME))
+    }
+    own.add(Path(os.path.realpath(str(place.settings().get("data") or place.folder))))
+    for flag, path in (("--out", picture), ("--npz", rows)):
+        if path in own:
+            raise FileExistsError(f"{flag} {path} is a file of the run, or its data: name another file")
+    return picture, rows

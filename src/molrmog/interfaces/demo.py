@@ -42,7 +42,7 @@ from molrmog.experiments.latents import AutoencoderSettings, assign_experts, bui
 from molrmog.experiments.networks import latent_network
 from molrmog.interfaces import evaluation, fitting
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import METRICS_NAME, SAMPLES_NAME, Run, staged
+from molrmog.interfaces.runs import METRICS_NAME, SAMPLES_NAME, Run, check_out, staged
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import progress
 from molrmog.saving import write_atomically
@@ -90,7 +90,7 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
     Raises:
         OSError: the folder cannot be written.
     """
-    with staged(out, overwrite=True) as part:
+    with staged(check_out(out, overwrite=True, beside=True), overwrite=True) as part:
         train, held = load_parts("digits", dequantise=True, seed=seed)
         fits = {
             name: fitting.fit_and_record(train, labels=False, seed=seed, command=command, name=name, **shape)

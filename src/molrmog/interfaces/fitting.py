@@ -70,7 +70,7 @@ def fit_run(
         OSError: the data are not there, or the run folder cannot be written.
     """
     folder = Path(out)
-    check_out(folder, overwrite=overwrite)
+    place = check_out(folder, overwrite=overwrite, beside=True)
     with status(f"reading {data}"):
         source: dict[str, Any] = {"data_dir": data_dir, "dequantise": dequantise, "image_size": image_size}
         train, held = load_parts(data, held_out=held_out, seed=seed, **source)
@@ -89,7 +89,7 @@ def fit_run(
     }
     settings |= {"held_out": held_out, **source}
     importlib.import_module("sklearn.cluster")  # before the folder: an interrupt gets lost in imports of compiled code
-    with staged(folder, overwrite=overwrite) as part:
+    with staged(place, overwrite=overwrite) as part:
         law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
         save_run(part, law, train, held, settings, records)
     run = Run(folder)

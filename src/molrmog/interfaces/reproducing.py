@@ -93,7 +93,7 @@ def _give_up(out: Path) -> None:
 def _claim(out: Path, asked: Mapping[str, Any]) -> None:
     """Mark a folder as that of an experiment, or refuse it where it is something else."""
     mark = out / EXPERIMENT_NAME
-    if mark.is_file():
+    if os.path.isfile(mark):
         try:
             there = {"steps": None, **json.loads(mark.read_text())}
             different = [f"{key} {there[key]}, not {value}" for key, value in asked.items() if there[key] != value]

@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -43,6 +44,7 @@ from molrmog.experiments.networks import latent_network
 from molrmog.experiments.page import machine
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.network_report import write_network_report
+from molrmog.interfaces.places import check_folder
 from molrmog.interfaces.runs import (
     DATA_NAME,
     EXPERTS_NAME,
@@ -234,7 +236,7 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
         FileExistsError: it holds something else.
         ValueError: it holds a run with other settings.
     """
-    if not (folder / SETTINGS_NAME).is_file():
+    if not os.path.isfile(folder / SETTINGS_NAME):
         check_out(folder, overwrite=all(path.name.endswith(".part") for path in folder.glob("*")))
         return False
     before = settings_in(folder)
@@ -251,6 +253,7 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
             f"--out {folder} holds a run with other settings ({'; '.join(changed)}): name another folder, or pass "
             "the settings of that run"
         )
+    check_folder(folder)
     return True
 
 
