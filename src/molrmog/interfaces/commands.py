@@ -21,10 +21,12 @@ from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
 from molrmog.interfaces.evaluation import Measurement
+from molrmog.interfaces.memory import check_memory
 from molrmog.interfaces.network_report import describe, write_network_report
 from molrmog.interfaces.places import check_file
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, EXPERIMENT_NAME, EXPERTS_NAME, RUN_FILES, SAMPLES_NAME, Run
+from molrmog.interfaces.streams import reader_is_gone
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
@@ -121,6 +123,7 @@ def sample(
     picture, rows = _check_files(place, out, npz, overwrite=overwrite)
     interval = None if guidance_interval is None else (guidance_interval[0], guidance_interval[1])
     model, layout = place.model(), place.layout()
+    check_memory(f"--num {num}", 8 * layout.dim * num)  # the samples, and one copy
     noise = None if schedule is None else Schedule.from_config({"name": schedule})
     arrays: dict[str, np.ndarray] = {}
     if isinstance(model, Trained):
@@ -227,6 +230,7 @@ def evaluate(
         )
     if train.dim != layout.dim:
         raise ValueError(f"{source} has rows of {train.dim} values, {run} has {layout.dim}: pass its own data")
+    check_memory(f"--num-samples {num_samples}", 8 * train.dim * num_samples)  # the samples, and one copy
     if data is not None and train.name != layout.name:
         print(f"molrmog: warning: the run was fitted to {layout.name}, not to {train.name}", file=sys.stderr)
     features = [features] if isinstance(features, str) else features
@@ -307,6 +311,8 @@ def info(*, target: str, data_dir: str | None = None, command: str) -> None:
     from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are long, and are not to be cut
     measured: dict[str, list[Measurement]] = {}
     if (Path(target) / DATA_NAME).is_file():
         place = Run(Path(target))
@@ -385,8 +391,24 @@ def bench(*, name: str | None = None, command: str) -> None:
         raise ValueError(f"no benchmark {name}: choose from {', '.join(found)}")
     for stem in [name] if name else list(found):
         print(f"-- {stem}", flush=True)
-        if code := subprocess.run([sys.executable, str(found[stem])], check=False).returncode:
+        code = _relayed([sys.executable, str(found[stem])])
+        if reader_is_gone():
+            return
+        if code:
             raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
+
+
+def _relayed(words: Sequence[str]) -> int:
+    """Run a program whose lines are printed as ours are; it is ended where nobody takes them any more."""
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8", errors="backslashreplace", env=env) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if reader_is_gone():
+                child.kill()
+                break
+    return child.returncode
 
 
 def reproduce(*, command: str, **settings: Any) -> None:

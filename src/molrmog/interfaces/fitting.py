@@ -18,6 +18,7 @@ from molrmog import pictures
 from molrmog.data import Dataset, load_parts
 from molrmog.experiments.page import machine
 from molrmog.interfaces import evaluation
+from molrmog.interfaces.memory import check_memory
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
 from molrmog.laws.base import Law
@@ -78,6 +79,7 @@ def fit_run(
         raise ValueError(f"{train.name} has no labels: leave out --labels")
     if shape.get("latent_dim") is None:
         shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
+    _check_sizes(train, 1 if labels else shape["subspaces"], shape)
     settings = {
         "data": data,
         "out": out,
@@ -115,6 +117,25 @@ def fit_run(
         raise
     evaluation.print_measurements(train.name, {"law": measured})
     print(f"report  {page}")
+
+
+def _check_sizes(train: Dataset, subspaces: int, shape: Mapping[str, Any]) -> None:
+    """Refuse a law of more parts than there are rows, or than fit into memory, before any of it is made.
+
+    Raises:
+        ValueError: that is what is asked for.
+    """
+    counts: dict[str, list[int]] = {
+        name: [value] if isinstance(value := shape.get(name, 1), int) else list(value)
+        for name in ("modes", "latent_dim")
+    }
+    for name, most in (("subspaces", subspaces), ("modes", max(counts["modes"]))):
+        if most > len(train):
+            raise ValueError(f"--{name} {most}: the data have {len(train):,} rows to fit, pass less")
+    d, n = min(max(counts["latent_dim"]), train.dim), max(counts["modes"])
+    if all(len(count) == 1 for count in counts.values()):  # a basis, and the second moments of each mode
+        needed = subspaces * (4 * train.dim * d + 8 * n * d * d)
+        check_memory(f"--subspaces {subspaces} with --modes {n} and --latent-dim {d}", needed)
 
 
 def fit_and_record(
