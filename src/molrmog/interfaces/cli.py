@@ -446,11 +446,11 @@ def _run(words: Sequence[str]) -> int:
     """Do what the words say, and say what went wrong; the exit code."""
     understood = False
     try:
+        check_blank(words)
         parser = build_parser()
         if not words:
             parser.print_help(sys.stderr)
             return 2
-        check_blank(words)
         if name := _command_of(words):
             for path in _configs(words):
                 check_config(path, name, _settings())
@@ -471,10 +471,9 @@ def _run(words: Sequence[str]) -> int:
         return int(finished.code or 0)
     except KeyboardInterrupt as stopped:
         return _fail(130, str(stopped) or "interrupted")
-    except GeneratorExit:
-        raise
-    except BaseException as error:  # Rust's panics are no Exception
-        if os.environ.get("MOLRMOG_DEBUG"):
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of safetensors, which is written in Rust
+        if os.environ.get("MOLRMOG_DEBUG") or not (isinstance(error, Exception) or is_panic):
             raise
         if isinstance(error, WordsError):
             return _fail(2, str(error), _where_help(words))
@@ -562,7 +561,7 @@ def _text(error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fspath(error.filename)!s}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}"
     lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(error).__name__
 

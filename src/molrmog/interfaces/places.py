@@ -34,6 +34,10 @@ def check_folder(out: Path, said: str = "--out", *, beside: bool = False) -> Pat
     if found is not None and not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(f"{said} {out} is {_kind(found)}: name a folder")
     real = Path(os.path.realpath(out))
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:  # safetensors could not read what it writes there
+        raise OSError(f"{said} {out}: the name is not UTF-8, and models are read by no other: name another") from None
     if real == real.parent:
         raise PermissionError(f"{said} {out} is the root of the file system: name a folder")
     _check_room(real, out, said)
@@ -73,9 +77,9 @@ def check_file(path: str | Path, said: str = "--out", *, overwrite: bool) -> Pat
     if found is not None and not overwrite:
         raise FileExistsError(f"{said} {text} exists: name another file, or pass --overwrite")
     real = Path(os.path.realpath(path))
+    _check_room(real, Path(path), said)
     if not real.parent.is_dir():
         raise FileNotFoundError(f"{said} {text}: there is no folder {real.parent}")
-    _check_room(real, Path(path), said)
     check_writable(real.parent, f"{said} {text}")
     return real
 
