@@ -131,7 +131,7 @@ def _check_sizes(train: Dataset, subspaces: int, shape: Mapping[str, Any]) -> No
     }
     for name, most in (("subspaces", subspaces), ("modes", max(counts["modes"]))):
         if most > len(train):
-            raise ValueError(f"--{name} {most}: the data have {len(train):,} rows to fit, pass less")
+            raise ValueError(f"--{name} {most}: the {len(train):,} training rows are fewer, pass less")
     d, n = min(max(counts["latent_dim"]), train.dim), max(counts["modes"])
     if all(len(count) == 1 for count in counts.values()):  # a basis, and the second moments of each mode
         needed = subspaces * (4 * train.dim * d + 8 * n * d * d)

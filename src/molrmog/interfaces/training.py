@@ -207,7 +207,7 @@ def _check_sizes(settings: Mapping[str, Any], train: Dataset) -> None:
     """
     experts, modes, rows = (settings[name] for name in ("experts", "modes", "batch_size"))
     if isinstance(experts, int) and experts > len(train):
-        raise ValueError(f"--experts {experts}: the data have {len(train):,} rows to train on, pass less")
+        raise ValueError(f"--experts {experts}: the {len(train):,} training rows are fewer, pass less")
     at_once = min(rows, settings["micro_batch_size"] or rows)
     in_latents = settings["autoencoder"] != "none"
     dim = min(train.dim, settings["latent_dim"] or default_latent_dim(train.dim)) if in_latents else train.dim
