@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import torch
 
 
+class DeviceError(ValueError, RuntimeError):
+    """There is no such device here; a RuntimeError, too, for that is what torch raises."""
+
+
 def devices() -> list[str]:
     """The devices that torch can compute on here, such as ["cpu", "cuda:0"]."""
     import torch  # not before it is needed: data are read without it
@@ -31,7 +35,7 @@ def device_of(device: Any, said: str | None = None) -> torch.device | None:
         The device, None where None was asked for.
 
     Raises:
-        ValueError: there is no such device here; the message names those that there are.
+        DeviceError: there is no such device here, which is a ValueError; the message names those that there are.
 
     Example:
         >>> device_of("cpu")
@@ -39,7 +43,7 @@ def device_of(device: Any, said: str | None = None) -> torch.device | None:
         >>> device_of("abacus")
         Traceback (most recent call last):
         ...
-        ValueError: device = 'abacus': there is no such device here, choose cpu...
+        molrmog.devices.DeviceError: device = 'abacus': there is no such device here, choose cpu...
     """
     import torch
 
@@ -64,4 +68,4 @@ def device_of(device: Any, said: str | None = None) -> torch.device | None:
     shown = " ".join((said or f"device = {device!r}").split())
     shown = shown if len(shown) < 80 else f"{shown[:76]}..."
     choice = ", ".join(there[:9]) + (", ..." if len(there) > 9 else "")
-    raise ValueError(f"{shown}: there is no such device here, choose {choice}")
+    raise DeviceError(f"{shown}: there is no such device here, choose {choice}")

@@ -201,7 +201,7 @@ def test_the_module_is_the_command(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", [*ENCODINGS, ""])
 def test_whole_fits_in_every_encoding(encoding, tmp_path):
-    for name in ("plain", "café−“x”", "データ", os.fsdecode(b"caf\xe9\xff"), "a\nb\x1b[31m"):
+    for name in ("café−“x” データ\nb\x1b[31m", os.fsdecode(b"caf\xe9\xff")):
         np.savez(tmp_path / f"{name}.npz", x=np.random.default_rng(0).normal(size=(100, 4)), y=np.arange(100) % 2)
         words = [sys.executable, "-m", "molrmog", "fit", f"{name}.npz", "--out", f"r-{name}"]
         words += ["--subspaces=1", "--modes=1"]
