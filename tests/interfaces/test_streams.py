@@ -199,7 +199,7 @@ def test_the_module_is_the_command(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", [*ENCODINGS, ""])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-16", "shift_jis", ""])
 def test_whole_fits_in_every_encoding(encoding, tmp_path):
     for name in ("café−“x” データ\nb\x1b[31m", os.fsdecode(b"caf\xe9\xff")):
         np.savez(tmp_path / f"{name}.npz", x=np.random.default_rng(0).normal(size=(100, 4)), y=np.arange(100) % 2)
