@@ -73,7 +73,7 @@ def status(stage: str) -> Generator[None]:
     if _is_drawn(console):
         from rich.text import Text
 
-        with console.status(Text(stage)):
+        with console.status(Text(stage), spinner="line" if console.options.ascii_only else "dots"):
             yield
         return
     with _lines() as show:

@@ -157,7 +157,7 @@ def test_a_head_tail_run_works_from_end_to_end(tmp_path):
         (["evaluate", "r", "--num", "60"], 2, "unknown argument --num: did you mean --num-samples?"),
         (["reproduce", "imagess"], 2, "NAME imagess: did you mean images?"),
         (["fit", "mnst", "--out", "r"], 1, "did you mean mnist?"),
-        (["fit", "digits", "--out", "r", "--subspaces", "0"], 1, "subspaces = 0: pass 1 or more"),
+        (["fit", "digits", "--out", "r", "--subspaces", "0"], 1, "--subspaces 0: pass 1 or more"),
         (["fit", "digits", "--out", "trained"], 1, "a run of molrmog train, another kind of run: name another folder"),
         (["fit", "digits", "--out", "trained", "--overwrite"], 1, "another kind of run"),
         (["fit", "digits"], 2, "fit needs --out"),

@@ -152,7 +152,7 @@ def write_page(
         settings=settings,
         machine=machine(),
     )
-    write_atomically(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
+    write_atomically(Path(path), lambda part: part.write_text(page, "utf-8", "backslashreplace"))
     return Path(path)
 
 
@@ -174,7 +174,7 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Sequence[
     _check_rows(columns, rows)
 
     def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
     write_atomically(Path(path), write)

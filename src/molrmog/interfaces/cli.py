@@ -1,7 +1,8 @@
 """The command line: words in, calls of `molrmog.interfaces.commands` out.
 
-Exit codes: 0 success, 1 the work failed, 2 the words make no sense, 130 interrupted. Results go to stdout; progress,
-warnings and errors to stderr. Nobody sees a traceback, unless MOLRMOG_DEBUG=1 asks for one.
+Exit codes: 0 success, 1 the work failed or its results could not be written, 2 the words make no sense, 130
+interrupted, 141 the reader of stdout has gone. Results go to stdout; progress, warnings and errors to stderr, see
+`molrmog.interfaces.streams`. Nobody sees a traceback, unless MOLRMOG_DEBUG=1 asks for one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from typing import Any, Literal, NoReturn, get_args
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from molrmog.data.sources import DATA
-from molrmog.interfaces import package_version
+from molrmog.devices import device_of
+from molrmog.interfaces import package_version, streams
+from molrmog.interfaces.places import is_inside
+from molrmog.interfaces.words import WordsError, check_blank, check_config, check_values, shown
 from molrmog.registry import SAMPLERS
 
 _SAMPLERS: Any = Literal[*SAMPLERS]
@@ -30,6 +34,9 @@ _FEATURES = Literal["pca", "classifier", "squeezenet"]
 _NETWORKS = Literal["mog", "gaussian", "unet", "mlp", "residual"]
 _EXPERIMENTS = Literal["images", "floor", "estimation", "curvature", "convergence", "overlap", "subspaces", "hybrid"]
 _IMAGES = Literal["mnist", "fashion-mnist", "cifar10", "parachute", "digits"]
+_LONGEST = 600  # characters of a line about an error
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|[Cc]annot allocate memory")
+_DEBUG = "set MOLRMOG_DEBUG=1 to see where"
 
 
 class _Help(DefaultHelpFormatter):
@@ -448,71 +455,98 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     # torch and scikit-learn bring an OpenMP each; idle threads of one that spin starve the other, 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    parser = build_parser()
-    debug = bool(os.environ.get("MOLRMOG_DEBUG"))
     if argv is None:
+        streams.hold_descriptors()
         signal.signal(signal.SIGTERM, _terminated)
-    settings: Any = None
+    with streams.guarded() as outputs:
+        code = outputs.settle(_run(list(sys.argv[1:] if argv is None else argv)))
+        if code == 130 and argv is None:
+            # An interrupt that passed through an import of compiled code would make Python end by the signal instead.
+            os._exit(130)
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    """Do what the words say, and say what went wrong; the exit code."""
+    understood = False
     try:
+        check_blank(words)
+        parser = build_parser()
         if not words:
             parser.print_help(sys.stderr)
             return 2
-        settings = parser.parse_args(words)
-        from molrmog.interfaces import commands
-
+        if name := _command_of(words):
+            for path in _configs(words):
+                check_config(path, name, _settings())
+        settings: Any = parser.parse_args(words)
         options = settings[settings.command].as_dict()
         options.pop("config", None)
+        understood = True
+        check_values(settings.command, options)
         _check(options)
+        from molrmog.interfaces import commands
+
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             commands.COMMANDS[settings.command](**options, command=shlex.join(["molrmog", *words]))
-        sys.stdout.flush()
     except SystemExit as finished:  # --help, --version and SIGTERM
+        if isinstance(finished.code, str):  # as a library may say
+            return _fail(1, finished.code)
         return int(finished.code or 0)
     except KeyboardInterrupt as stopped:
-        _fail(130, str(stopped) or "interrupted")
-        if argv is None:
-            # An interrupt that passed through an import of compiled code would make Python end by the signal instead.
-            sys.stderr.flush()
-            os._exit(130)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more on closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        if debug:
+        return _fail(130, str(stopped) or "interrupted")
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of safetensors, which is written in Rust
+        if os.environ.get("MOLRMOG_DEBUG") or not (isinstance(error, Exception) or is_panic):
             raise
-        if settings is None:  # the words were not understood
-            return _fail(2, _explain(str(error), words), _where_help(words))
-        if isinstance(error, ValueError | OSError | ImportError):
-            return _fail(1, _one_line(error))
-        return _fail(1, f"{type(error).__name__}: {_one_line(error)}", "set MOLRMOG_DEBUG=1 to see where")
+        if isinstance(error, WordsError):
+            return _fail(2, str(error), _where_help(words))
+        if not understood and not isinstance(error, MemoryError):
+            return _fail(2, _explain(_text(error), words), _where_help(words))
+        return _fail(1, *_said(error))
     return 0
+
+
+def _command_of(words: Sequence[str]) -> str | None:
+    return next((word for word in words if word in _COMMANDS), None)
+
+
+def _configs(words: Sequence[str]) -> list[str]:
+    """What stands behind every --config."""
+    behind = [value for flag, value in pairwise(words) if flag == "--config"]
+    return behind + [word.partition("=")[2] for word in words if word.startswith("--config=")]
+
+
+def _settings() -> dict[str, list[str]]:
+    """The settings that every command has, as a file names them."""
+    unset = ("help", "config", "print_config")
+    return {
+        name: [action.dest for action in make()._actions if action.dest not in unset]
+        for name, (make, _) in _COMMANDS.items()
+    }
 
 
 def _check(options: Mapping[str, Any]) -> None:
     """Refuse what no command takes, before any work.
 
     Raises:
-        ValueError: a seed below 0, a device that is not there, a run in the place of data.
+        ValueError: a device that is not there, a run in the place of data, a run inside of its data.
     """
-    import torch
-
-    if options.get("seed", 0) < 0:
-        raise ValueError(f"--seed {options['seed']}: pass 0 or more")
-    device = options.get("device")
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    data = options.get("data")
-    if data is not None and os.path.isfile(os.path.join(data, "data.json")):
+    if options.get("device") is not None:
+        device_of(options["device"], f"--device {options['device']}")
+    data, out = options.get("data"), options.get("out")
+    if data is None:
+        return
+    if os.path.isfile(os.path.join(data, "data.json")):
         raise ValueError(f"{data} is a run, not data: pass the data that it was made of, or others")
+    roots = ("", options.get("data_dir"), os.environ.get("MOLRMOG_DATA_DIR"))
+    for folder in (os.path.join(root, data) for root in roots if root is not None):
+        is_new = out is not None and not os.path.isfile(os.path.join(out, "config.yaml"))
+        if out is not None and is_new and os.path.isdir(folder) and is_inside(out, folder):
+            raise ValueError(f"--out {out} is inside of the data, {folder}: name a folder outside")
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
@@ -523,14 +557,39 @@ def _fail(code: int, *lines: str) -> int:
     for prefix, line in zip(
         ("molrmog: " if code == 130 else "molrmog: error: ", *[""] * len(lines)), lines, strict=False
     ):
-        print(prefix + line, file=sys.stderr)
+        print(prefix + _printable(line), file=sys.stderr)
     return code
 
 
-def _one_line(error: Exception) -> str:
+def _printable(text: str) -> str:
+    """A line without what would end it or steer a terminal, and of a length that can be read."""
+    line = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 200]} ... {line[-190:]}"
+
+
+def _said(error: BaseException) -> tuple[str, ...]:
+    """What went wrong in a line, and in a second where to look."""
+    text = _one_line(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return (f"there is not enough memory ({text}): ask for less at once",)
+    if isinstance(error, RecursionError):
+        return (f"something is nested too deeply ({text})", _DEBUG)
+    if isinstance(error, ValueError | OSError | ImportError):
+        return (text,)
+    return (f"{type(error).__name__}: {text}", _DEBUG)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # of the error's own making
+        return ""
+
+
+def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(error).__name__
 
 
@@ -539,13 +598,13 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _where_help(words: Sequence[str]) -> str:
-    name = next((word for word in words if word in _COMMANDS), None)
+    name = _command_of(words)
     return f"see molrmog {name} --help" if name else "see molrmog --help"
 
 
 def _explain(text: str, words: Sequence[str]) -> str:
     """What is wrong with the words, in a line."""
-    name = next((word for word in words if word in _COMMANDS), None)
+    name = _command_of(words)
     known: list[str] = []
     if name:
         known = [flag for action in _COMMANDS[name][0]()._actions for flag in action.option_strings]
@@ -573,7 +632,7 @@ def _explain(text: str, words: Sequence[str]) -> str:
         given = after[-1] if after else value[1] if value else ""
         if flag == "--config":
             return f"--config {given}: no such file, or not YAML"
-        return f"{flag} {given}: {_wanted(text, given)}"
+        return f"{flag} {shown(given)}: {_wanted(text, given)}"
     if "--config" in words and "codec can't decode" in text:
         return "--config: not a YAML file"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,9 +18,12 @@ from molrmog.denoisers.base import condition_on
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.guidance import check_guidance, guide
 from molrmog.interfaces import evaluation
+from molrmog.interfaces.memory import check_memory
 from molrmog.interfaces.network_report import write_network_report
+from molrmog.interfaces.places import check_file
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import SAMPLES_NAME, Run, alone_in_run
+from molrmog.interfaces.runs import EXPERTS_NAME, RUN_FILES, SAMPLES_NAME, Run, alone_in_run
+from molrmog.interfaces.streams import reader_is_gone
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import status
 from molrmog.saving import write_atomically
@@ -114,12 +118,10 @@ def sample(
     if guidance_interval is not None and guidance == 1:
         raise ValueError(f"--guidance-interval {guidance_interval}: pass [low,high] of gamma / s, and --guidance W")
     place = Run(Path(run))
-    picture = Path(out) if out else place.folder / SAMPLES_NAME
-    rows = None if npz is None else Path(npz)
-    for path in (Path(out) if out else None, rows):
-        _check_file(path, overwrite=overwrite)
+    picture, rows = _check_files(place, out, npz, overwrite=overwrite)
     interval = None if guidance_interval is None else (guidance_interval[0], guidance_interval[1])
     model, layout = place.model(), place.layout()
+    check_memory(f"--num {num}", 8 * layout.dim * num)  # the samples, and one copy
     noise = None if schedule is None else Schedule.from_config({"name": schedule})
     arrays: dict[str, np.ndarray] = {}
     if isinstance(model, Trained):
@@ -162,7 +164,7 @@ def sample(
         )
     x = x.numpy()
     write_atomically(picture, lambda part: part.write_bytes(pictures.samples_picture(layout, x)))
-    print(f"picture  {picture}")
+    print(f"picture  {out or place.folder / SAMPLES_NAME}")
     if rows is not None:
 
         def save(part: Path) -> None:
@@ -170,7 +172,7 @@ def sample(
                 np.savez_compressed(file, allow_pickle=False, x=x, **arrays)
 
         write_atomically(rows, save)
-        print(f"rows     {rows}")
+        print(f"rows     {npz}")
 
 
 @alone_in_run
@@ -227,6 +229,7 @@ def evaluate(
         )
     if train.dim != layout.dim:
         raise ValueError(f"{source} has rows of {train.dim} values, {run} has {layout.dim}: pass its own data")
+    check_memory(f"--num-samples {num_samples}", 8 * train.dim * num_samples)  # the samples, and one copy
     if data is not None and train.name != layout.name:
         print(f"molrmog: warning: the run was fitted to {layout.name}, not to {train.name}", file=sys.stderr)
     features = [features] if isinstance(features, str) else features
@@ -328,8 +331,24 @@ def bench(*, name: str | None = None, command: str) -> None:
         raise ValueError(f"no benchmark {name}: choose from {', '.join(found)}")
     for stem in [name] if name else list(found):
         print(f"-- {stem}", flush=True)
-        if code := subprocess.run([sys.executable, str(found[stem])], check=False).returncode:
+        code = _relayed([sys.executable, str(found[stem])])
+        if reader_is_gone():
+            return
+        if code:
             raise RuntimeError(f"benchmark {stem} failed with exit code {code}")
+
+
+def _relayed(words: Sequence[str]) -> int:
+    """Run a program whose lines are printed as ours are; it is ended where nobody takes them any more."""
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8", errors="backslashreplace", env=env) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if reader_is_gone():
+                child.kill()
+                break
+    return child.returncode
 
 
 def reproduce(*, command: str, **settings: Any) -> None:
@@ -370,12 +389,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _check_file(path: Path | None, *, overwrite: bool) -> None:
-    if path is None:
-        return
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: name another file, or pass --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+def _check_files(place: Run, out: str | None, npz: str | None, *, overwrite: bool) -> tuple[Path, Path | None]:
+    """The files that samples are written to, behind all links."""
+    picture = check_file(out or place.folder / SAMPLES_NAME, overwrite=overwrite or out is None)
+    rows = None if npz is None else check_file(npz, "--npz", overwrite=overwrite)
+    if picture == rows:
+        raise ValueError(f"--out and --npz both name {npz}: name two files")
+    own = {Path(os.path.realpath(place.folder / name)) for name in (*RUN_FILES, EXPERTS_NAME)} - {
+        Path(os.path.realpath(place.folder / SAMPLES_NAME))
+    }
+    own.add(Path(os.path.realpath(str(place.settings().get("data") or place.folder))))
+    for flag, path in (("--out", picture), ("--npz", rows)):
+        if path in own:
+            raise FileExistsError(f"{flag} {path} is a file of the run, or its data: name another file")
+    return picture, rows

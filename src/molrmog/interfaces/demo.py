@@ -42,7 +42,7 @@ from molrmog.experiments.latents import AutoencoderSettings, assign_experts, bui
 from molrmog.experiments.networks import latent_network
 from molrmog.interfaces import evaluation, fitting
 from molrmog.interfaces.report import write_report
-from molrmog.interfaces.runs import DATA_NAME, METRICS_NAME, SAMPLES_NAME, Run, records_in, staged
+from molrmog.interfaces.runs import DATA_NAME, METRICS_NAME, SAMPLES_NAME, Run, check_out, records_in, staged
 from molrmog.interfaces.trained import Trained
 from molrmog.progress import progress
 from molrmog.saving import MODEL_NAME, write_atomically
@@ -91,7 +91,7 @@ def run_demo(out: Path, *, seed: int = 0, command: str = "molrmog demo") -> Path
         OSError: the folder cannot be written, or holds another run.
     """
     _refuse_others(out)
-    with staged(out, overwrite=True) as part:
+    with staged(check_out(out, overwrite=True, beside=True), overwrite=True) as part:
         train, held = load_parts("digits", dequantise=True, seed=seed)
         fits = {
             name: fitting.fit_and_record(train, labels=False, seed=seed, command=command, name=name, **shape)

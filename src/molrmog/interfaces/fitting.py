@@ -23,6 +23,7 @@ from molrmog.data.dataset import exact_precision
 from molrmog.experiments.page import machine
 from molrmog.folders import Lock
 from molrmog.interfaces import evaluation
+from molrmog.interfaces.memory import check_memory
 from molrmog.interfaces.report import write_report
 from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run, append_records, check_out, staged
 from molrmog.laws.base import Law
@@ -69,7 +70,7 @@ def fit_run(
         OSError: the data are not there, or the run folder cannot be written.
     """
     folder = Path(out)
-    check_out(folder, overwrite=overwrite)
+    place = check_out(folder, overwrite=overwrite, beside=True)
     with status(f"reading {data}"):
         source = reading_of(options)
         train, held = load_parts(data, held_out=held_out, seed=seed, **source)
@@ -78,6 +79,7 @@ def fit_run(
     shape = {name: value for name, value in options.items() if name not in source}
     if shape.get("latent_dim") is None:
         shape["latent_dim"] = default_latent_dim(train.dim)
+    _check_sizes(train, 1 if labels else shape["subspaces"], shape)
     settings = {
         "data": data,
         "out": out,
@@ -89,8 +91,8 @@ def fit_run(
     }
     settings |= {"held_out": held_out, **source}
     importlib.import_module("sklearn.cluster")  # before the folder: an interrupt gets lost in imports of compiled code
-    with closing(Lock(folder)) as lock:
-        with staged(folder, overwrite=overwrite, lock=lock) as part:
+    with closing(Lock(place)) as lock:
+        with staged(place, overwrite=overwrite, lock=lock) as part:
             law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)
             save_run(part, law, train, held, settings, records)
         run = Run(folder)
@@ -135,6 +137,25 @@ def forecast(train: Dataset) -> list[str]:
         except ValueError as error:
             lines.append(f"refused: {error}")
     return [*lines, *(f"warning: {each.message}" for each in said)]
+
+
+def _check_sizes(train: Dataset, subspaces: int, shape: Mapping[str, Any]) -> None:
+    """Refuse a law of more parts than there are rows, or than fit into memory, before any of it is made.
+
+    Raises:
+        ValueError: that is what is asked for.
+    """
+    counts: dict[str, list[int]] = {
+        name: [value] if isinstance(value := shape.get(name, 1), int) else list(value)
+        for name in ("modes", "latent_dim")
+    }
+    for name, most in (("subspaces", subspaces), ("modes", max(counts["modes"]))):
+        if most > len(train):
+            raise ValueError(f"--{name} {most}: the {len(train):,} training rows are fewer, pass less")
+    d, n = min(max(counts["latent_dim"]), train.dim), max(counts["modes"])
+    if all(len(count) == 1 for count in counts.values()):  # a basis, and the second moments of each mode
+        needed = subspaces * (4 * train.dim * d + 8 * n * d * d)
+        check_memory(f"--subspaces {subspaces} with --modes {n} and --latent-dim {d}", needed)
 
 
 def fit_and_record(

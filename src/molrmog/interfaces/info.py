@@ -55,6 +55,8 @@ def _print(lines: Lines) -> None:
     from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are long, and are not to be cut
     for name, value in lines:
         table.add_row(Text(name), Text(str(value)))
     Console().print(table)

@@ -135,7 +135,7 @@ def render(
         made=made,
         **parts,
     )
-    write_atomically(run.folder / REPORT_NAME, lambda part: part.write_text(page, encoding="utf-8"))
+    write_atomically(run.folder / REPORT_NAME, lambda part: part.write_text(page, "utf-8", "backslashreplace"))
     return run.folder / REPORT_NAME
 
 

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from molrmog.data import Layout
 from molrmog.folders import Lock, adopt, clear, discard, exchange, former_of, locked, recover, stage_of, sweep
+from molrmog.interfaces.places import check_folder
 from molrmog.interfaces.trained import Trained
 from molrmog.laws.base import Law
 from molrmog.registry import load
@@ -333,27 +334,26 @@ def _lines(path: Path, *, torn: bool) -> list[str]:
     return [*lines, last] if last else lines
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool, beside: bool = False) -> Path:
     """Refuse an output folder that would be written over, or belongs to a training; to be called before work starts.
 
     Args:
         out: the folder.
         overwrite: whether its run may be replaced.
+        beside: whether it is written by :func:`staged`, next to its place.
+
+    Returns:
+        The folder that links lead to.
 
     Raises:
         FileExistsError: the folder holds something and `overwrite` is not set, or a run of `molrmog train`.
-        NotADirectoryError: there is a file of that name.
-        PermissionError: the folder cannot be made there.
+        OSError: it is no folder, or cannot be made or written to, see :func:`molrmog.interfaces.places.check_folder`.
     """
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file: name a folder")
-    if out.is_dir() and _is_of_train(out):
+    if os.path.isdir(out) and _is_of_train(out):
         raise FileExistsError(f"--out {out} holds a run of molrmog train, another kind of run: name another folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if os.path.isdir(out) and any(out.iterdir()) and not overwrite:
         raise FileExistsError(f"--out {out} exists and is not empty: name another folder, or pass --overwrite")
-    there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not os.access(there, os.W_OK) or not there.is_dir():
-        raise PermissionError(f"--out {out}: {there} cannot be written to: name another folder")
+    return check_folder(out, beside=beside)
 
 
 def _is_of_train(folder: Path) -> bool:

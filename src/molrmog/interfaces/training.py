@@ -42,7 +42,9 @@ from molrmog.experiments.networks import latent_network
 from molrmog.experiments.page import machine
 from molrmog.folders import locked, sweep
 from molrmog.interfaces import evaluation
+from molrmog.interfaces.memory import check_memory
 from molrmog.interfaces.network_report import write_network_report
+from molrmog.interfaces.places import check_folder
 from molrmog.interfaces.runs import (
     DATA_NAME,
     EXPERTS_NAME,
@@ -60,6 +62,7 @@ from molrmog.interfaces.runs import (
     write_records,
 )
 from molrmog.interfaces.trained import Trained
+from molrmog.interfaces.words import shown
 from molrmog.learning.em import EMState
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
@@ -89,6 +92,7 @@ _IDLE_GATES = (
     "--gates: this law is told the expert of a row, and so is the network; leave it out, or pass --drop-expert 0.1, or "
     "a --base fitted without --labels"
 )
+_TRAINED = 5 * 4  # bytes of a parameter: itself, its gradient, two moments, and an average
 _GRID = 64  # samples of a picture
 _SAMPLES = 2000  # samples that are measured, and held-out rows
 _GRID_STEPS = 18  # of the sampler, in pictures drawn while training
@@ -124,6 +128,7 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str,
             train, held = load_parts(settings["data"], held_out=settings["held_out"], seed=settings["seed"], **source)
         if settings["experts"] == "labels" and train.labels is None:
             raise ValueError(f"{train.name} has no labels: pass --experts K to find K experts by clustering")
+        _check_sizes(settings, train)
         before = {path for path in _first_files(folder) if path.exists()}
         try:
             if begun:
@@ -164,6 +169,9 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     """
     learn, head, latent_dim = (settings[name] for name in ("learn", "head", "latent_dim"))
     experts = settings["experts"]
+    if settings["network"] in ("mlp", "residual"):
+        width, depth = settings["width"], settings["depth"]
+        check_memory(f"--width {shown(width)} and --depth {shown(depth)}", _TRAINED * width**2 * (2 + 6 * depth))
     if experts not in (None, "labels") and experts < 1:
         raise ValueError(f"--experts {experts}: pass 1 or more, or labels")
     if learn is not None and settings["network"] in ("unet", "mlp"):
@@ -209,6 +217,24 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
         raise ValueError("a head/tail law is not trained along: leave out --learn, or --head")
     if isinstance(head, int) and latent_dim is not None and head < latent_dim:
         raise ValueError(f"--head {head} is less than --latent-dim {latent_dim}: raise the one, or lower the other")
+
+
+def _check_sizes(settings: Mapping[str, Any], train: Dataset) -> None:
+    """Refuse more experts than rows, and batches or laws that memory cannot hold, before any of it is made.
+
+    Raises:
+        ValueError: that is what is asked for.
+    """
+    experts, modes, rows = (settings[name] for name in ("experts", "modes", "batch_size"))
+    if isinstance(experts, int) and experts > len(train):
+        raise ValueError(f"--experts {experts}: the {len(train):,} training rows are fewer, pass less")
+    at_once = min(rows, settings["micro_batch_size"] or rows)
+    in_latents = settings["autoencoder"] != "none"
+    dim = min(train.dim, settings["latent_dim"] or default_latent_dim(train.dim)) if in_latents else train.dim
+    flag = "--batch-size" if settings["micro_batch_size"] is None else "--micro-batch-size"
+    check_memory(f"{flag} {shown(at_once)}", 8 * rows + 8 * dim * at_once)  # rows and their noise
+    if settings["network"] in ("mog", "residual"):
+        check_memory(f"--modes {shown(modes)}", modes * (experts if isinstance(experts, int) else 1) * 8 * dim)
 
 
 def _check_levels(settings: Mapping[str, Any]) -> None:
@@ -277,6 +303,7 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
             f"--out {folder} holds a run with other settings ({'; '.join(changed)}): name another folder, or pass "
             "the settings of that run"
         )
+    check_folder(folder)
     return True
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from molrmog.data.arrays import as_numbers
 from molrmog.data.labels import classes_of
+from molrmog.devices import device_of
 from molrmog.laws import with_tail
 from molrmog.laws.base import Law
 from molrmog.laws.molrmog import MoLRMoG
@@ -97,13 +98,14 @@ def fit(
         The law, on `device`, not asking for gradients; a `MoLRMoG`, or one with a tail where `head` says so.
 
     Raises:
-        ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for.
+        ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for; or there is
+            no such device.
 
     References:
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
     seed = seed_of(seed)
-    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device)
+    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device_of(device))
     rows.moments()
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():

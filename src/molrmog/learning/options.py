@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from molrmog.devices import device_of
 from molrmog.seeds import seed_of
 
 
@@ -38,7 +39,7 @@ class TrainingOptions:
         tensorboard: also write TensorBoard files.
 
     Raises:
-        ValueError: an option is out of its range, or needs another that is missing.
+        ValueError: an option is out of its range, needs another that is missing, or names a device that is not there.
     """
 
     steps: int
@@ -86,6 +87,8 @@ class TrainingOptions:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.tensorboard and self.out is None:
             raise ValueError("tensorboard needs a run folder: pass out")
+        if (device := device_of(self.device)) is not None:
+            object.__setattr__(self, "device", "cpu" if device.type == "cpu" else str(device))
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step 0, 1, ..., steps - 1."""

@@ -35,6 +35,7 @@ from molrmog.interfaces.explain.page import (
     write_explanation,
 )
 from molrmog.interfaces.explain.subject import Subject, read_subject
+from molrmog.interfaces.places import check_folder
 from molrmog.metrics import Agreement, Outputs, outputs
 from molrmog.models import SupportsDenoise, as_module
 from molrmog.progress import Show, progress
@@ -98,8 +99,7 @@ def _out(settings: Mapping[str, Any]) -> Path:
     if settings["out"] is None and not run.is_dir():
         raise FileNotFoundError(f"no folder {run}: name a run of molrmog train, or a saved denoiser")
     out = Path(settings["out"] or run / "explain")
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file: name a folder")
+    check_folder(out)
     if out.is_dir() and any(out.iterdir()) and not (out / FIGURES_NAME).is_file():
         raise FileExistsError(f"--out {out} holds something else: name another folder")
     return out
