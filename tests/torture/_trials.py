@@ -8,6 +8,7 @@ it does it: one that dies, hangs or swells names its case.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -353,6 +354,12 @@ def start(call: Callable[[], int | None], folder: Path) -> Running:
         with suppress(Exception):
             sys.stderr.flush()
         os._exit(code)
+
+
+def load_commands() -> None:
+    """Import once what every command imports, so that the children need not."""
+    for name in ("commands", "demo", "explain", "fitting", "training"):
+        importlib.import_module(f"molrmog.interfaces.{name}")
 
 
 def command(*words: str) -> Callable[[], int]:

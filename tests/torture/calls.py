@@ -101,7 +101,13 @@ def anything(random: np.random.Generator) -> list[Any]:
         *(np.float16(3), np.int8(-3), np.uint64(2**63), np.bool_(True), np.datetime64("2020-01-01"), np.str_("a")),
         *(np.float64("nan"), np.longdouble(2), np.complex64(1), np.array([]), np.array(3), np.array(None), np.zeros(3)),
         *(np.zeros((2, 0)), np.array([1, "a"], dtype=object), np.zeros(2, dtype=[("a", int)]), np.ma.masked),
-        *(torch.tensor([]), torch.tensor(3), torch.tensor(math.nan), torch.ones(3, dtype=torch.int8), torch.zeros(2, 3)),
+        *(
+            torch.tensor([]),
+            torch.tensor(3),
+            torch.tensor(math.nan),
+            torch.ones(3, dtype=torch.int8),
+            torch.zeros(2, 3),
+        ),
         *(torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(3, dtype=torch.cfloat)),
         *(torch.Generator(), torch.device("meta"), torch.device("cuda:9"), "cuda", "meta", "nonsense:3", torch.float16),
         *(torch.complex64, torch.int64, np.float32, "float32", np.random.default_rng(0), np.random.RandomState(0)),
@@ -126,7 +132,12 @@ def snapshot(value: Any) -> Any:
         if value.is_meta or value.layout != torch.strided:
             return str(value.shape)
         whole = value.detach().as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
-        return str(value.dtype), tuple(value.shape), value.requires_grad, whole.clone().view(torch.uint8).numpy().tobytes()
+        return (
+            str(value.dtype),
+            tuple(value.shape),
+            value.requires_grad,
+            whole.clone().view(torch.uint8).numpy().tobytes(),
+        )
     if isinstance(value, pd.DataFrame | pd.Series):
         return value.to_json()
     if isinstance(value, torch.nn.Module):
@@ -153,7 +164,11 @@ def same(before: Any, now: Any) -> bool:
 def rows(draw: Draw, n: int, d: int, name: str = "x", plain: torch.Tensor | None = None) -> tuple[Any, Any]:
     """Rows in some form, and the same as a float64 tensor; None in its place where they are not what was asked for."""
     random = draw.random
-    x = plain.double() if plain is not None else torch.from_numpy(random.normal(size=(n, d)) * 10 ** random.uniform(-2, 1))
+    x = (
+        plain.double()
+        if plain is not None
+        else torch.from_numpy(random.normal(size=(n, d)) * 10 ** random.uniform(-2, 1))
+    )
     if random.random() < draw.hostility:
         draw.right = False
         return draw.say(name, wrong_rows(random, x.numpy())), None
@@ -161,7 +176,9 @@ def rows(draw: Draw, n: int, d: int, name: str = "x", plain: torch.Tensor | None
     made = FORMS[form](x.numpy().copy())
     draw.words.append(form)
     value = draw.say(name, made)
-    as_numbers = made.detach().double() if isinstance(made, torch.Tensor) else torch.from_numpy(np.array(made, dtype=np.float64))
+    as_numbers = (
+        made.detach().double() if isinstance(made, torch.Tensor) else torch.from_numpy(np.array(made, dtype=np.float64))
+    )
     return value, as_numbers
 
 
@@ -207,7 +224,9 @@ def wrong_rows(random: np.random.Generator, x: np.ndarray) -> Any:
     """What is no rows, not these rows, or rows that few functions should take."""
     bad = x.copy()
     if bad.size:
-        bad[random.integers(len(x)), random.integers(x.shape[1])] = pick(random, (np.nan, np.inf, -np.inf, 1e300, 1e-310))
+        bad[random.integers(len(x)), random.integers(x.shape[1])] = pick(
+            random, (np.nan, np.inf, -np.inf, 1e300, 1e-310)
+        )
     with np.errstate(all="ignore"):
         forms: list[Any] = [
             *(bad, torch.from_numpy(bad), bad.astype(np.float32), np.full_like(x, np.nan), x * 1e200, x * 1e-200),
@@ -215,7 +234,7 @@ def wrong_rows(random: np.random.Generator, x: np.ndarray) -> Any:
             *(torch.from_numpy(x[:0]), torch.from_numpy(x)[None], torch.from_numpy(x)[:, :-1], torch.tensor(2.0)),
             *(x.astype(complex), x.astype(object), x.astype(str), x.astype("S4"), np.ma.masked_less(x, 0)),
             *(torch.from_numpy(x).to(torch.cdouble), torch.from_numpy(x).to_sparse(), torch.from_numpy(x).to("meta")),
-            *(scipy.sparse.csr_matrix(x), scipy.sparse.coo_array(x), x.tolist(), x.tolist()[:1] + [[1.0]], x.view("f8,f8") if x.shape[1] % 2 == 0 and x.size else x[:0]),
+            *(scipy.sparse.csr_matrix(x), scipy.sparse.coo_array(x), x.tolist(), [*x.tolist()[:1], [1.0]], x.view("f8,f8") if x.shape[1] % 2 == 0 and x.size else x[:0]),
             *(pd.DataFrame(x), pd.DataFrame(x).astype(str), x.astype("timedelta64[s]"), "rows", None, 3, {"x": x}, [x, x]),
             *(torch.from_numpy(x).to(torch.int8), np.matrix(x), iter(x), torch.nn.Parameter(torch.from_numpy(x)), [torch.zeros(2)]),
         ]  # fmt: skip
@@ -228,8 +247,24 @@ def level(draw: Draw, name: str, n: int, low: float, high: float) -> Any:
     many = draw.random.uniform(low, high, n)
     return draw.one(
         name,
-        [value, np.float32(value), torch.tensor(value), many, torch.from_numpy(many), torch.from_numpy(many).float(), 1],
-        [many[:-1], -value, np.append(many, 1.0), many[None], list(map(str, many)), torch.from_numpy(many) * math.nan, 0],
+        [
+            value,
+            np.float32(value),
+            torch.tensor(value),
+            many,
+            torch.from_numpy(many),
+            torch.from_numpy(many).float(),
+            1,
+        ],
+        [
+            many[:-1],
+            -value,
+            np.append(many, 1.0),
+            many[None],
+            list(map(str, many)),
+            torch.from_numpy(many) * math.nan,
+            0,
+        ],
     )
 
 
@@ -257,10 +292,14 @@ def law_of(draw: Draw, *, tau: float | None = None) -> Any:
         axes = torch.linalg.qr(torch.from_numpy(random.normal(size=(D + more, D + more)))).Q.to(law.tau.dtype)
         tail = draw.integer(0, more)
         spread = torch.full((tail,), 0.4, dtype=law.tau.dtype)
-        law = with_tail(law, axes[:, : D + tail], torch.zeros(D + more).to(spread), spread, torch.tensor(0.2).to(spread))
+        law = with_tail(
+            law, axes[:, : D + tail], torch.zeros(D + more).to(spread), spread, torch.tensor(0.2).to(spread)
+        )
     if random.random() < 0.8:
         law.requires_grad_(False)
-    draw.words.append(f"{type(law).__name__}(dim={law.dim}, latent_dims={law.latent_dims}, modes={law.modes}, tau={tau})")
+    draw.words.append(
+        f"{type(law).__name__}(dim={law.dim}, latent_dims={law.latent_dims}, modes={law.modes}, tau={tau})"
+    )
     draw.given.append(("law", law, snapshot(law)))
     return law
 
@@ -341,11 +380,15 @@ def law_parts(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str |
 
 def law_made(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None]]:
     D = draw.one("dim", [1, 2, 5, 8])
-    dims = draw.one("latent_dims", [[1], [1, 1], (1,), np.array([1]), torch.tensor([1, 1])], [[0], [99], [1.5], [-1], 3])
+    dims = draw.one(
+        "latent_dims", [[1], [1, 1], (1,), np.array([1]), torch.tensor([1, 1])], [[0], [99], [1.5], [-1], 3]
+    )
     count = len(dims) if isinstance(dims, list | tuple) else 1
     modes = draw.one("modes", [[1] * count, [2] * count], [[0], [-1], [1, 2, 3], 2])
     draw.right = draw.right and isinstance(dims, list | tuple)
-    kept = draw.options(dtype=[None, torch.float64, torch.float32], rank=[None, 0, 1], noise=[0.1, 0.0], seed=[0, np.int64(3)])
+    kept = draw.options(
+        dtype=[None, torch.float64, torch.float32], rank=[None, 0, 1], noise=[0.1, 0.0], seed=[0, np.int64(3)]
+    )
     if draw.random.random() < 0.5:
         return "MoLRMoG.random", lambda: MoLRMoG.random(D, dims, modes, **kept), lambda law: finite_law(law)
     kept = {name: value for name, value in kept.items() if name == "dtype"}
@@ -353,7 +396,9 @@ def law_made(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | 
 
 
 def law_from_parts(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None]]:
-    law = MoLRMoG.random(4, (2, 1), (2, 1), noise=0.2, seed=draw.integer(0, 9), dtype=pick(draw.random, (torch.float32, torch.float64)))
+    law = MoLRMoG.random(
+        4, (2, 1), (2, 1), noise=0.2, seed=draw.integer(0, 9), dtype=pick(draw.random, (torch.float32, torch.float64))
+    )
     parts = [law.subspace(k) for k in range(2)]
     fields = ["weight", "basis", "offset", "tau", "mode_weights", "means", "factors"]
     if draw.random.random() < 2 * draw.hostility:
@@ -457,7 +502,9 @@ def samples(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | N
     denoiser = draw.one("denoiser", [law])
     schedule = draw.one("schedule", [schedule_of(draw)], ["vp", molrmog.VPSchedule])
     n = draw.integer(1, 5)
-    shape = draw.one("shape", [(n, law.dim), [n, law.dim], torch.Size((n, law.dim))], [(n, law.dim + 1), (0, law.dim), (n,), n])
+    shape = draw.one(
+        "shape", [(n, law.dim), [n, law.dim], torch.Size((n, law.dim))], [(n, law.dim + 1), (0, law.dim), (n,), n]
+    )
     kept = draw.options(
         sampler=list(SAMPLERS),
         steps=[1, 2, 5, np.int64(3)],
@@ -506,13 +553,17 @@ def network(draw: Draw) -> Any:
 
 def denoisers(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None]]:
     denoiser, n = network(draw), draw.integer(1, 5)
-    form = pick(draw.random, ["tensor float32", "tensor float32", "tensor with gradient", "tensor", "tensor by columns"])
+    form = pick(
+        draw.random, ["tensor float32", "tensor float32", "tensor with gradient", "tensor", "tensor by columns"]
+    )
     x = torch.from_numpy(draw.random.normal(size=(n, 4)))
     if draw.random.random() < draw.hostility:
         draw.right = False
         value = draw.say("x", wrong_rows(draw.random, x.numpy()))
     else:
-        value = draw.say("x", FORMS[form](x.numpy()).float() if form != "tensor" else FORMS["tensor float32"](x.numpy()))
+        value = draw.say(
+            "x", FORMS[form](x.numpy()).float() if form != "tensor" else FORMS["tensor float32"](x.numpy())
+        )
     s = draw.one("s", [0.5, 1.0, torch.full((n,), 0.7)], [torch.ones(n + 1), -1.0, 0.0])
     gamma = draw.one("gamma", [0.5, 2.0, torch.full((n,), 0.3)], [torch.ones(n + 1), -1.0, 0.0])
     kept = {}
@@ -527,7 +578,9 @@ def denoisers(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str |
 def denoisers_made(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None]]:
     law = MoLRMoG.random(4, (2, 1), (1, 2), noise=0.2, seed=0).requires_grad_(False)
     mlp = molrmog.MLPDenoiser(4, width=8, depth=1, experts=2, unconditional=True)
-    kind = pick(draw.random, ("MLP", "MoG", "Gaussian", "Guided", "Conditional", "Blend", "Centred", "Residual", "condition_on"))
+    kind = pick(
+        draw.random, ("MLP", "MoG", "Gaussian", "Guided", "Conditional", "Blend", "Centred", "Residual", "condition_on")
+    )
     draw.right = False
     if kind == "MLP":
         kept = draw.options(
@@ -580,7 +633,9 @@ def datasets(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | 
         fraction, seed = draw.one("fraction", [0.5], [0.0, 1.0, 2]), draw.one("seed", [0, -1, np.int64(2), 2**70])
         return name, lambda: data.split(fraction, seed), lambda found: None if len(found[0]) + len(found[1]) == n else "lost rows"  # fmt: skip
     if name == "subset":
-        index = draw.one("index", [[0], slice(0, 1), np.array([0, 1]), y == 0, range(2), (0, 1)], [[n], [-n - 1], [0.5], []])
+        index = draw.one(
+            "index", [[0], slice(0, 1), np.array([0, 1]), y == 0, range(2), (0, 1)], [[n], [-n - 1], [0.5], []]
+        )
         return name, lambda: data.subset(index), lambda found: None if found.x.shape[1] == 4 else "lost columns"
     if name in ("to_images", "to_raw"):
         value, _ = rows(draw, n, 4)
@@ -591,14 +646,18 @@ def datasets(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | 
     if name == "Dataset":
         value, _ = rows(draw, n, 4)
         kept = {"name": "some", "x": value, "shape": draw.one("shape", [(4,), (1, 2, 2)], [4, (3,), (), (4.0,)])}
-        kept |= draw.options(labels=[None, y], scale=[1.0, 2], shift=[0.0], levels=[None, 256], classes=[None, ("a", "b")])
+        kept |= draw.options(
+            labels=[None, y], scale=[1.0, 2], shift=[0.0], levels=[None, 256], classes=[None, ("a", "b")]
+        )
         draw.right = False
         return name, lambda: Dataset(**kept), lambda found: None
     if name == "Layout":
         kept = {"name": "some", "shape": draw.one("shape", [(4,), (1, 2, 2)], [4, (), (0,), (4.0,), ("a",)])}
         kept |= draw.options(scale=[1.0, 2], shift=[0.0], levels=[None, 256], classes=[None, ("a", "b")])
         return name, lambda: Layout(**kept).dim, lambda found: None
-    info = {key: draw.one(key, [value]) for key, value in data.info().items() if draw.random.random() > draw.hostility / 4}
+    info = {
+        key: draw.one(key, [value]) for key, value in data.info().items() if draw.random.random() > draw.hostility / 4
+    }
     if len(info) < len(data.info()):
         draw.right = False
     whole = draw.one("info", [info])
@@ -611,8 +670,24 @@ def measures(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | 
     name = pick(
         draw.random,
         (
-            *("frechet_distance", "precision_recall", "density_coverage", "memorisation", "nearest", "principal_angles"),
-            *("log_likelihood", "denoising_loss", "assign", "clustering", "gaussian_of", "outputs", "agreement", "cost"),
+            *(
+                "frechet_distance",
+                "precision_recall",
+                "density_coverage",
+                "memorisation",
+                "nearest",
+                "principal_angles",
+            ),
+            *(
+                "log_likelihood",
+                "denoising_loss",
+                "assign",
+                "clustering",
+                "gaussian_of",
+                "outputs",
+                "agreement",
+                "cost",
+            ),
             *("jump_time", "subspace_error", "edm_weight", "frechet_from_moments", "PixelPCA"),
         ),
     )
@@ -646,7 +721,9 @@ def measures(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | 
         return f"metrics.{name}", lambda: metric(model, x, **kept), finite
     if name in ("outputs", "agreement", "jump_time"):
         schedule = draw.one("schedule", [schedule_of(draw)])
-        kept = draw.options(seed=[0, 3], **({"tolerance": [0.05, 0.5]} if name == "jump_time" else {"times": [2, [0.3, 0.6]]}))
+        kept = draw.options(
+            seed=[0, 3], **({"tolerance": [0.05, 0.5]} if name == "jump_time" else {"times": [2, [0.3, 0.6]]})
+        )
         models = draw.one("denoiser", [law]), draw.one("law", [law])
         return f"metrics.{name}", lambda: metric(*models, x, schedule, **kept), finite
     if name == "subspace_error":
@@ -697,9 +774,27 @@ def files(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | Non
     law.save_pretrained(folder / "model")
     (folder / "text.txt").write_text("no data\n")
     (folder / "empty").mkdir()
-    names = ["x.npy", "xy.npz", "model", "text.txt", "empty", "nothing.npy", "model/config.json", "model/model.safetensors"]
+    names = [
+        "x.npy",
+        "xy.npz",
+        "model",
+        "text.txt",
+        "empty",
+        "nothing.npy",
+        "model/config.json",
+        "model/model.safetensors",
+    ]
     name = pick(draw.random, ("load_data", "load", "save_pretrained", "from_pretrained"))
-    wrong = [str(folder / each) for each in names[2:]] + [folder / "x.npy", "", ".", "/", "~", "digitz", "a" * 5000, "x\0y"]
+    wrong = [str(folder / each) for each in names[2:]] + [
+        folder / "x.npy",
+        "",
+        ".",
+        "/",
+        "~",
+        "digitz",
+        "a" * 5000,
+        "x\0y",
+    ]
     if name == "load_data":
         path = draw.one("source", [folder / "x.npy", str(folder / "xy.npz"), "digits"], wrong)
         kept = draw.options(split=["train"], dequantise=[False], seed=[0, -3], data_dir=[None, folder])
@@ -708,16 +803,24 @@ def files(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | Non
         return name, lambda: molrmog.load_data(path, **kept), lambda found: shaped(found.x, found.x.shape)
     path = draw.one("path", [folder / "model", str(folder / "model")], wrong)
     if name == "save_pretrained":
-        target = draw.one("path", [folder / "new", str(folder / "a" / "b")], [str(folder / "x.npy"), "/dev/null/x", "x\0y"])
+        target = draw.one(
+            "path", [folder / "new", str(folder / "a" / "b")], [str(folder / "x.npy"), "/dev/null/x", "x\0y"]
+        )
         return name, lambda: law.save_pretrained(target), lambda found: None
-    loader = molrmog.load if name == "load" else pick(draw.random, (MoLRMoG.from_pretrained, molrmog.HeadTail.from_pretrained))
+    loader = (
+        molrmog.load
+        if name == "load"
+        else pick(draw.random, (MoLRMoG.from_pretrained, molrmog.HeadTail.from_pretrained))
+    )
     if loader == molrmog.HeadTail.from_pretrained:
         draw.right = False
     return name, lambda: loader(path), lambda found: None
 
 
 def seeds(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None]]:
-    number = draw.one("seed", [0, -1, 2**63, -(2**80), 2**200, np.int8(-3), np.uint64(2**63), torch.tensor(5), np.array(4)])
+    number = draw.one(
+        "seed", [0, -1, 2**63, -(2**80), 2**200, np.int8(-3), np.uint64(2**63), torch.tensor(5), np.array(4)]
+    )
     which = pick(draw.random, (seed_of, torch_seed, numpy_seed, sklearn_seed))
     return which.__name__, lambda: which(number), lambda found: None if isinstance(found, int) else "no integer"
 
@@ -770,7 +873,14 @@ def refusal(error: BaseException) -> str | None:
 def foreign(warning: warnings.WarningMessage) -> bool:
     """Whether a warning is not the library's own: those say what to do, in its words."""
     text = str(warning.message)
-    own = ("EM dropped", "float32 rounds", "columns spread by less", "a subspace starts with", "cannot be written", "damaged")
+    own = (
+        "EM dropped",
+        "float32 rounds",
+        "columns spread by less",
+        "a subspace starts with",
+        "cannot be written",
+        "damaged",
+    )
     return not any(each in text for each in own)
 
 
@@ -781,7 +891,6 @@ def case_of(number: int, folder: Path, seed: int) -> Case:
         warnings.simplefilter("ignore")
         draw = Draw(random, folder)
         torch.manual_seed(number)
-        np.random.seed(number)
         what, call, check = pick(random, CALLS)(draw)
 
     def run() -> str | None:
@@ -801,7 +910,9 @@ def case_of(number: int, folder: Path, seed: int) -> Case:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")
                         outcome = check(found)
-        changed = [name for name, value, before in draw.given if before is not None and not same(before, snapshot(value))]
+        changed = [
+            name for name, value, before in draw.given if before is not None and not same(before, snapshot(value))
+        ]
         alien = [f"{w.category.__name__}: {w.message}" for w in heard if foreign(w)]
         if outcome is None and changed:
             outcome = f"changed its argument {changed[0]} in place"

@@ -22,6 +22,7 @@ import struct
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -30,10 +31,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet
+import pyarrow.feather as feather_files
+import pyarrow.parquet as parquet_files
 import torch
-from _trials import Case, command, copy_tree, options, pick, printable, rng, start, tally, trials
+from _trials import (
+    Case,
+    command,
+    copy_tree,
+    load_commands,
+    options,
+    pick,
+    printable,
+    rng,
+    start,
+    tally,
+    trials,
+)
 from PIL import Image
 
 import molrmog
@@ -108,7 +121,9 @@ def npy_header(shape: str, dtype: str = "'<f8'", order: str = "False", version: 
 
 def numbers(random: Random) -> np.ndarray:
     x = random.normal(size=(int(random.integers(3, 20)), int(random.integers(1, 6))))
-    kind = pick(random, ["f8", "f4", "f2", ">f8", "i4", "u1", "i8", "?", "c16", "O", "U3", "M8[s]", "f8,i4", "S2", "images"])
+    kind = pick(
+        random, ["f8", "f4", "f2", ">f8", "i4", "u1", "i8", "?", "c16", "O", "U3", "M8[s]", "f8,i4", "S2", "images"]
+    )
     if kind == "images":
         return random.integers(0, 256, (5, 4, 4, int(pick(random, (1, 3)))), dtype=np.uint8)
     if kind == "f8,i4":
@@ -141,7 +156,10 @@ def npz(random: Random, folder: Path) -> Path:
     path = folder / "x.npz"
     choice = int(random.integers(12))
     x = numbers(random)
-    keys = pick(random, (["x", "y"], ["x_train", "x_test"], ["data"], ["x"], ["nothing"], ["x", "labels"], ["x_train", "y_train"]))
+    keys = pick(
+        random,
+        (["x", "y"], ["x_train", "x_test"], ["data"], ["x"], ["nothing"], ["x", "labels"], ["x_train", "y_train"]),
+    )
     if choice < 6:
         buffer = io.BytesIO()
         save = pick(random, (np.savez, np.savez_compressed))
@@ -166,7 +184,9 @@ def npz(random: Random, folder: Path) -> Path:
             archive.writestr("x.npy", content)
         raw = bytearray(path.read_bytes())
         central = raw.rindex(b"PK\1\2")
-        value, local, offset = pick(random, ((9, 8, 10), (1, 6, 8), (97, 8, 10), (12, 8, 10), (0x2000, 6, 8), (99, 8, 10)))
+        value, local, offset = pick(
+            random, ((9, 8, 10), (1, 6, 8), (97, 8, 10), (12, 8, 10), (0x2000, 6, 8), (99, 8, 10))
+        )
         raw[local : local + 2] = raw[central + offset : central + offset + 2] = struct.pack("<H", value)
         path.write_bytes(bytes(raw))
         return path
@@ -225,7 +245,11 @@ def table(random: Random) -> pa.Table:
         "a\nb": pa.array([0.5] * n),
         "y": pa.array([0.5] * n),
     }
-    names = random.permutation(list(columns))[: int(random.integers(1, 5))] if random.random() < 0.7 else ["a", "b", "label"]
+    names = (
+        random.permutation(list(columns))[: int(random.integers(1, 5))]
+        if random.random() < 0.7
+        else ["a", "b", "label"]
+    )
     made = pa.table({str(name): columns[str(name)] for name in names})
     if random.random() < 0.1:
         made = made.slice(0, 0)
@@ -239,15 +263,20 @@ def parquet(random: Random, folder: Path, shared: Path) -> Path:
     if random.random() < 0.05:
         bomb = shared / "bomb.parquet"
         if not bomb.is_file():
-            part = pa.table({"a": pa.DictionaryArray.from_arrays(np.zeros(2**22, np.int32), [0.5]).cast(pa.float64()), "b": np.zeros(2**22)})
-            with pa.parquet.ParquetWriter(shared / "part", part.schema) as writer:
+            part = pa.table(
+                {
+                    "a": pa.DictionaryArray.from_arrays(np.zeros(2**22, np.int32), [0.5]).cast(pa.float64()),
+                    "b": np.zeros(2**22),
+                }
+            )
+            with parquet_files.ParquetWriter(shared / "part", part.schema) as writer:
                 for _ in range(64):
                     writer.write_table(part)
             os.replace(shared / "part", bomb)
         path.symlink_to(bomb)
         return path
     buffer = io.BytesIO()
-    pa.parquet.write_table(table(random), buffer, compression=pick(random, ("snappy", "gzip", "zstd", "none")))
+    parquet_files.write_table(table(random), buffer, compression=pick(random, ("snappy", "gzip", "zstd", "none")))
     path.write_bytes(harmed(random, buffer.getvalue()))
     return path
 
@@ -255,7 +284,7 @@ def parquet(random: Random, folder: Path, shared: Path) -> Path:
 def feather(random: Random, folder: Path) -> Path:
     path = folder / pick(random, ("x.feather", "x.arrow", "x.ipc"))
     buffer = io.BytesIO()
-    pa.feather.write_feather(table(random), buffer, compression=pick(random, ("lz4", "zstd", "uncompressed")))
+    feather_files.write_feather(table(random), buffer, compression=pick(random, ("lz4", "zstd", "uncompressed")))
     path.write_bytes(harmed(random, buffer.getvalue()))
     return path
 
@@ -267,7 +296,23 @@ def text(random: Random, folder: Path) -> Path:
     n, d = int(random.integers(1, 9)), int(random.integers(1, 5))
     cells = [[f"{v:.3g}" for v in row] for row in random.normal(size=(n, d))]
     if random.random() < 0.6:
-        odd = ["", "nan", "NA", "abc", '"', '"1,2"', "1e999", "0x10", "1_000", "٣", "\0", "=1+1", "a" * 200_000, "\r", "1;2"]
+        odd = [
+            "",
+            "nan",
+            "NA",
+            "abc",
+            '"',
+            '"1,2"',
+            "1e999",
+            "0x10",
+            "1_000",
+            "٣",
+            "\0",
+            "=1+1",
+            "a" * 200_000,
+            "\r",
+            "1;2",
+        ]
         cells[int(random.integers(n))][int(random.integers(d))] = pick(random, odd)
     if random.random() < 0.2:
         cells[-1] = pick(random, (cells[-1] * 2, cells[-1][:-1], []))
@@ -314,7 +359,9 @@ def idx(random: Random, folder: Path) -> Path:
     (place / f"train-images-idx3-ubyte{end}").write_bytes(images)
     if random.random() < 0.9:
         labels = pack(labels)
-        (place / f"train-labels-idx1-ubyte{end}").write_bytes(harmed(random, labels) if random.random() < 0.4 else labels)
+        (place / f"train-labels-idx1-ubyte{end}").write_bytes(
+            harmed(random, labels) if random.random() < 0.4 else labels
+        )
     return place
 
 
@@ -324,12 +371,17 @@ def cifar(random: Random, folder: Path) -> Path:
         data = np.frombuffer(random.bytes(3072 * n), np.uint8).reshape(n, 3072)
         labels: Any = [0] * n
         if random.random() < 0.3:
-            data = pick(random, (data[:, :3071], data.astype(np.float32), data.T.copy(), data[:0], data.astype(object), "data"))
+            data = pick(
+                random, (data[:, :3071], data.astype(np.float32), data.T.copy(), data[:0], data.astype(object), "data")
+            )
         if random.random() < 0.3:
             labels = pick(random, (labels[:-1], ["a"] * n, None, [2**70] * n, labels * 2, [[0]] * n))
         whole: Any = {b"data": data, b"labels": labels}
         if random.random() < 0.3:
-            whole = pick(random, (Canary(folder), [1, 2], {b"data": Canary(folder), b"labels": []}, {}, {"data": data}, None, [[]] * 9))
+            whole = pick(
+                random,
+                (Canary(folder), [1, 2], {b"data": Canary(folder), b"labels": []}, {}, {"data": data}, None, [[]] * 9),
+            )
         return pickle.dumps(whole, protocol=int(random.integers(0, 5)))
 
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -353,7 +405,10 @@ def cifar(random: Random, folder: Path) -> Path:
             member.size = len(content)
             kind = random.random()
             if kind < 0.05:
-                member.type, member.size = pick(random, (tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE)), 0
+                member.type, member.size = (
+                    pick(random, (tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE)),
+                    0,
+                )
                 member.linkname = pick(random, ("/etc/passwd", "../../x", f"cifar-10-batches-py/{name}"))
             tar.addfile(member, io.BytesIO(content) if member.size else None)
         traversal = tarfile.TarInfo("../../canary")
@@ -381,17 +436,31 @@ def picture(random: Random, kind: str) -> bytes:
 
 def huge_png(width: int, height: int) -> bytes:
     """A picture whose header promises more than it holds."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10**6), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def images(random: Random, folder: Path) -> Path:
     place = folder / "pictures"
     place.mkdir()
-    kinds = {"PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp", "PPM": ".ppm", "WEBP": ".webp"}
+    kinds = {
+        "PNG": ".png",
+        "JPEG": ".jpg",
+        "GIF": ".gif",
+        "TIFF": ".tif",
+        "BMP": ".bmp",
+        "PPM": ".ppm",
+        "WEBP": ".webp",
+    }
     homes = [place]
     if random.random() < 0.4:
         homes = [place / pick(random, ("a", "a\nb", "ä", ".hidden", "train", "test")), place / "b"]
@@ -443,7 +512,9 @@ def odd_names(random: Random, folder: Path) -> Path:
     """Devices, pipes, links and names."""
     suffix = str(pick(random, (".npy", ".npz", ".parquet", ".csv", ".gz", "", ".exe", ".NPY", ".pkl", ".pt", ".json")))
     path = folder / (str(pick(random, ("x", "a\nb", "ä" * 60, " ", "x\x1b[31m", "-x", "%s%n"))) + suffix)
-    kind = str(pick(random, ("zero", "null", "fifo", "loop", "empty", "dangling", "folder", "bytes", "pickle", "directory")))
+    kind = str(
+        pick(random, ("zero", "null", "fifo", "loop", "empty", "dangling", "folder", "bytes", "pickle", "directory"))
+    )
     if kind in ("zero", "null"):
         path.symlink_to(f"/dev/{kind}")
     elif kind == "fifo":
@@ -478,22 +549,41 @@ def models() -> dict[str, Any]:
         "ResidualDenoiser": molrmog.ResidualDenoiser(law, mlp),
         "MoGDenoiser": molrmog.MoGDenoiser(law),
         "ConditionalLaw": molrmog.ConditionalLaw(law),
-        "LinearAutoencoder": molrmog.LinearAutoencoder.fit(np.random.default_rng(0).normal(size=(20, 4)), 2)
-        if hasattr(molrmog.LinearAutoencoder, "fit")
-        else law,
+        "LinearAutoencoder": molrmog.LinearAutoencoder.from_pca(np.random.default_rng(0).normal(size=(20, 4)), 2),
     }
 
 
 def mangled(random: Random, value: Any, depth: int = 0) -> Any:
     """JSON in which something is another thing."""
-    wrong = [None, "", "a", -1, 0, 1e308, float("nan"), 10**9, 2**63, [], {}, [[]], True, "../x", ["a"] * 3, [10**6] * 3, 1.5]
+    wrong = [
+        None,
+        "",
+        "a",
+        -1,
+        0,
+        1e308,
+        float("nan"),
+        10**9,
+        2**63,
+        [],
+        {},
+        [[]],
+        True,
+        "../x",
+        ["a"] * 3,
+        [10**6] * 3,
+        1.5,
+    ]
     if isinstance(value, dict) and value and random.random() < 0.8:
         key = pick(random, list(value))
         choice = random.random()
         if choice < 0.12:
             return {k: v for k, v in value.items() if k != key}
         if choice < 0.2:
-            return {**value, str(pick(random, ("extra", "", "__class__", "self", "law", "denoiser"))): pick(random, wrong)}
+            return {
+                **value,
+                str(pick(random, ("extra", "", "__class__", "self", "law", "denoiser"))): pick(random, wrong),
+            }
         return {**value, key: mangled(random, value[key], depth + 1)}
     if isinstance(value, list) and value and random.random() < 0.7:
         at = int(random.integers(len(value)))
@@ -507,7 +597,16 @@ def mangled(random: Random, value: Any, depth: int = 0) -> Any:
 
 
 def model_folder(random: Random, folder: Path, base: Path) -> tuple[str, Path]:
-    name = str(pick(random, sorted(path.name for path in base.iterdir() if (path / "model.safetensors").is_file() and path.name[0].isupper())))
+    name = str(
+        pick(
+            random,
+            sorted(
+                path.name
+                for path in base.iterdir()
+                if (path / "model.safetensors").is_file() and path.name[0].isupper()
+            ),
+        )
+    )
     place = folder / "model"
     copy_tree(base / name, place)
     file = place / "model.safetensors"
@@ -519,7 +618,10 @@ def model_folder(random: Random, folder: Path, base: Path) -> tuple[str, Path]:
         config = mangled(random, json.loads(header["__metadata__"]["config"]))
         written = json.dumps(config)
         if random.random() < 0.15:
-            written = pick(random, ("[" * 100_000, "{", "", "nan", "\x00", written + "}", '"a"', "[" * 500 + "]" * 500, "9" * 10_000))
+            written = pick(
+                random,
+                ("[" * 100_000, "{", "", "nan", "\x00", written + "}", '"a"', "[" * 500 + "]" * 500, "9" * 10_000),
+            )
         header["__metadata__"]["config"] = written
         if random.random() < 0.3:
             header["__metadata__"].pop("config")
@@ -548,7 +650,12 @@ def run_folder(random: Random, folder: Path, base: Path) -> tuple[str, Path]:
     kind = str(pick(random, ("law", "net")))
     place = folder / "run"
     copy_tree(base / kind, place)
-    name = str(pick(random, sorted(p.name for p in place.iterdir() if p.is_file() and p.suffix in (".json", ".yaml", ".jsonl", ".npz"))))
+    name = str(
+        pick(
+            random,
+            sorted(p.name for p in place.iterdir() if p.is_file() and p.suffix in (".json", ".yaml", ".jsonl", ".npz")),
+        )
+    )
     path = place / name
     content = path.read_bytes()
     choice = random.random()
@@ -569,7 +676,15 @@ def run_folder(random: Random, folder: Path, base: Path) -> tuple[str, Path]:
     elif path.suffix == ".yaml":
         import yaml
 
-        bad = ("a: !!python/object/apply:os.system ['touch canary']", "- 1", "a: b: c", "\t", "&a [*a]", "seed: 2020-01-01", "null")
+        bad = (
+            "a: !!python/object/apply:os.system ['touch canary']",
+            "- 1",
+            "a: b: c",
+            "\t",
+            "&a [*a]",
+            "seed: 2020-01-01",
+            "null",
+        )
         settings = mangled(random, yaml.safe_load(content))
         path.write_text(pick(random, bad) if random.random() < 0.3 else yaml.safe_dump(settings))
     else:
@@ -588,7 +703,12 @@ def refusal(error: BaseException, path: Path) -> str | None:
     if not text.strip() or len(text.splitlines()) > 1 or len(text) > LONGEST + 2 * len(str(path)):
         return f"raised a {kind} of {len(text.splitlines())} lines, {len(text)} characters: {text[:300]}"
     shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    names = [path.name, path.stem, repr(path.name)[1:-1], path.name.encode(errors="surrogateescape").decode(errors="replace")]
+    names = [
+        path.name,
+        path.stem,
+        repr(path.name)[1:-1],
+        path.name.encode(errors="surrogateescape").decode(errors="replace"),
+    ]
     if not any(each and each in shown for each in names):
         return f"raised a {kind} that does not name the file: {text[:300]}"
     return None
@@ -637,7 +757,7 @@ def opens(place: Path) -> str | None:
 
 def runs(words: list[str], folder: Path) -> str | None:
     """A command on a run."""
-    ended = start(command(*words), folder).wait(25)
+    ended = start(command(*words), folder).wait(12)
     said = [line for line in ended.err.splitlines() if not line.startswith("molrmog: warning:")]
     if ended.late:
         return f"{words[0]}: no end"
@@ -681,10 +801,14 @@ def watched(what: str, folder: Path, path: Path, run: Callable[[], str | None]) 
 
     def all_of_it() -> str | None:
         os.chdir(folder)
-        try:
-            why = run()
-        except MemoryError:
-            why = "raised MemoryError"
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            try:
+                why = run()
+            except MemoryError:
+                why = "raised MemoryError"
+        if why is None and heard:
+            why = f"warned, {heard[0].category.__name__}: {heard[0].message}"
         if any((place / "canary").exists() for place in (folder, folder.parent, path.parent)):
             return "ran code of the file"
         return None if why is None else printable(why)
@@ -714,11 +838,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
         base = Path(place)
         prepare(base)
-        trials(result, asked, lambda number, folder: case_of(number, folder, asked.seed, base), batch=25)
+        trials(result, asked, lambda number, folder: case_of(number, folder, asked.seed, base), batch=25, seconds=15)
     return result.close()
 
 
 if __name__ == "__main__":
-    import molrmog.interfaces.commands  # noqa: F401 (once here, not in every child)
+    load_commands()
 
     sys.exit(main())

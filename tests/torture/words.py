@@ -29,7 +29,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _trials import Case, Ended, command, copy_tree, files_of, options, pick, printable, rng, start, tally, trials
+from _trials import (
+    Case,
+    Ended,
+    command,
+    copy_tree,
+    files_of,
+    load_commands,
+    options,
+    pick,
+    printable,
+    rng,
+    start,
+    tally,
+    trials,
+)
 
 from molrmog.interfaces import cli
 
@@ -47,14 +61,56 @@ QUICK = {  # so that what is good ends soon
 }
 DATA = ["x.npy", "xy.npz", "digits", "pictures"]
 RUNS = ["law", "net"]
-NOT_DATA = ["nothing.npy", "text.txt", "empty", "law", "net", "bad.npz", "digitz", "", " ", "-", "/", "/dev/null", "a/b"]
+NOT_DATA = [
+    "nothing.npy",
+    "text.txt",
+    "empty",
+    "law",
+    "net",
+    "bad.npz",
+    "digitz",
+    "",
+    " ",
+    "-",
+    "/",
+    "/dev/null",
+    "a/b",
+]
 PLACES = ["new", "./new/", "law", "net", "text.txt", "empty", "link", "dangling", "loop", "deep/er/still", "x.npy/run"]
 PLACES += ["a" * 300, "/proc/run", "/dev/full", "", " ", ".", "..", "new\nline", "ünï", "--", "locked/run", "~nobody/x"]
 PICTURES = ["s.png", "law/s.png", "text.txt", "empty", "link", "no/such.png", "/dev/full", "", "s", "a" * 300]
-ABSURD = ["", " ", "-1", "0", "1e9", "nan", "inf", "-inf", "1.5", "true", "null", "[]", "[1,2]", "{}", "[1,", "abc", "ä"]
+ABSURD = [
+    "",
+    " ",
+    "-1",
+    "0",
+    "1e9",
+    "nan",
+    "inf",
+    "-inf",
+    "1.5",
+    "true",
+    "null",
+    "[]",
+    "[1,2]",
+    "{}",
+    "[1,",
+    "abc",
+    "ä",
+]
 ABSURD += ["99999999999999999999", "--", "-", "1e-400", "0x10", "'1'", "None", "@file", "$HOME", "*", "a\nb", "\udcff"]
 CONFIGS = ["good.yaml", "law/config.yaml", "net/config.yaml", "text.txt", "nothing.yaml", "empty", "x.npy", "list.yaml"]
-CONFIGS += ["unknown.yaml", "binary.yaml", "bomb.yaml", "tag.yaml", "", "/dev/null", "nested.yaml", "{seed: 3}", "wrong.yaml"]
+CONFIGS += [
+    "unknown.yaml",
+    "binary.yaml",
+    "bomb.yaml",
+    "tag.yaml",
+    "",
+    "/dev/null",
+    "nested.yaml",
+    "{seed: 3}",
+    "wrong.yaml",
+]
 
 
 def prepare(folder: Path) -> None:
@@ -82,7 +138,8 @@ def prepare(folder: Path) -> None:
     (folder / "tag.yaml").write_text("seed: !!python/object/apply:os.system ['touch canary']\n")
     (folder / "binary.yaml").write_bytes(bytes(range(256)))
     (folder / "bomb.yaml").write_text(
-        "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join(['*' + a] * 8)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True))
+        "a: &a [x,x,x,x,x,x,x,x]\n"
+        + "".join(f"{b}: &{b} [{','.join(['*' + a] * 8)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True))
     )
     for words in (
         ["fit", "xy.npz", "--out", "law", *QUICK["fit"]],
@@ -288,7 +345,9 @@ def process(words: Sequence[str], folder: Path, output: str, encoding: str | Non
     shell = {"file": '"$@" > "$TO"', "full": '"$@" > /dev/full', "closed": '"$@" >&-', "nobody": 'set -o pipefail; "$@" | head -c 1 > "$TO"', "no stderr": '"$@" > "$TO" 2>&-'}[output]  # fmt: skip
     with tempfile.NamedTemporaryFile(prefix="torture-said-") as to:
         asked = ["bash", "-c", shell, "molrmog", *base]
-        child = subprocess.Popen(asked, cwd=folder, env={**env, "TO": to.name}, stderr=subprocess.PIPE, start_new_session=True)
+        child = subprocess.Popen(
+            asked, cwd=folder, env={**env, "TO": to.name}, stderr=subprocess.PIPE, start_new_session=True
+        )
         late = False
         try:
             err = child.communicate(timeout=5 * PATIENCE)[1]
@@ -334,10 +393,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import molrmog.interfaces.commands
-    import molrmog.interfaces.demo
-    import molrmog.interfaces.explain
-    import molrmog.interfaces.fitting
-    import molrmog.interfaces.training  # noqa: F401 (once here, not in every child)
+    load_commands()
 
     sys.exit(main())
