@@ -15,12 +15,13 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import floating, place, real, shown, whole
 from molrmog.laws import with_tail
 from molrmog.laws.base import Law
 from molrmog.laws.molrmog import MoLRMoG
@@ -99,8 +100,15 @@ def fit(
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
     seed = seed_of(seed)
-    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device)
+    dtype = None if dtype is None else floating(dtype)
+    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=None if device is None else place(device))
     rows.moments()
+    max_iter, subspaces = whole(max_iter, "max_iter"), whole(subspaces, "subspaces")
+    rank = None if rank is None else whole(rank, "rank")
+    head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
+    prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
+    noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
+    tol = real(tol, "tol")
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
@@ -118,6 +126,8 @@ def fit(
     if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
         raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
     if start is not None:
+        if not isinstance(start, MoLRMoG):
+            raise ValueError(f"start = {shown(start)}: pass a MoLRMoG, or None")
         if head is not None:
             raise ValueError("a head/tail fit cannot start from a law: leave out start or head")
         if start.dim != rows.dim or (y is not None and start.subspaces != subspaces):
@@ -267,15 +277,27 @@ def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int
     """Labels as 0 to K - 1, and K."""
     if labels is None:
         return None, subspaces
-    y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try:
+        y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise ValueError(f"labels = {shown(labels)}: pass one label per row, ({rows},)") from None
     if y.shape != (rows,):
         raise ValueError(f"labels have shape {y.shape} for {rows} rows: pass one label per row, ({rows},)")
-    classes, index = np.unique(y, return_inverse=True)
+    try:
+        classes, index = np.unique(y, return_inverse=True)
+    except TypeError:
+        raise ValueError("labels of several kinds cannot be sorted: pass numbers, or strings") from None
     return torch.from_numpy(index.astype(np.int64)), len(classes)
 
 
 def _row_weights(weights: Any, rows: int) -> Tensor:
-    w = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    try:
+        w = torch.as_tensor(weights if isinstance(weights, Tensor) else np.array(weights, dtype=np.float64)).double()
+        w = w.detach().cpu()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise ValueError(f"weights = {shown(weights)}: pass one number per row, ({rows},)") from None
+    if w.layout != torch.strided or w.is_meta:
+        raise ValueError("weights are a sparse or meta tensor: pass one number per row in a dense one")
     if w.shape != (rows,):
         raise ValueError(f"weights have shape {tuple(w.shape)} for {rows} rows: pass one weight per row, ({rows},)")
     if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
@@ -284,11 +306,15 @@ def _row_weights(weights: Any, rows: int) -> Tensor:
 
 
 def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
-    values = [value] * subspaces if isinstance(value, int | np.integer) else list(value)
+    try:
+        values = [value] * subspaces if isinstance(value, int | np.integer) else list(cast(Any, value))
+        values = [whole(each, name) for each in values]
+    except TypeError:  # no sequence: a number of another library, or no number
+        values = [whole(value, name)] * subspaces
     if len(values) != subspaces:
-        raise ValueError(f"{name} = {value} for {subspaces} subspaces: pass one number, or one per subspace")
+        raise ValueError(f"{name} = {shown(value)} for {subspaces} subspaces: pass one number, or one per subspace")
     if min(values) < 1:
-        raise ValueError(f"{name} = {value}: pass numbers >= 1")
+        raise ValueError(f"{name} = {shown(value)}: pass numbers >= 1")
     return [int(v) for v in values]
 
 

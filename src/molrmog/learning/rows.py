@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import shown
 from molrmog.data.dataset import exact_precision
 from molrmog.learning.units import Moments, Units
 
@@ -46,7 +47,14 @@ class Rows:
             ValueError: x is not a non-empty table of numbers.
         """
         source = x if isinstance(x, Tensor | np.ndarray) else getattr(x, "x", x)
-        self._source: Tensor | np.ndarray = source if isinstance(source, Tensor) else np.asanyarray(source)
+        try:
+            self._source: Tensor | np.ndarray = source if isinstance(source, Tensor) else np.asanyarray(source)
+        except ValueError:  # lists of unequal length
+            raise ValueError(f"x = {shown(source)}: pass rows of equal length, (N, D)") from None
+        if np.ma.is_masked(source):
+            raise ValueError("x holds masked values: drop or impute such rows")
+        if isinstance(source, Tensor) and (source.layout != torch.strided or source.is_meta):
+            raise ValueError("x is a sparse or meta tensor: pass real numbers in a dense one")
         if self._source.ndim != 2 or 0 in self._source.shape:
             raise ValueError(f"x has shape {tuple(self._source.shape)}: pass at least one row and column, (N, D)")
         table = self._source

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import shown
+
 Rows = Tensor | np.ndarray
 
 
@@ -27,18 +29,30 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
         ValueError: where the shape is wrong, rows are too few or an entry is NaN or infinite.
     """
     if isinstance(x, Tensor):
+        if x.is_complex() or x.layout != torch.strided or x.is_meta:
+            raise ValueError(f"{name} is a complex, sparse or meta tensor: pass real numbers in a dense one")
         x = (x if x.dtype == torch.float64 else x.float()).detach().cpu().numpy()
-    array = np.asarray(x)
+    if np.ma.is_masked(x):
+        raise ValueError(f"{name} holds masked values: drop or impute such rows")
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        raise ValueError(f"{name} = {shown(x)}: pass rows with shape (N, D)") from None
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype} values: pass numbers, rows with shape (N, D)")
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (N, D), got {array.shape}: flatten each row first")
     if dim is not None and array.shape[1] != dim:
         raise ValueError(f"{name} has {array.shape[1]} columns where {dim} are needed")
     if len(array) < least:
         raise ValueError(f"{name} has {len(array)} rows where at least {least} are needed")
-    if array.dtype.name not in ("float32", "float64"):
-        array = array.astype(np.float64)
+    if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
+        with np.errstate(over="ignore"):  # of long doubles: what overflows is refused below
+            array = array.astype(np.float64)
+    if min(array.strides, default=0) < 0 or not array.flags.aligned:  # which torch cannot take
+        array = np.array(array, order="C")
     # The sum is NaN or infinite where an entry is, and needs no mask as large as the data.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(array.sum(dtype=np.float64))
     if not finite:
         raise ValueError(f"{name} holds NaN or infinite entries: drop or impute those rows first")

@@ -1,0 +1,89 @@
+"""Numbers, types and devices that a caller passes, as the library takes them, or one line that says what to pass.
+
+Without these an argument of another kind fails somewhere inside torch or NumPy, in their words and many lines.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def shown(value: object) -> str:
+    """A value in a few words, on one line.
+
+    Example:
+        >>> shown("a"), shown(np.zeros((2, 3)))
+        ("'a'", 'a ndarray')
+    """
+    text = " ".join(repr(value).split())
+    plain = isinstance(value, str | int | float | complex | list | tuple | dict | np.generic | type(None))
+    return text if plain and len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def whole(value: Any, name: str, least: int | None = None) -> int:
+    """A whole number of Python, numpy or torch.
+
+    Raises:
+        ValueError: it is none, or less than `least`.
+    """
+    try:
+        if isinstance(value, bool) or getattr(value, "ndim", 0):
+            raise TypeError
+        number = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} = {shown(value)}: pass a whole number") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} = {number}: pass {least} or more")
+    return number
+
+
+def real(value: Any, name: str, mend: str = "pass a number") -> float:
+    """A real number of Python, numpy or torch; it may be infinite or NaN.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        if isinstance(value, str | bytes) or value is None or np.iscomplexobj(value) or np.size(value) != 1:
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError):
+        raise ValueError(f"{name} = {shown(value)}: {mend}") from None
+
+
+def floating(dtype: Any, name: str = "dtype") -> torch.dtype:
+    """A floating-point type of torch.
+
+    Raises:
+        ValueError: it is none.
+    """
+    import torch
+
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{name} = {shown(dtype)}: pass torch.float32 or torch.float64")
+    return dtype
+
+
+def place(device: Any, name: str = "device") -> torch.device:
+    """A device, as torch has it.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    import torch
+
+    try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError
+        found = torch.device(device)
+    except (TypeError, RuntimeError):
+        raise ValueError(f"{name} = {shown(device)}: pass 'cpu', 'cuda' or 'cuda:1'") from None
+    if found.type == "meta":
+        raise ValueError(f"{name} = 'meta' holds no numbers: pass 'cpu', 'cuda' or 'cuda:1'")
+    return found
