@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_MOST = 2**62  # torch and NumPy count with 64 bits
+
+
 def shown(value: object) -> str:
     """A value in a few words, on one line.
 
@@ -24,6 +27,11 @@ def shown(value: object) -> str:
     text = " ".join(repr(value).split())
     plain = isinstance(value, str | int | float | complex | list | tuple | dict | np.generic | type(None))
     return text if plain and len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def is_a(value: object, *kinds: type) -> bool:
+    """Whether a caller has kept to an annotation, which nothing else enforces."""
+    return isinstance(value, kinds)
 
 
 def whole(value: Any, name: str, least: int | None = None) -> int:
@@ -38,6 +46,8 @@ def whole(value: Any, name: str, least: int | None = None) -> int:
         number = operator.index(value)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name} = {shown(value)}: pass a whole number") from None
+    if abs(number) > _MOST:
+        raise ValueError(f"{name} = {number:.3g}: pass a smaller one")
     if least is not None and number < least:
         raise ValueError(f"{name} = {number}: pass {least} or more")
     return number
@@ -50,7 +60,8 @@ def real(value: Any, name: str, mend: str = "pass a number") -> float:
         ValueError: it is none.
     """
     try:
-        if isinstance(value, str | bytes) or value is None or np.iscomplexobj(value) or np.size(value) != 1:
+        size = value.numel() if hasattr(value, "numel") else np.size(value)
+        if isinstance(value, str | bytes) or value is None or size != 1:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError):

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from molrmog.arguments import real, shown, whole
+from molrmog.arguments import is_a, real, shown, whole
 
 SPACINGS = ("log-snr", "uniform", "karras")
 
@@ -95,7 +95,7 @@ class Schedule(ABC):
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.name != "alphas_cumprod":
-                real(getattr(self, each.name), each.name)
+                object.__setattr__(self, each.name, real(getattr(self, each.name), each.name))
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(f"a schedule needs 0 <= t_min < t_max <= 1, not t_min={self.t_min}, t_max={self.t_max}")
 
@@ -159,7 +159,7 @@ class Schedule(ABC):
         """
         t_start = self.t_max if t_start is None else real(t_start, "t_start")
         steps, rho = whole(steps, "steps"), real(rho, "rho")
-        if not (isinstance(spacing, str) and spacing in SPACINGS):
+        if not (is_a(spacing, str) and spacing in SPACINGS):
             raise ValueError(f"unknown spacing {shown(spacing)}: choose one of {', '.join(SPACINGS)}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
@@ -195,7 +195,7 @@ class Schedule(ABC):
         Raises:
             ValueError: the name is missing or unknown, is not a schedule of this class, or an argument is unknown.
         """
-        if not isinstance(config, Mapping):
+        if not is_a(config, Mapping):
             raise ValueError(f"config = {shown(config)}: pass a dictionary, as schedule.config is")
         arguments = dict(config)
         name = arguments.pop("name", getattr(cls, "name", None))

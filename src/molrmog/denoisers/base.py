@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.arguments import shown
+from molrmog.arguments import is_a, shown
 from molrmog.laws.base import is_whole
 from molrmog.models import (
     NULL_EXPERT,
@@ -100,8 +100,8 @@ def check_columns(x: Tensor, dim: int) -> None:
     Raises:
         ValueError: x is not (B, dim).
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
-        kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else shown(x)
+    if not is_a(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
+        kind = f"a tensor of {x.dtype}" if is_a(x, Tensor) else shown(x)
         raise ValueError(f"x is {kind}: pass a dense tensor of floating-point numbers, rows with shape (B, {dim})")
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {dim})")

@@ -54,7 +54,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrmog.arguments import floating, real, shown, whole
+from molrmog.arguments import floating, is_a, real, shown, whole
 from molrmog.laws.base import (
     MANY,
     Law,
@@ -228,8 +228,8 @@ class MoLRMoG(Law):
         Raises:
             ValueError: shapes do not fit together, or a basis is not orthonormal.
         """
-        parts = list(subspaces) if isinstance(subspaces, Sequence) else []
-        if not parts or not all(isinstance(part, Subspace) for part in parts):
+        parts = list(subspaces) if is_a(subspaces, Sequence) else []
+        if not parts or not all(is_a(part, Subspace) for part in parts):
             raise ValueError(f"subspaces = {shown(subspaces)}: a law needs at least one subspace, pass a list of them")
         for k, part in enumerate(subspaces):
             _check_part(k, part)
@@ -634,7 +634,7 @@ def _wholes(values: Any, name: str) -> list[int]:
     """Whole numbers, one per subspace."""
     try:
         found = list(values.tolist() if isinstance(values, Tensor | np.ndarray) else values)
-    except TypeError:
+    except (TypeError, RuntimeError, NotImplementedError):
         raise ValueError(f"{name} = {shown(values)}: pass one number per subspace") from None
     return [whole(value, f"{name}[{k}]") for k, value in enumerate(found)]
 
@@ -645,7 +645,7 @@ def _check_part(k: int, part: Subspace) -> None:
     Raises:
         ValueError: with the name of the part.
     """
-    factors = part.factors if isinstance(part.factors, Sequence) else (part.factors,)
+    factors: list[Any] = list(part.factors) if is_a(part.factors, Sequence) else [part.factors]
     named = {name: getattr(part, name) for name in ("basis", "offset", "mode_weights", "means")}
     named |= {f"factors[{i}]": factor for i, factor in enumerate(factors)}
     for name, value in named.items():

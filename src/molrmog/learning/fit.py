@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.arguments import floating, place, real, shown, whole
+from molrmog.arguments import floating, is_a, place, real, shown, whole
 from molrmog.laws import with_tail
 from molrmog.laws.base import Law
 from molrmog.laws.molrmog import MoLRMoG
@@ -126,7 +126,7 @@ def fit(
     if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
         raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
     if start is not None:
-        if not isinstance(start, MoLRMoG):
+        if not is_a(start, MoLRMoG):
             raise ValueError(f"start = {shown(start)}: pass a MoLRMoG, or None")
         if head is not None:
             raise ValueError("a head/tail fit cannot start from a law: leave out start or head")

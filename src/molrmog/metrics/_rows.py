@@ -46,7 +46,7 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
         raise ValueError(f"{name} has {array.shape[1]} columns where {dim} are needed")
     if len(array) < least:
         raise ValueError(f"{name} has {len(array)} rows where at least {least} are needed")
-    if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
+    if array.dtype.name not in ("float32", "float64") or not array.dtype.isnative:
         with np.errstate(over="ignore"):  # of long doubles: what overflows is refused below
             array = array.astype(np.float64)
     if min(array.strides, default=0) < 0 or not array.flags.aligned:  # which torch cannot take

@@ -205,7 +205,8 @@ def outputs(
         ValueError: there are fewer than 2 rows, or no times.
     """
     dtype, device = placement(denoiser)
-    check_denoiser(denoiser, "denoiser"), check_denoiser(law, "law")
+    check_denoiser(denoiser)
+    check_denoiser(law, "law")
     check_schedule(schedule)
     x0 = torch.tensor(as_array(x, least=2)).to(device, dtype)
     try:

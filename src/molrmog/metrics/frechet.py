@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from molrmog.arguments import is_a
 from molrmog.metrics._rows import Rows, as_array
 
 
@@ -71,7 +72,7 @@ def frechet_distance(samples: Rows, reference: Rows) -> float:
 
 
 def _as_row(mean: Rows) -> Rows:
-    return mean.reshape(1, -1) if isinstance(mean, Tensor | np.ndarray) else np.asarray(mean).reshape(1, -1)
+    return mean.reshape(1, -1) if is_a(mean, Tensor, np.ndarray) else np.asarray(mean).reshape(1, -1)
 
 
 def frechet_from_moments(mean1: Rows, covariance1: Rows, mean2: Rows, covariance2: Rows) -> float:

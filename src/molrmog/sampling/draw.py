@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from molrmog import registry
-from molrmog.arguments import floating, place, real, shown, whole
+from molrmog.arguments import floating, is_a, place, real, shown, whole
 from molrmog.laws.base import check_generator
 from molrmog.models import SupportsDenoise, check_denoiser, dim_of
 from molrmog.progress import progress as stages
@@ -130,7 +130,7 @@ def sample(
     check_schedule(schedule)
     check_generator(generator)
     solver = sampler_of(sampler, denoiser, schedule, generator)
-    if not (isinstance(jump_by, str) and jump_by in JUMPS):
+    if not (is_a(jump_by, str) and jump_by in JUMPS):
         raise ValueError(f"unknown jump_by {shown(jump_by)}: choose one of {', '.join(JUMPS)}")
     try:
         n, D = (operator.index(size) for size in shape)
@@ -197,7 +197,7 @@ def sampler_of(sampler: object, *bound: Any) -> Sampler:
         return sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}, or pass a Sampler")
+            raise ValueError(f"unknown sampler {shown(sampler)}: choose one of {', '.join(SAMPLERS)}, or a Sampler")
         sampler = SAMPLERS[sampler]
     if not (isinstance(sampler, type) and issubclass(sampler, Sampler)):
         raise ValueError(f"sampler {shown(sampler)}: pass one of {', '.join(SAMPLERS)}, a Sampler, or its class")
