@@ -60,8 +60,9 @@ def real(value: Any, name: str, mend: str = "pass a number") -> float:
         ValueError: it is none.
     """
     try:
-        size = value.numel() if hasattr(value, "numel") else np.size(value)
-        if isinstance(value, str | bytes) or value is None or size != 1:
+        if isinstance(value, str | bytes | list | tuple) or np.iscomplexobj(value) or np.ma.is_masked(value):
+            raise TypeError
+        if value is None or (value.numel() if hasattr(value, "numel") else np.size(value)) != 1:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError):

@@ -185,7 +185,6 @@ def _child(
 ) -> Iterator[tuple[int, str, str, str | None]]:
     """The verdicts on cases, until all are done or the child has ended."""
     got, give = os.pipe()
-    before = resident()
     pid = os.fork()
     if pid == 0:
         os.close(got)
@@ -218,7 +217,7 @@ def _child(
             if "why" not in said:
                 begun = (said["number"], said["what"], said["words"])
             elif begun is not None:
-                grown = said["peak"] - before
+                grown = said["grown"]
                 why = said["why"]
                 if why is None and grown > memory:
                     why = f"took {grown / GIB:.1f} GiB of memory"
@@ -240,6 +239,7 @@ def _child(
 
 def _cases(group: list[int], case_of: Callable[[int, Path], Case], place: Path, pipe: Any) -> None:
     """Run cases, in the child, and tell the parent."""
+    before = resident()  # of this child: pages of files are not handed down
     for number in group:
         folder = place / str(number)
         remove_tree(folder)
@@ -255,7 +255,7 @@ def _cases(group: list[int], case_of: Callable[[int, Path], Case], place: Path, 
                 print(json.dumps(said), file=pipe, flush=True)
             why = "the script failed: " + " | ".join(traceback.format_exc().splitlines()[-6:])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"why": why, "peak": peak}), file=pipe, flush=True)
+        print(json.dumps({"why": why, "grown": peak - before}), file=pipe, flush=True)
         if peak > resident() + GIB / 2:
             return  # the peak is that of the whole child: a next case would be blamed for this one
 

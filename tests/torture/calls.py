@@ -692,8 +692,8 @@ def measures(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | 
         ),
     )
     x, _ = rows(draw, n, d)
-    if not isinstance(x, np.ndarray | torch.Tensor):
-        draw.right = False
+    if not isinstance(x, np.ndarray | torch.Tensor) or (len(x) and x.ndim > 1 and bool((x == x[:1]).all())):
+        draw.right = False  # rows that are all the same have no spread
     metric = getattr(metrics, name)
     finite = lambda found: None  # noqa: E731
     if name in ("frechet_distance", "precision_recall", "density_coverage", "memorisation", "nearest"):

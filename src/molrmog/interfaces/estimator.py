@@ -226,7 +226,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
+        return torch.tensor(np.ascontiguousarray(X), dtype=next(self.law_.parameters()).dtype)
 
     def _gates(self, x: Tensor) -> Tensor:
         """Responsibilities with shape (N, sum n_k)."""

@@ -675,7 +675,10 @@ def from_numpy(x: Any) -> Tensor:
     """
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError("x holds masked values: drop or impute such rows")
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError:  # lists of unequal length
+        raise ValueError(f"x = {shown(x)}: pass rows of equal length, with shape (B, D)") from None
     if array.dtype.kind not in "fiub":
         raise ValueError(f"x holds {array.dtype} values: pass numbers, rows with shape (B, D)")
     if array.dtype.kind == "f" and (array.dtype.itemsize > 8 or not array.dtype.isnative):

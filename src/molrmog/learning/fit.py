@@ -292,6 +292,8 @@ def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int
 
 def _row_weights(weights: Any, rows: int) -> Tensor:
     try:
+        if np.iscomplexobj(weights):
+            raise TypeError
         w = torch.as_tensor(weights if isinstance(weights, Tensor) else np.array(weights, dtype=np.float64)).double()
         w = w.detach().cpu()
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
