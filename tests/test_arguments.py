@@ -68,6 +68,7 @@ TAKERS = {
     "denoise s": lambda v: MLP.denoise(X.float(), v, 0.5),
     "denoise expert": lambda v: MLP.denoise(X.float(), 0.5, 0.5, v),
     "guided x": lambda v: molrmog.GuidedDenoiser(MLP, 2.0).denoise(v, 0.5, 0.5, 0),
+    "PerExpert x": lambda v: molrmog.PerExpert([molrmog.MLPDenoiser(4, width=8, depth=1)]).denoise(v, 0.5, 0.5, 0),
     "blend x": lambda v: molrmog.BlendDenoiser([LAW, MLP]).denoise(v, 0.5, 0.5),
     "MLPDenoiser width": lambda v: molrmog.MLPDenoiser(4, width=v),
     "fit x": lambda v: molrmog.fit(v),

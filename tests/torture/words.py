@@ -49,7 +49,7 @@ from molrmog.interfaces import cli
 
 PATIENCE = 8.0  # seconds before a command is interrupted
 CODES = (0, 1, 2, 130, 141, 143)
-LINES = 5  # of an error, with its warnings
+LINES = 3  # of an error
 
 QUICK = {  # so that what is good ends soon
     "fit": ["--subspaces", "2", "--latent-dim", "1", "--modes", "1", "--max-iter", "2", "--no-evaluate"],
@@ -265,7 +265,8 @@ def judge(line: Line, output: str, ended: Ended, before: dict[str, bytes], now: 
     if code in (1, 2) and "--help" not in words and words:
         if not any(line.startswith("molrmog: error: ") for line in said):
             return f"exit code {code} without a line molrmog: error: {printable(err[:300])}"
-        if len(said) > LINES:
+        first = next(i for i, each in enumerate(said) if each.startswith("molrmog: error: "))
+        if len(said) - first > LINES:  # what stands before it is how far the work was
             return f"an error of {len(said)} lines: {printable(err[:300])}"
         line = next(line for line in said if line.startswith("molrmog: error: ")).removeprefix("molrmog: error: ")
         if not line.strip() or len(line) > 500:

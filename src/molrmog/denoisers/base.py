@@ -119,6 +119,9 @@ def expert_of_rows(expert: Expert | None, x: Tensor, experts: int, null_expert: 
     Raises:
         ValueError: there is no such expert, none is named among several, or there is not one per row.
     """
+    if not is_a(x, Tensor) or x.layout != torch.strided or x.is_meta:
+        kind = "a sparse or meta tensor" if is_a(x, Tensor) else shown(x)
+        raise ValueError(f"x is {kind}: pass a dense tensor, rows with shape (B, D)")
     if expert is None:
         if not null_expert and experts > 1:
             raise ValueError(f"there are {experts} experts: pass expert=k, or one per row with shape ({len(x)},)")
