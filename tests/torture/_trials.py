@@ -244,6 +244,7 @@ def _cases(group: list[int], case_of: Callable[[int, Path], Case], place: Path, 
         folder = place / str(number)
         remove_tree(folder)
         folder.mkdir()
+        os.chdir(folder)  # what a case writes under a name of its own stays there
         said = {"number": number, "what": "the script", "words": "building a case"}
         try:
             case = case_of(number, folder)
