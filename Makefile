@@ -12,7 +12,12 @@ export KMP_BLOCKTIME   ?= 0
 TWO        := -n 2 --dist worksteal
 IDENTITIES := tests/laws tests/denoisers tests/test_saving.py tests/test_saved_memory.py
 
-.PHONY: help demo test check test-portable lint format docs bench clean
+# Of `make torture`: cases of each script at most, minutes of all together, and a seed; another one gives other cases.
+TRIES   ?=
+MINUTES ?= 16
+SEED    ?= 0
+
+.PHONY: help demo test check test-portable torture torture-short lint format docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -33,6 +38,12 @@ check: $(READY)  ## the suite without its slow tests: the inner loop, about a mi
 
 test-portable: $(READY)  ## the identities of laws, denoisers and saved models again, as on a processor without AVX
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) $(IDENTITIES)
+
+torture: $(READY)  ## kills, random calls, hostile files and command lines; TRIES=... MINUTES=... SEED=...
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/all.py --minutes $(MINUTES) --seed $(SEED) $(if $(TRIES),--tries $(TRIES))
+
+torture-short: $(READY)  ## the same for a minute and a half
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/all.py --minutes 1.5
 
 lint: $(READY)  ## ruff, pyright, floors, docstrings
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 
 from torch import Tensor, nn
 
+from molrmog.arguments import shown
 from molrmog.checks import allowance, check_description, check_numbers, check_tensors, check_types
 from molrmog.registry import renewed, same_class
 from molrmog.saving import MODEL_NAME, load_model, one_line, save_model
@@ -248,6 +249,16 @@ def denoise_with(denoiser: object, x: Tensor, s: Noise, gamma: Noise, expert: Ex
     """What a denoiser answers, with shape (B, D); the expert is only named where there is one."""
     named = {} if expert is None else {"expert": expert}
     return cast(Any, denoiser).denoise(x, s, gamma, **named)
+
+
+def check_denoiser(denoiser: object, name: str = "denoiser") -> None:
+    """Refuse what cannot denoise.
+
+    Raises:
+        ValueError: it has no method `denoise`.
+    """
+    if isinstance(denoiser, type) or not callable(getattr(denoiser, "denoise", None)):
+        raise ValueError(f"{name} = {shown(denoiser)}: pass a law, or anything with denoise(x_t, s, gamma)")
 
 
 def refuse_expert(denoiser: object, expert: Expert | None, mend: str = "pass none") -> None:

@@ -44,6 +44,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from molrmog.arguments import is_a, real, shown, whole
+
 SPACINGS = ("log-snr", "uniform", "karras")
 
 Time = TypeVar("Time", float, Tensor)
@@ -55,8 +57,25 @@ _SIGMA_FLOOR = 1e-3
 
 def _on_floats_too(function: Callable[[Tensor], Tensor], value: Time) -> Time:
     if isinstance(value, Tensor):
-        return function(value)
-    return function(torch.tensor(value, dtype=torch.float64)).item()
+        return function(_times(value))
+    return function(torch.tensor(real(value, "t"), dtype=torch.float64)).item()
+
+
+def check_schedule(schedule: object) -> None:
+    """Refuse what is no schedule.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule = {shown(schedule)}: pass a schedule, such as molrmog.VPSchedule()")
+
+
+def _times(t: Tensor) -> Tensor:
+    """Times in a tensor, or a ValueError."""
+    if not t.is_floating_point() or t.layout != torch.strided or t.is_meta:
+        raise ValueError(f"times in a tensor of {t.dtype}: pass floating-point numbers in a dense one")
+    return t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +93,9 @@ class Schedule(ABC):
     t_max: float
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name != "alphas_cumprod":
+                object.__setattr__(self, each.name, real(getattr(self, each.name), each.name))
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(f"a schedule needs 0 <= t_min < t_max <= 1, not t_min={self.t_min}, t_max={self.t_max}")
 
@@ -95,8 +117,8 @@ class Schedule(ABC):
     def __call__(self, t: Time) -> tuple[Time, Time]:
         """Signal scale s and noise standard deviation gamma at time t, each of the kind and shape of t."""
         if isinstance(t, Tensor):
-            return self._s_gamma(t)
-        s, gamma = self._s_gamma(torch.tensor(t, dtype=torch.float64))
+            return self._s_gamma(_times(t))
+        s, gamma = self._s_gamma(torch.tensor(real(t, "t"), dtype=torch.float64))
         return s.item(), gamma.item()
 
     def f(self, t: Time) -> Time:
@@ -135,7 +157,10 @@ class Schedule(ABC):
         References:
             Karras et al., arXiv 2206.00364, eq. 5 ("karras"); Lu et al., arXiv 2206.00927 ("log-snr").
         """
-        t_start = self.t_max if t_start is None else t_start
+        t_start = self.t_max if t_start is None else real(t_start, "t_start")
+        steps, rho = whole(steps, "steps"), real(rho, "rho")
+        if not (is_a(spacing, str) and spacing in SPACINGS):
+            raise ValueError(f"unknown spacing {shown(spacing)}: choose one of {', '.join(SPACINGS)}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         if not self.t_min < t_start <= self.t_max:
@@ -150,13 +175,11 @@ class Schedule(ABC):
             times = torch.lerp(ends[0], ends[1], ramp)
         elif spacing == "log-snr":
             times = self._time(-2 * torch.lerp(log_sigma[0], log_sigma[1], ramp))
-        elif spacing == "karras":
+        else:
             if not rho > 0:
                 raise ValueError(f"rho must be > 0, not {rho}")
             root = torch.exp(log_sigma / rho)
             times = self._time(-2 * rho * torch.log(torch.lerp(root[0], root[1], ramp)))
-        else:
-            raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
         times[0], times[-1] = ends
         return times
 
@@ -172,11 +195,13 @@ class Schedule(ABC):
         Raises:
             ValueError: the name is missing or unknown, is not a schedule of this class, or an argument is unknown.
         """
+        if not is_a(config, Mapping):
+            raise ValueError(f"config = {shown(config)}: pass a dictionary, as schedule.config is")
         arguments = dict(config)
         name = arguments.pop("name", getattr(cls, "name", None))
-        if name not in SCHEDULES or not issubclass(SCHEDULES[name], cls):
+        if not isinstance(name, str) or name not in SCHEDULES or not issubclass(SCHEDULES[name], cls):
             choices = ", ".join(name for name, known in SCHEDULES.items() if issubclass(known, cls))
-            raise ValueError(f"unknown schedule {name!r}: choose one of {choices}")
+            raise ValueError(f"unknown schedule {shown(name)}: choose one of {choices}")
         known = [field.name for field in fields(SCHEDULES[name])]
         if unknown := sorted(set(arguments) - set(known)):
             raise ValueError(f"schedule {name!r} takes {', '.join(known)}, not {', '.join(unknown)}")
@@ -418,7 +443,11 @@ class DiscreteSchedule(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "alphas_cumprod", tuple(map(float, self.alphas_cumprod)))  # JSON makes it a list
+        try:
+            alphas = tuple(real(alpha, "alphas_cumprod") for alpha in self.alphas_cumprod)
+        except TypeError:
+            raise ValueError(f"alphas_cumprod = {shown(self.alphas_cumprod)}: pass two or more numbers") from None
+        object.__setattr__(self, "alphas_cumprod", alphas)  # JSON makes it a list
         falls = all(1 > alpha > following > 0 for alpha, following in pairwise(self.alphas_cumprod))
         if len(self.alphas_cumprod) < 2 or not falls:
             raise ValueError("alphas_cumprod must decrease inside (0, 1): pass two or more such numbers")

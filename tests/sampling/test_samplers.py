@@ -220,7 +220,7 @@ def test_an_interrupt_passes_through_and_leaves_the_terminal_usable(law, capfd):
         ({"shape": (3,)}, r"shape must be \(n, D\)"),
         ({"shape": (0, 6)}, "n, D >= 1"),
         ({"shape": (3, 7)}, "the denoiser has D = 6"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size = 0: pass 1 or more"),
         ({"jump": 2.0}, "jump must be a time in"),
         ({"jump": 0.5, "sampler": "exact"}, "no times to jump over"),
         ({"jump": 0.5, "jump_by": "magic"}, "choose one of gaussian, law"),

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import is_a, shown
+from molrmog.laws.base import is_whole
 from molrmog.models import (
     NULL_EXPERT,
     Denoiser,
@@ -101,6 +104,9 @@ def check_columns(x: Tensor, dim: int) -> None:
     Raises:
         ValueError: x is not (B, dim).
     """
+    if not is_a(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_meta:
+        kind = f"a tensor of {x.dtype}" if is_a(x, Tensor) else shown(x)
+        raise ValueError(f"x is {kind}: pass a dense tensor of floating-point numbers, rows with shape (B, {dim})")
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}: pass rows with shape (B, {dim})")
 
@@ -117,23 +123,44 @@ def expert_of_rows(expert: Expert | None, x: Tensor, experts: int, null_expert: 
     Raises:
         ValueError: there is no such expert, none is named among several, or there is not one per row.
     """
+    if not is_a(x, Tensor) or x.layout != torch.strided or x.is_meta:
+        kind = "a sparse or meta tensor" if is_a(x, Tensor) else shown(x)
+        raise ValueError(f"x is {kind}: pass a dense tensor, rows with shape (B, D)")
     if expert is None:
         if not null_expert and experts > 1:
             raise ValueError(f"there are {experts} experts: pass expert=k, or one per row with shape ({len(x)},)")
         expert = NULL_EXPERT if null_expert else 0
-    index = torch.as_tensor(expert, device=x.device)
-    if index.is_floating_point() or index.shape not in [(), (len(x),)]:
+    index = _tensor_of(expert, "expert", "an index, or one per row").to(x.device)
+    if not is_whole(index) or index.shape not in [(), (len(x),)]:
         raise ValueError(f"expert has shape {tuple(index.shape)}: pass an index or one per row, ({len(x)},), integers")
     least = NULL_EXPERT if null_expert else 0
     if index.numel() and not bool(((index >= least) & (index < experts)).all()):
         none = f", and {NULL_EXPERT} for none" if null_expert else ""
-        raise ValueError(f"expert = {expert}: there are experts 0 to {experts - 1}{none}")
+        raise ValueError(f"expert = {shown(expert)}: there are experts 0 to {experts - 1}{none}")
     return index.long().expand(len(x))
 
 
 def level_of_rows(level: Noise, x: Tensor) -> Tensor:
     """A noise level, s or gamma, as a tensor with shape (B,), in the dtype and on the device of the rows."""
-    level = torch.as_tensor(level, dtype=x.dtype, device=x.device)
+    level = _tensor_of(level, "a noise level", "a number, or one per row")
+    if level.is_complex():
+        raise ValueError("a noise level is complex: pass a number, or one per row")
+    level = level.to(x.device, x.dtype)
     if level.shape not in [(), (1,), (len(x),)]:
         raise ValueError(f"a noise level has shape {tuple(level.shape)}: pass a number or one per row, ({len(x)},)")
     return level.expand(len(x))
+
+
+def _tensor_of(value: Any, name: str, wanted: str) -> Tensor:
+    """A number, a tensor or an array as a tensor; floats as float64."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise ValueError(f"{name} is a sparse or meta tensor: pass {wanted}")
+        return value
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub" or np.ma.is_masked(value):
+            raise TypeError
+        return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} = {shown(value)}: pass {wanted}") from None

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from molrmog.denoisers.base import level_of_rows
+from molrmog.denoisers.base import check_columns, level_of_rows
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.models import (
     Denoiser,
@@ -127,6 +127,7 @@ class BlendDenoiser(Denoiser):
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """The blend's estimate of E[x_0 | x_t], with shape (B, D)."""
         refuse_expert(self, expert)
+        check_columns(x, self.dim)
         w = self.weights(level_of_rows(s, x), level_of_rows(gamma, x))  # (B, parts)
         mean = self.mean.to(x.dtype)
         said = torch.stack([each - mean for each in self._each(x, s, gamma)], 1)  # (B, parts, D)

@@ -29,7 +29,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.base import expert_of_rows, level_of_rows
+from molrmog.denoisers.base import check_columns, expert_of_rows, level_of_rows
 from molrmog.models import (
     NULL_EXPERT,
     Denoiser,
@@ -119,6 +119,7 @@ class GuidedDenoiser(Denoiser):
 
     def denoise(self, x: Tensor, s: Noise, gamma: Noise, expert: Expert | None = None) -> Tensor:
         """D_w(x_t | k) with shape (B, D), by one call of the network on up to 2B rows."""
+        check_columns(x, self.dim)
         index = expert_of_rows(expert, x, self.num_experts, null_expert=True)
         at = self._guided(x, s, gamma, index)
         if self.scale in (0.0, 1.0) or not len(at):  # one of the two answers

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import real, whole
 from molrmog.denoisers.preconditioning import Preconditioned
 
 
@@ -58,6 +59,9 @@ class MLPDenoiser(Preconditioned):
             ValueError: a size is out of range.
         """
         super().__init__(dim, experts, sigma_data, inputs, unconditional, gates)
+        width, depth, dropout = whole(width, "width"), whole(depth, "depth"), real(dropout, "dropout")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout = {dropout}: pass a share in [0, 1)")
         if dim < 1 or depth < 1 or width < 2 or width % 2:
             raise ValueError(f"dim = {dim}, width = {width}, depth = {depth}: pass sizes >= 1 and an even width")
         self.width, self.depth, self.dropout = width, depth, dropout

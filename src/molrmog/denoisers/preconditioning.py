@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molrmog.arguments import real, whole
 from molrmog.denoisers.base import check_columns, expert_of_rows, level_of_rows
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 
@@ -52,6 +53,8 @@ class Preconditioned(Denoiser):
         gates: int = 0,
     ) -> None:
         super().__init__()
+        dim, experts, inputs = whole(dim, "dim", 1), whole(experts, "experts"), whole(inputs, "inputs")
+        gates, sigma_data = whole(gates, "gates"), real(sigma_data, "sigma_data")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data = {sigma_data}: pass the standard deviation of the data, > 0")
         if experts < 0:

@@ -227,7 +227,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
 
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        return torch.tensor(self._table(X, reset=False), dtype=next(self.law_.parameters()).dtype)
+        X = np.ascontiguousarray(self._table(X, reset=False))
+        return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
 
     def _table(self, X: Any, **how: Any) -> np.ndarray:
         """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first."""

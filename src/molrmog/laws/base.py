@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from torch._C import _DisableFuncTorch  # pyright: ignore
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.utils.checkpoint import checkpoint
 
+from molrmog.arguments import real, shown, whole
 from molrmog.data.arrays import as_numbers
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
 
@@ -202,6 +202,7 @@ class Law(Denoiser):
 
     def alone(self, k: int) -> Self:
         """The law p(x_0 | k) of subspace k alone, frozen; made anew when the parameters have changed."""
+        k = known_subspace(k, self.subspaces)
         laws = self._remembered("alone", lambda _: [self._alone(k) for k in range(self.subspaces)], self._tensors)
         return laws[k]
 
@@ -288,10 +289,10 @@ class Law(Denoiser):
         Raises:
             ValueError: n < 1.
         """
-        n = _count(n)
+        n = whole(n, "n")
         if n < 1:
             raise ValueError(f"n = {n} samples asked of a posterior: ask for at least 1")
-        _check_generator(generator)
+        check_generator(generator)
         most = rows_per_chunk(self._device, self._sample_numbers)
         rows = rows_per_chunk(self._device, 4 * self._row_numbers(own_levels=True))
         pieces = [min(most, n - start) for start in range(0, n, most)]
@@ -336,14 +337,16 @@ class Law(Denoiser):
         Raises:
             ValueError: n is negative, or there is no such subspace.
         """
-        n = _count(n)
+        n = whole(n, "n")
         if n < 0:
             raise ValueError(f"n = {n} samples: ask for 0 or more")
-        _check_generator(generator)
+        check_generator(generator)
+        mend = "pass one finite number for all samples"
+        s, gamma = real(s, "s", mend), real(gamma, "gamma", mend)
         for name, level in (("s", s), ("gamma", gamma)):
-            if _level(name, level).ndim or not math.isfinite(float(level)):
-                raise ValueError(f"{name} = {level}: pass one finite number for all samples")
-        if float(gamma) < 0:
+            if not math.isfinite(level):
+                raise ValueError(f"{name} = {level}: {mend}")
+        if gamma < 0:
             raise ValueError(f"gamma = {gamma} is a standard deviation: pass gamma >= 0")
         within = self.mode_weights.to(compute_dtype(self._dtype))  # (K, modes)
         modes = within.shape[1]
@@ -351,17 +354,17 @@ class Law(Denoiser):
             weights = self.subspace_weights.to(within)[:, None] * within
             component = categorical(weights.flatten().expand(1, -1), n, generator)[0]
         else:
-            wanted = torch.as_tensor(subspace, device=within.device)
-            if wanted.is_floating_point() or wanted.is_complex() or wanted.shape not in [(), (n,)]:
+            wanted = _index(subspace).to(within.device)
+            if not is_whole(wanted) or wanted.shape not in [(), (n,)]:
                 raise ValueError(f"subspace has shape {tuple(wanted.shape)}: pass an index, or one per sample, ({n},)")
             wanted = wanted.long().expand(n)
             if n and not bool(((wanted >= 0) & (wanted < self.subspaces)).all()):
-                raise ValueError(f"subspace = {subspace}: this law has subspaces 0 to {self.subspaces - 1}")
+                raise ValueError(f"subspace = {shown(subspace)}: this law has subspaces 0 to {self.subspaces - 1}")
             component = wanted * modes + categorical(within[wanted], 1, generator)[:, 0]
         k, mode = component // modes, component % modes
         most = rows_per_chunk(self._device, self._sample_numbers)
         parts = zip(k.split(most), mode.split(most), strict=True)
-        drawn = [self._draw(*part, float(s), float(gamma), generator) for part in parts]
+        drawn = [self._draw(*part, s, gamma, generator) for part in parts]
         x = torch.cat(drawn) if n else within.new_empty(0, self.dim)
         return Samples(x.to(self._dtype), k, mode)
 
@@ -701,16 +704,57 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return np.array_equal(a.numpy(), b.numpy()) if a.device.type == "cpu" else torch.equal(a, b)
 
 
-def _count(n: Any) -> int:
+def is_whole(numbers: Tensor) -> bool:
+    """Whether a tensor holds whole numbers, which may be indices."""
+    return not (numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex())
+
+
+def _index(index: Any) -> Tensor:
+    """An index, or several, as a tensor on the CPU; see `Law.sample`."""
+    if isinstance(index, Tensor):
+        if index.layout != torch.strided or index.is_meta:
+            raise ValueError("subspace is a sparse or meta tensor: pass an index, or one per sample")
+        return index
     try:
-        return operator.index(n)
-    except TypeError:
-        raise ValueError(f"n = {n!r} samples: pass a whole number") from None
+        array = np.asarray(index)
+        if array.dtype.kind not in "iu" or not array.size:
+            raise TypeError
+        return torch.from_numpy(array.astype(np.int64))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"subspace = {shown(index)}: pass an index, or one per sample") from None
 
 
-def _check_generator(generator: object) -> None:
+def known_subspace(k: Any, subspaces: int) -> int:
+    """The index of a subspace that there is; negative ones count from the end.
+
+    Raises:
+        ValueError: there is none.
+    """
+    k = whole(k, "k")
+    if not -subspaces <= k < subspaces:
+        raise ValueError(f"k = {k}: this law has subspaces 0 to {subspaces - 1}")
+    return k
+
+
+def check_law(law: object, name: str = "law") -> None:
+    """Refuse what is no law.
+
+    Raises:
+        ValueError: it is none.
+    """
+    speaks = any(callable(getattr(law, verb, None)) for verb in ("log_prob", "posterior"))
+    if isinstance(law, type) or not speaks or not hasattr(law, "dim"):
+        raise ValueError(f"{name} = {shown(law)} is no law: pass one, as molrmog.fit returns")
+
+
+def check_generator(generator: object) -> None:
+    """Refuse what is no source of randomness of torch.
+
+    Raises:
+        ValueError: it is none, nor None.
+    """
     if not (generator is None or isinstance(generator, torch.Generator)):
-        raise ValueError(f"generator = {generator!r}: pass torch.Generator().manual_seed(seed), or None")
+        raise ValueError(f"generator = {shown(generator)}: pass torch.Generator().manual_seed(seed), or None")
 
 
 def active_rows(share: Tensor) -> list[Tensor | slice]:

@@ -28,6 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import real
 from molrmog.checks import check_orthonormal
 from molrmog.laws.base import (
     MANY,
@@ -240,6 +241,7 @@ class HeadTail(Law):
     @torch.no_grad()
     def scaled(self, c: float, shift: Tensor | None = None) -> Self:
         """The law of c x_0 + shift, frozen, with shift (D,); its scaling is exact where c is a power of two."""
+        c = real(c, "c")
         offset = c * self.offset
         if shift is not None:
             offset = (offset.double() + shift.to(offset.device)).to(offset.dtype)

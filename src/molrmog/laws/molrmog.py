@@ -50,9 +50,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import floating, is_a, real, shown, whole
 from molrmog.checks import check_orthonormal
 from molrmog.laws.base import (
     MANY,
@@ -61,6 +63,7 @@ from molrmog.laws.base import (
     categorical,
     compute_dtype,
     in_float64,
+    known_subspace,
     noise_levels,
     normal,
     refine_,
@@ -136,6 +139,8 @@ class MoLRMoG(Law):
             ValueError: the shapes do not fit together.
         """
         super().__init__()
+        dim, latent_dims, modes = whole(dim, "dim", 1), _wholes(latent_dims, "latent_dims"), _wholes(modes, "modes")
+        dtype = None if dtype is None else floating(dtype)
         if ranks is None:
             ranks = [[d] * n for d, n in zip(latent_dims, modes, strict=False)]
         _check_shapes(dim, latent_dims, modes, ranks)
@@ -200,6 +205,7 @@ class MoLRMoG(Law):
 
     def subspace(self, k: int) -> Subspace:
         """Subspace k without padding, detached from the law."""
+        k = known_subspace(k, self.subspaces)
         d, n = self.latent_dims[k], self.modes[k]
         with torch.no_grad():
             return Subspace(
@@ -227,8 +233,11 @@ class MoLRMoG(Law):
         Raises:
             ValueError: shapes do not fit together, or a basis is not orthonormal.
         """
-        if not subspaces:
-            raise ValueError("a law needs at least one subspace")
+        parts = list(subspaces) if is_a(subspaces, Sequence) else []
+        if not parts or not all(is_a(part, Subspace) for part in parts):
+            raise ValueError(f"subspaces = {shown(subspaces)}: a law needs at least one subspace, pass a list of them")
+        for k, part in enumerate(subspaces):
+            _check_part(k, part)
         first = subspaces[0].basis
         law = cls(
             dim=len(first),
@@ -286,8 +295,10 @@ class MoLRMoG(Law):
         Raises:
             ValueError: the shapes do not fit together.
         """
-        if rank is not None and rank < 0:
+        if rank is not None and whole(rank, "rank") < 0:
             raise ValueError(f"rank = {rank}: pass a rank of 0 or more, or None for full rank")
+        dim, latent_dims, modes = whole(dim, "dim", 1), _wholes(latent_dims, "latent_dims"), _wholes(modes, "modes")
+        noise, separation, offset = real(noise, "noise"), real(separation, "separation"), real(offset, "offset")
         ranks = [[d if rank is None else min(rank, d)] * n for d, n in zip(latent_dims, modes, strict=False)]
         law = cls(dim, latent_dims, modes, ranks, dtype=dtype)
         generator = torch_generator(seed)
@@ -367,6 +378,7 @@ class MoLRMoG(Law):
     @torch.no_grad()
     def scaled(self, c: float, shift: Tensor | None = None) -> Self:
         """The law of c x_0 + shift, frozen, with shift (D,); its scaling is exact where c is a power of two."""
+        c = real(c, "c")
         law = copy.deepcopy(self).requires_grad_(False)
         for each in (law.offset, law.mean, law.factor, law.tau):
             each.mul_(c)
@@ -621,6 +633,42 @@ def _faint_posterior(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tenso
 
 def _all_below(ratio: Tensor, limit: float) -> bool:
     return not values_hidden(ratio) and (not len(ratio) or float(ratio.detach().max()) <= limit)  # NaN is not below
+
+
+def _wholes(values: Any, name: str) -> list[int]:
+    """Whole numbers, one per subspace."""
+    try:
+        found = list(values.tolist() if isinstance(values, Tensor | np.ndarray) else values)
+    except (TypeError, RuntimeError, NotImplementedError):
+        raise ValueError(f"{name} = {shown(values)}: pass one number per subspace") from None
+    return [whole(value, f"{name}[{k}]") for k, value in enumerate(found)]
+
+
+def _check_part(k: int, part: Subspace) -> None:
+    """Refuse a subspace whose parts are no tensors, or do not go together.
+
+    Raises:
+        ValueError: with the name of the part.
+    """
+    factors: list[Any] = list(part.factors) if is_a(part.factors, Sequence) else [part.factors]
+    named = {name: getattr(part, name) for name in ("basis", "offset", "mode_weights", "means")}
+    named |= {f"factors[{i}]": factor for i, factor in enumerate(factors)}
+    for name, value in named.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            raise ValueError(f"{name} of subspace {k} = {shown(value)}: pass a tensor of real numbers")
+    for name in ("weight", "tau"):
+        if not math.isfinite(real(getattr(part, name), f"{name} of subspace {k}")):
+            raise ValueError(f"{name} of subspace {k} is not finite: pass a number")
+    d, n = part.basis.shape[-1] if part.basis.ndim == 2 else -1, len(factors)
+    wanted = {"basis": (len(part.offset) if part.offset.ndim == 1 else -1, d), "offset": (part.basis.shape[0],)}
+    wanted |= {"mode_weights": (n,), "means": (n, d)}
+    wanted |= {f"factors[{i}]": (d, factor.shape[-1] if factor.ndim else -1) for i, factor in enumerate(factors)}
+    for name, shape in wanted.items():
+        if named[name].shape != shape:
+            raise ValueError(
+                f"{name} of subspace {k} has shape {tuple(named[name].shape)}: pass basis (D, d), offset (D,), "
+                "mode_weights (n,), means (n, d) and n factors (d, r)"
+            )
 
 
 def _check_shapes(dim: int, latent_dims: Sequence[int], modes: Sequence[int], ranks: Sequence[Sequence[int]]) -> None:

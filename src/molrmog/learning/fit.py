@@ -15,12 +15,13 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import floating, is_a, real, shown, whole
 from molrmog.data.arrays import as_numbers
 from molrmog.data.labels import classes_of
 from molrmog.devices import device_of
@@ -105,8 +106,15 @@ def fit(
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
     seed = seed_of(seed)
+    dtype = None if dtype is None else floating(dtype)
     rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device_of(device))
     rows.moments()
+    max_iter, subspaces = whole(max_iter, "max_iter"), whole(subspaces, "subspaces")
+    rank = None if rank is None else whole(rank, "rank")
+    head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
+    prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
+    noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
+    tol = real(tol, "tol")
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
@@ -124,6 +132,8 @@ def fit(
     if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
         raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
     if start is not None:
+        if not is_a(start, MoLRMoG):
+            raise ValueError(f"start = {shown(start)}: pass a MoLRMoG, or None")
         if head is not None:
             raise ValueError("a head/tail fit cannot start from a law: leave out start or head")
         if start.dim != rows.dim or (y is not None and start.subspaces != subspaces):
@@ -307,11 +317,15 @@ def _row_weights(weights: Any, rows: int) -> Tensor:
 
 
 def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
-    values = [value] * subspaces if isinstance(value, int | np.integer) else list(value)
+    try:
+        values = [value] * subspaces if isinstance(value, int | np.integer) else list(cast(Any, value))
+        values = [whole(each, name) for each in values]
+    except TypeError:  # no sequence: a number of another library, or no number
+        values = [whole(value, name)] * subspaces
     if len(values) != subspaces:
-        raise ValueError(f"{name} = {value} for {subspaces} subspaces: pass one number, or one per subspace")
+        raise ValueError(f"{name} = {shown(value)} for {subspaces} subspaces: pass one number, or one per subspace")
     if min(values) < 1:
-        raise ValueError(f"{name} = {value}: pass numbers >= 1")
+        raise ValueError(f"{name} = {shown(value)}: pass numbers >= 1")
     return [int(v) for v in values]
 
 

@@ -38,10 +38,13 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
         raise ValueError(f"{name} has {array.shape[1]} columns where {dim} are needed")
     if len(array) < least:
         raise ValueError(f"{name} has {len(array)} rows where at least {least} are needed")
-    if array.dtype.name not in ("float32", "float64"):
-        array = array.astype(np.float64)
+    if array.dtype.name not in ("float32", "float64") or not array.dtype.isnative:
+        with np.errstate(over="ignore"):  # of long doubles: what overflows is refused below
+            array = array.astype(np.float64)
+    if min(array.strides, default=0) < 0 or not array.flags.aligned:  # which torch cannot take
+        array = np.array(array, order="C")
     # The sum is NaN or infinite where an entry is, and needs no mask as large as the data.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(array.sum(dtype=np.float64))
     if not finite:
         raise ValueError(f"{name} holds NaN or infinite entries: drop or impute those rows first")

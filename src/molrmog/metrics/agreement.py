@@ -33,14 +33,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import real, shown
 from molrmog.laws.base import Law, Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
-from molrmog.models import SupportsDenoise, denoise_with, num_experts_of
-from molrmog.schedules import Schedule
+from molrmog.models import SupportsDenoise, check_denoiser, denoise_with, num_experts_of
+from molrmog.schedules import Schedule, check_schedule
 from molrmog.seeds import torch_generator
 
 _BLOCK = 256  # rows that a denoiser sees at once
@@ -203,9 +205,14 @@ def outputs(
         ValueError: there are fewer than 2 rows, or no times.
     """
     dtype, device = placement(denoiser)
-    x0 = torch.from_numpy(as_array(x, least=2)).to(device, dtype)
-    if isinstance(times, int):
-        times = time_levels(schedule, times)
+    check_denoiser(denoiser)
+    check_denoiser(law, "law")
+    check_schedule(schedule)
+    x0 = torch.tensor(as_array(x, least=2)).to(device, dtype)
+    try:
+        times = time_levels(schedule, int(times)) if isinstance(times, int | np.integer) else [*map(float, times)]
+    except (TypeError, ValueError):
+        raise ValueError(f"times = {shown(times)}: pass a number of them, or a list") from None
     if not len(times):
         raise ValueError("no times: pass at least one")
     eps = torch.randn(x0.shape, generator=torch_generator(seed), dtype=dtype).to(device)
@@ -282,7 +289,7 @@ def gaussian_of(x: Rows) -> MoLRMoG:
         >>> law.denoise(torch.zeros(1, 6), s=1.0, gamma=1.0).abs().max().item() < 0.1
         True
     """
-    array = torch.from_numpy(as_array(x, least=2))
+    array = torch.tensor(as_array(x, least=2))
     rows = array.double()
     mean = rows.mean(0)
     rows = rows - mean
@@ -343,8 +350,9 @@ def jump_time(
     Raises:
         ValueError: the tolerance is not positive.
     """
-    if not tolerance > 0:
+    if not real(tolerance, "tolerance") > 0:
         raise ValueError(f"tolerance = {tolerance}: pass a share of the denoiser's error, > 0")
+    check_schedule(schedule)
     times = time_levels(schedule, 48)
     apart = [level.agreement().apart for level in outputs(denoiser, law, x, schedule, times, seed)]
     first = agree_from(apart, tolerance)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from molrmog.laws.base import Law
+from molrmog.arguments import whole
+from molrmog.laws.base import Law, check_law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 
 
@@ -53,6 +54,8 @@ def assign(
     Raises:
         ValueError: where D is not the law's or the rows hold NaN or infinite entries.
     """
+    check_law(law)
+    chunk = whole(chunk, "chunk", 1)
     dtype, device = placement(law)
     array = as_array(x, dim=law.dim)
     subspaces: list[np.ndarray] = []

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import flop_counter
 
-from molrmog.models import Expert, Noise, SupportsDenoise, denoise_with, num_parameters_of
+from molrmog.models import Expert, Noise, SupportsDenoise, check_denoiser, denoise_with, num_parameters_of
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -89,6 +89,7 @@ def cost(
         >>> cost(law, torch.zeros(4, 100), s=1.0, gamma=1.0).flops > 2 * (100 * 3 + 3 * 100)
         True
     """
+    check_denoiser(denoiser)
     if not len(x):
         raise ValueError("x has no rows: pass at least one")
     parameters, rows = num_parameters_of(denoiser), len(x)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from molrmog.arguments import real, shown, whole
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
-from molrmog.models import SupportsDenoise
+from molrmog.models import SupportsDenoise, check_denoiser
 from molrmog.seeds import torch_generator
 
 # Rows noised together; a constant, because it fixes the order in which random numbers are drawn.
@@ -120,6 +121,12 @@ def denoising_loss(
         Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv 2206.00364),
         section 5 and table 1.
     """
+    check_denoiser(denoiser)
+    sigma_data, draws = real(sigma_data, "sigma_data"), whole(draws, "draws")
+    try:
+        edges = tuple(real(edge, "edges") for edge in edges)
+    except TypeError:
+        raise ValueError(f"edges = {shown(edges)}: pass numbers that ascend") from None
     if not sigma_data > 0.0 or draws < 1:
         raise ValueError(f"sigma_data and draws must be positive, got {sigma_data} and {draws}")
     if any(low >= high for low, high in pairwise(edges)):

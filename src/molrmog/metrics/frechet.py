@@ -15,7 +15,9 @@ falls as sets grow (the bias of C from N rows is of order 1/N), so compare numbe
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
+from molrmog.arguments import is_a
 from molrmog.metrics._rows import Rows, as_array
 
 
@@ -69,6 +71,10 @@ def frechet_distance(samples: Rows, reference: Rows) -> float:
     return _squared_distance(*_moments(samples), *_moments(reference))
 
 
+def _as_row(mean: Rows) -> Rows:
+    return mean.reshape(1, -1) if is_a(mean, Tensor, np.ndarray) else np.asarray(mean).reshape(1, -1)
+
+
 def frechet_from_moments(mean1: Rows, covariance1: Rows, mean2: Rows, covariance2: Rows) -> float:
     """Squared Frechet distance between two Gaussians given by their moments.
 
@@ -84,7 +90,7 @@ def frechet_from_moments(mean1: Rows, covariance1: Rows, mean2: Rows, covariance
     Raises:
         ValueError: where shapes do not agree or an entry is NaN or infinite.
     """
-    m1, m2 = (as_array(m.reshape(1, -1), "the means")[0].astype(np.float64) for m in (mean1, mean2))
+    m1, m2 = (as_array(_as_row(m), "the means")[0].astype(np.float64) for m in (mean1, mean2))
     c1 = as_array(covariance1, "covariance1", dim=len(m1)).astype(np.float64)
     c2 = as_array(covariance2, "covariance2", dim=len(m1)).astype(np.float64)
     if len(m2) != len(m1) or len(c1) != len(m1) or len(c2) != len(m1):

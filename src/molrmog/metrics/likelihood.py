@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.laws.base import Law
+from molrmog.arguments import real, shown, whole
+from molrmog.laws.base import Law, check_law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 
 if TYPE_CHECKING:
@@ -80,11 +81,15 @@ def log_likelihood(
     Raises:
         ValueError: where the scale is not positive, D is not the law's, or the rows hold NaN or infinite entries.
     """
+    check_law(law)
+    chunk = whole(chunk, "chunk", 1)
     if not isinstance(data, Tensor | np.ndarray):
+        if not hasattr(data, "x"):
+            raise ValueError(f"data = {shown(data)}: pass a Dataset, or rows with shape (N, D)")
         scale = data.scale if scale is None else scale
         dequantised = data.dequantised if dequantised is None else dequantised
         data = data.x
-    scale = 1.0 if scale is None else float(scale)
+    scale = 1.0 if scale is None else real(scale, "scale")
     if not (scale > 0.0 and math.isfinite(scale)):
         raise ValueError(f"scale must be a positive number, got {scale}")
     if data.ndim != 2 or not len(data):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import whole
 from molrmog.metrics._rows import Rows, as_array, blocks
 
 
@@ -31,6 +32,7 @@ def nearest(queries: Rows, reference: Rows, k: int = 1) -> tuple[np.ndarray, np.
     """
     from sklearn.neighbors import NearestNeighbors
 
+    k = whole(k, "k", 1)
     reference = as_array(reference, "reference", least=k)
     queries = as_array(queries, "queries", dim=reference.shape[1])
     dtype = np.float32 if reference.dtype == queries.dtype == np.float32 else np.float64

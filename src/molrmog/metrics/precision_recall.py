@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrmog.arguments import whole
 from molrmog.metrics._rows import Rows, as_array, blocks
 from molrmog.metrics.neighbours import neighbour_radii
 
@@ -69,8 +70,7 @@ class DensityCoverage:
 
 
 def _sets(samples: Rows, reference: Rows, k: int) -> tuple[Tensor, Tensor]:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k = whole(k, "k", 1)
     real = as_array(reference, "reference", least=k + 1)
     fake = as_array(samples, "samples", dim=real.shape[1], least=k + 1)
     # Distances do not depend on the origin, their rounding does.

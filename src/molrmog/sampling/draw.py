@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from molrmog import registry
-from molrmog.models import SupportsDenoise, dim_of
+from molrmog.arguments import floating, is_a, real, shown, whole
+from molrmog.devices import device_of
+from molrmog.laws.base import check_generator
+from molrmog.models import SupportsDenoise, check_denoiser, dim_of
 from molrmog.progress import progress as stages
 from molrmog.sampling.base import Sampler, SupportsSample, Trajectory, as_law
 from molrmog.sampling.exact import Exact
 from molrmog.sampling.jumps import gaussian_flow
-from molrmog.schedules import Schedule
+from molrmog.schedules import Schedule, check_schedule
 
 SAMPLERS: dict[str, type[Sampler]] = {name: registry.find(name, "sampler") for name in registry.SAMPLERS}
 JUMPS = ("gaussian", "law")
@@ -124,20 +127,23 @@ def sample(
         >>> sample(law, VPSchedule(), (5, 8), steps=8, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([5, 8])
     """
+    check_denoiser(denoiser)
+    check_schedule(schedule)
+    check_generator(generator)
     solver = sampler_of(sampler, denoiser, schedule, generator)
-    if jump_by not in JUMPS:
-        raise ValueError(f"unknown jump_by {jump_by!r}: choose one of {', '.join(JUMPS)}")
+    if not (is_a(jump_by, str) and jump_by in JUMPS):
+        raise ValueError(f"unknown jump_by {shown(jump_by)}: choose one of {', '.join(JUMPS)}")
     try:
         n, D = (operator.index(size) for size in shape)
     except (TypeError, ValueError):
-        raise ValueError(f"shape must be (n, D), two whole numbers, not {shape!r}") from None
+        raise ValueError(f"shape must be (n, D), two whole numbers, not {shown(shape)}") from None
     if min(n, D) < 1:
         raise ValueError(f"shape must be (n, D) with n, D >= 1, not {(n, D)}")
     shape = n, D
     if hasattr(denoiser, "dim") and dim_of(denoiser) != shape[1]:
         raise ValueError(f"shape {tuple(shape)} asks for D = {shape[1]}, but the denoiser has D = {dim_of(denoiser)}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    batch_size = None if batch_size is None else whole(batch_size, "batch_size", 1)
+    jump = None if jump is None else real(jump, "jump")
     if jump is not None and isinstance(solver, Exact):
         raise ValueError("sampler 'exact' has no times to jump over: leave out jump, or try sampler='heun'")
     if jump is not None and not schedule.t_min < jump < schedule.t_max:
@@ -147,8 +153,8 @@ def sample(
     like = torch.empty(0)
     if isinstance(denoiser, torch.nn.Module):
         like = next(denoiser.parameters(), like)
-    dtype = like.dtype if dtype is None else dtype
-    device = like.device if device is None else torch.device(device)
+    dtype = like.dtype if dtype is None else floating(dtype)
+    device = device_of(device) or like.device
 
     with torch.no_grad():
         if jump is None:
@@ -192,10 +198,10 @@ def sampler_of(sampler: object, *bound: Any) -> Sampler:
         return sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}, or pass a Sampler")
+            raise ValueError(f"unknown sampler {shown(sampler)}: choose one of {', '.join(SAMPLERS)}, or a Sampler")
         sampler = SAMPLERS[sampler]
     if not (isinstance(sampler, type) and issubclass(sampler, Sampler)):
-        raise ValueError(f"sampler {sampler!r}: pass one of {', '.join(SAMPLERS)}, a Sampler, or its class")
+        raise ValueError(f"sampler {shown(sampler)}: pass one of {', '.join(SAMPLERS)}, a Sampler, or its class")
     refused = ""
     for arguments in ((), bound):  # without, or with what every sampler was once built with
         try:

@@ -1,0 +1,82 @@
+"""Numbers and types that a caller passes, as the library takes them, or one line that says what to pass.
+
+Without these an argument of another kind fails somewhere inside torch or NumPy, in their words and many lines.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+_MOST = 2**62  # torch and NumPy count with 64 bits
+
+
+def shown(value: object) -> str:
+    """A value in a few words, on one line.
+
+    Example:
+        >>> shown("a"), shown(np.zeros((2, 3)))
+        ("'a'", 'a ndarray')
+    """
+    text = " ".join(repr(value).split())
+    plain = isinstance(value, str | int | float | complex | list | tuple | dict | np.generic | type(None))
+    return text if plain and len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def is_a(value: object, *kinds: type) -> bool:
+    """Whether a caller has kept to an annotation, which nothing else enforces."""
+    return isinstance(value, kinds)
+
+
+def whole(value: Any, name: str, least: int | None = None) -> int:
+    """A whole number of Python, numpy or torch.
+
+    Raises:
+        ValueError: it is none, or less than `least`.
+    """
+    try:
+        if isinstance(value, bool) or getattr(value, "ndim", 0):
+            raise TypeError
+        number = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} = {shown(value)}: pass a whole number") from None
+    if abs(number) > _MOST:
+        raise ValueError(f"{name} = {number:.3g}: pass a smaller one")
+    if least is not None and number < least:
+        raise ValueError(f"{name} = {number}: pass {least} or more")
+    return number
+
+
+def real(value: Any, name: str, mend: str = "pass a number") -> float:
+    """A real number of Python, numpy or torch; it may be infinite or NaN.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        if isinstance(value, str | bytes | list | tuple) or np.iscomplexobj(value) or np.ma.is_masked(value):
+            raise TypeError
+        if value is None or (value.numel() if hasattr(value, "numel") else np.size(value)) != 1:
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError):
+        raise ValueError(f"{name} = {shown(value)}: {mend}") from None
+
+
+def floating(dtype: Any, name: str = "dtype") -> torch.dtype:
+    """A floating-point type of torch.
+
+    Raises:
+        ValueError: it is none.
+    """
+    import torch
+
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{name} = {shown(dtype)}: pass torch.float32 or torch.float64")
+    return dtype

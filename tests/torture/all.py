@@ -1,0 +1,29 @@
+"""All scripts of this folder, one after the other; the exit code is 1 where anything failed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from _trials import options
+
+SHARES = {"kills": 0.4, "calls": 0.2, "files": 0.2, "words": 0.2}  # of the time
+
+
+def main() -> int:
+    asked = options(__doc__, tries=10_000, minutes=16)
+    failed: list[str] = []
+    for name, share in SHARES.items():
+        print(f"-- {name}", flush=True)
+        script = Path(__file__).with_name(f"{name}.py")
+        words = ["--tries", str(asked.tries), "--minutes", str(share * asked.minutes), "--seed", str(asked.seed)]
+        words += ["--keep", str(asked.keep)] if asked.keep else []
+        if subprocess.run([sys.executable, script, *words], check=False).returncode:
+            failed.append(name)
+    print(f"\nfailed: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
