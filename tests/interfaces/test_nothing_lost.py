@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from molrmog.interfaces import commands, training
 from molrmog.interfaces.cli import main
 from molrmog.interfaces.demo import run_demo
 from molrmog.interfaces.runs import append_records, records_in
-from molrmog.saving import write_atomically
+from molrmog.saving import save_model, write_atomically
 
 pytest.importorskip("fcntl")
 
@@ -87,6 +89,27 @@ def test_what_writers_have_left_is_swept_and_what_they_write_is_not(mine):
         assert part.read_text() == "half of it"
     assert not dead.exists()
     assert tree(mine) == {**before, "report.html": b"page"}
+
+
+def test_what_a_save_that_was_killed_has_left_is_gone_with_the_next(tmp_path):
+    pid = os.fork()
+    if not pid:
+        torch.set_num_threads(1)
+        try:
+            while os.getppid() != 1:
+                save_model(tmp_path, {"law": "none"}, {"x": torch.zeros(2_000_000)})
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 30
+    try:
+        while not any(name.startswith(".tmp") for *_, names in os.walk(tmp_path) for name in names):
+            if time.monotonic() > deadline:
+                break  # it was never seen in the middle of a save
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    save_model(tmp_path, {"law": "none"}, {"x": torch.zeros(2)})
+    assert {path.name for path in tmp_path.rglob("*")} == {"config.json", "model.safetensors"}
 
 
 WRITERS = {
@@ -203,13 +226,13 @@ def test_a_stage_that_is_stopped_or_entered_again_is_one_record(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         stage("a", KeyboardInterrupt)
-    append_records(tmp_path, [{"kind": "em"}])
+    append_records(tmp_path, [{"kind": "other"}])
     assert [record.get("stopped") for record in records_in(tmp_path)] == [True, None]
     stage("a")
     stage("b")
     stage("a")
     assert [(record["kind"], record.get("name")) for record in records_in(tmp_path)] == [
-        ("em", None),
+        ("other", None),
         ("stage", "a"),
         ("stage", "b"),
     ]

@@ -195,6 +195,20 @@ def test_a_writer_that_waited_for_a_run_which_was_replaced_locks_the_new_one(run
     replace(run)
 
 
+def test_a_run_that_is_being_made_for_the_first_time_is_locked_too(tmp_path):
+    with staged(tmp_path / "new") as part:
+        fill(part, "new")
+        with pytest.raises(BlockingIOError, match="new is being written"), locked(tmp_path / "new"):
+            pytest.fail("two write one run")
+        assert not (tmp_path / "new").exists()
+    assert is_whole(tmp_path / "new") == "new"
+    with locked(tmp_path / "other"):
+        with pytest.raises(BlockingIOError, match="other is being written"):
+            replace(tmp_path / "other")
+        assert not stage_of(tmp_path / "other").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_the_lock_goes_with_the_run(run):
     lock = folders.Lock(run)
     with staged(run, overwrite=True, lock=lock) as part:
