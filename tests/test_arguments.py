@@ -9,7 +9,8 @@ import torch
 
 import molrmog
 from molrmog import metrics
-from molrmog.arguments import floating, place, real, shown, whole
+from molrmog.arguments import floating, real, shown, whole
+from molrmog.devices import device_of
 
 LAW = molrmog.MoLRMoG.random(4, (2,), (2,), noise=0.2, seed=0, dtype=torch.float64).requires_grad_(False)
 X = LAW.sample(12, torch.Generator().manual_seed(0)).x
@@ -138,8 +139,13 @@ def test_metrics_take_rows_in_every_form(form, read_only, name):
 def test_the_checks_themselves():
     assert whole(np.int8(3), "n") == whole(torch.tensor(3), "n") == 3
     assert floating(torch.float64) == torch.float64
-    assert place("cpu") == torch.device("cpu")
+    assert device_of("cpu") == torch.device("cpu")
     assert shown("a\nb") == "'a\\nb'"
-    for call in (lambda: whole(True, "n"), lambda: whole(2.0, "n"), lambda: whole(0, "n", 1), lambda: place("meta")):
-        with pytest.raises(ValueError, match="pass"):
+    for call in (
+        lambda: whole(True, "n"),
+        lambda: whole(2.0, "n"),
+        lambda: whole(0, "n", 1),
+        lambda: device_of("meta"),
+    ):
+        with pytest.raises(ValueError, match=r"pass|choose"):
             call()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def others(folder):
     """What is of others in a run folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.relative_to(folder).parts[0] not in RUN_FILES:
+        top = path.relative_to(folder).parts[0]
+        if top not in RUN_FILES and not fnmatch(top, ".trial.????????.part"):
             found[str(path.relative_to(folder))] = (
                 os.readlink(path) if path.is_symlink() else path.is_file() and path.read_text()
             )

@@ -24,6 +24,8 @@ def as_labels(labels: Any, rows: int | None = None, name: str = "labels") -> Arr
         ValueError: one is missing, they are real numbers or mixed, or there are too few or too many.
     """
     if hasattr(labels, "detach"):
+        if labels.is_meta or labels.is_sparse:
+            raise ValueError(f"{name} are a tensor without plain numbers: pass a dense one, one label per row")
         labels = labels.detach().cpu()
     if isinstance(labels, np.ma.MaskedArray):
         if count := int(np.ma.count_masked(labels)):

@@ -87,6 +87,8 @@ def check_file(path: str | Path, said: str = "--out", *, overwrite: bool) -> Pat
 def check_writable(folder: Path, said: str) -> None:
     """Try whether a folder takes another one; rights alone do not tell, of disks that are full or read-only.
 
+    Its name is that of a part, which the next writer removes where this one is killed.
+
     Args:
         folder: a folder that exists; it is left as it was.
         said: begins the message.
@@ -95,7 +97,7 @@ def check_writable(folder: Path, said: str) -> None:
         PermissionError: it takes none.
     """
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".molrmog-", dir=folder))
+        os.rmdir(tempfile.mkdtemp(prefix=".trial.", suffix=".part", dir=folder))
     except OSError as error:
         why = "" if isinstance(error, PermissionError | FileNotFoundError) else f" ({error.strerror})"
         raise PermissionError(f"{said}: {folder} cannot be written to{why}: name another folder") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from molrmog.experiments.cells import holds_cells
 from molrmog.folders import locked, sweep
+from molrmog.interfaces.places import check_folder
 from molrmog.interfaces.runs import EXPERIMENT_NAME, check_out, experiment_in
 from molrmog.saving import write_atomically
 
@@ -73,6 +74,7 @@ def run_experiment(
     options = {"seed": seed, "workers": workers or (1 if own.get("device", "cpu") != "cpu" else os.cpu_count() or 1)}
     place = Path(out or f"runs/{folder}")
     asked = {"experiment": name, "budget": budget, "seed": seed, "dataset": dataset, "rows": rows, "steps": steps}
+    check_folder(place)
     with locked(place):
         claimed = _claim(place, asked)
         run = getattr(importlib.import_module(f"molrmog.experiments.{name}"), f"run_{name}")

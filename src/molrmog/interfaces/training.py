@@ -118,6 +118,7 @@ def train_run(settings: Mapping[str, Any], command: str) -> tuple[str, dict[str,
     _check_flags(settings)
     settings = {**settings, "learn": settings["learn"] or _LEARN.get(settings["network"])}
     folder = Path(settings["out"])
+    check_folder(folder)
     with locked(folder):
         begun = _begun(folder, settings)
         if (folder / REPORT_NAME).is_file():
