@@ -77,9 +77,10 @@ def read_shards(paths: Sequence[Path], others: Sequence[Path], how: How, name: s
         how: which columns, and how pictures are read.
         name: of the data, for messages; that of the first file where None.
     """
-    table = read_tables(paths)
+    table, notes = read_tables(paths)
     kind = source_of(paths[0]).kind
-    return read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own))
+    raw = read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own))
+    return raw._replace(account=replace(raw.account, notes=(*notes, *raw.account.notes)))
 
 
 def read_table(name: str, table: Any, how: How, kind: str = "table", texts: Any = None) -> Raw:
