@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ def as_table(x: Any, name: str = "x") -> Array | torch.Tensor:
         ValueError: x is no table of at least one row and one column of real numbers.
     """
     table = as_numbers(x, name)
+    if not is_frame(x) and are_rounded(table):
+        warnings.warn(f"{name}: whole numbers beyond 2^53 are rounded", stacklevel=3)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"{name} has shape {tuple(table.shape)}: pass at least one row and column, (N, D)")
     return table
@@ -62,6 +65,8 @@ def as_numbers(x: Any, name: str = "x") -> Array | torch.Tensor:
     if is_frame(x):
         found = judge(name, as_arrow(x, name), is_file=False)
         assert found.values is not None
+        if found.account.notes:
+            warnings.warn(f"{name}: {'; '.join(found.account.notes)}", stacklevel=3)
         return found.values
     if isinstance(x, np.ma.MaskedArray):
         if count := int(np.ma.count_masked(x)):
@@ -77,12 +82,21 @@ def as_numbers(x: Any, name: str = "x") -> Array | torch.Tensor:
     return _of_objects(array, name) if array.dtype.kind not in "fiub" else array
 
 
+def are_rounded(x: Array | torch.Tensor) -> bool:
+    """Whether numbers are whole ones of which float64 does not hold every one: beyond 2^53."""
+    if str(x.dtype).removeprefix("torch.") not in ("int64", "uint64") or 0 in x.shape:
+        return False
+    values = np.asarray(x.cpu() if hasattr(x, "cpu") else x)  # pyright: ignore[reportAttributeAccessIssue]
+    return max(-int(values.min()), int(values.max())) > 2**53
+
+
 def is_frame(x: Any) -> bool:
     """Whether something is a data frame: of pandas, polars, Arrow, or whatever exports its columns as these do."""
     if isinstance(x, np.ndarray) or hasattr(x, "detach"):
         return False
     named = hasattr(x, "columns") and hasattr(x, "dtypes") and hasattr(x, "shape")
-    return named or (hasattr(x, "__arrow_c_stream__") and not hasattr(x, "name"))
+    is_column = hasattr(x, "name") or hasattr(x, "chunks")  # of polars, of Arrow
+    return named or (hasattr(x, "__arrow_c_stream__") and not is_column)
 
 
 def as_arrow(x: Any, name: str = "x") -> Any:
@@ -115,13 +129,15 @@ def as_arrow(x: Any, name: str = "x") -> Any:
 def _tensor(x: Any, name: str) -> torch.Tensor:
     import torch
 
+    if x.is_nested:
+        raise ValueError(f"{name} is a nested tensor, of rows that may differ in length: pass x.to_padded_tensor(...)")
     if x.layout != torch.strided:
         raise ValueError(f"{name} is sparse: pass x.to_dense()")
     if x.is_complex() or x.is_quantized:
         raise ValueError(f"{name} holds {x.dtype} values: pass numbers, real ones")
     if x.device.type == "meta":
         raise ValueError(f"{name} is a tensor without numbers, on the device meta: pass one that holds some")
-    return x.detach()
+    return x.detach().resolve_neg()
 
 
 def _of_objects(array: Array, name: str) -> Array:
