@@ -29,9 +29,13 @@ def read(tmp_path, content, name="a.csv", **options):
     [
         ("sep=;\na;b\n1,5;2,25\n3,5;4,75\n5,5;6,125\n", ""),
         ("\ufeffsep=,\r\na,b\r\n1.5,2.25\r\n3.5,4.75\r\n5.5,6.125\r\n", ""),
-        ("a,b,\n1.5,2.25,\n3.5,4.75,\n5.5,6.125,\n", "1 column without a name or a value left out"),
-        ("a;b;;;\n1,5;2,25;;;\n3,5;4,75;;;\n5,5;6,125;;;\n", "3 columns without a name or a value left out"),
-        ("a,b\n1.5,2.25,\n3.5,4.75,\n5.5,6.125,\n", "1 column without a name"),
+        ("a,b,\n1.5,2.25,\n3.5,4.75,\n5.5,6.125,\n", "column3 left out: without a name or a value"),
+        (
+            "a;b;;;\n1,5;2,25;;;\n3,5;4,75;;;\n5,5;6,125;;;\n",
+            "column3, column4, column5 left out: without a name or a value",
+        ),
+        ("a,b\n1.5,2.25,\n3.5,4.75,\n5.5,6.125,\n", "column3 left out: without a name"),
+        ("1.5,2.25,\n3.5,4.75,\n5.5,6.125,\n", "column3 left out: without a name"),
         ("a,b,\n1.5,2.25\n3.5,4.75\n5.5,6.125\n", ""),
         (
             "# by X, in 2020\n#\na,b\n1.5,2.25\n3.5,4.75\n5.5,6.125\n",
@@ -72,8 +76,10 @@ def test_no_row_of_numbers_is_lost_as_a_header(tmp_path, content, rows):
     path = tmp_path / "a.csv"
     path.write_text(content)
     gone = [f"column{j + 1}" for j, cell in enumerate(content.split("\n")[0].split(",")) if cell in ("?", "NA")]
-    data = load(path, drop=gone or None)
+    data, said = read(tmp_path, content, drop=gone or None)
     assert len(data) == rows
+    counts = content.startswith(("0,1\n", "1,2\n", "1, 2\n"))
+    assert counts == ("taken as numbers, not as names" in said)
     if gone:
         with pytest.raises(ValueError, match=rf"column {gone[0]} lacks 1 of {rows} values, the first in row 0"):
             load(path)

@@ -194,12 +194,16 @@ def _text(path: Path, only: str | None = None) -> Read:
     if names and form.names is None:
         names[0] = names[0].removeprefix("#").strip()
     names = [name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name for name in names]
-    blank = [j for j, name in enumerate(names) if not name and len(table) and pa.types.is_null(table.schema.types[j])]
+    blank = [
+        j
+        for j, name in enumerate(names)
+        if (not name or not form.is_named) and len(table) and pa.types.is_null(table.schema.types[j])
+    ]
     kept = sorted(set(range(len(names))) - set(blank))
     # The first column of a data frame's file has no name; others get one, so that they can be dropped by it.
     table = table.select(kept).rename_columns([names[j] or (f"column{j + 1}" if j else "") for j in kept])
     if blank:
-        form.notes.append(f"{_counted(len(blank), 'column')} without a name or a value left out")
+        form.notes.append(f"{listed([f'column{j + 1}' for j in blank])} left out: without a name or a value")
     return Read(table if only is None else table.select([only]), tuple(form.notes))
 
 
@@ -222,6 +226,7 @@ class _Form:
         separator: between cells.
         decimal: the point or the comma of its numbers.
         names: of the columns, or None where the first line that is read holds them.
+        is_named: whether the file names its columns.
         skipped: lines at the top that are not read.
         is_quoted: whether cells may hold line ends.
         is_padded: whether several blanks stand between cells.
@@ -260,12 +265,12 @@ class _Form:
         numbers = [[_number(cell.replace(self.decimal, ".")) for cell in row] for row in rows]
         first = [cell.strip() for cell in rows[0]]
         is_header = _is_header(first, rows, numbers)
-        self.skipped, self.names = start, None
+        self.skipped, self.names, self.is_named = start, None, True
         if not is_header and len(title) == len(first) and all(_number(cell) is None for cell in title):
             above.pop()
             self.names = [cell.strip() for cell in title]
         elif not is_header:
-            self.names = [f"column{j + 1}" for j in range(len(first))]
+            self.names, self.is_named = [f"column{j + 1}" for j in range(len(first))], False
             if _may_be_names(numbers):
                 self.notes.append(f"the first line, {listed(first, 4)}, taken as numbers, not as names")
         elif len(rows) > 1 and {len(row) for row in rows[1:]} == {len(rows[1])} != {len(first)}:
@@ -374,11 +379,15 @@ def _counts(numbers: Sequence[float | None]) -> bool:
 
 
 def _may_be_names(numbers: Sequence[Sequence[float | None]]) -> bool:
-    """Whether a first line of numbers looks like names, such as years or wavelengths, above fractions."""
+    """Whether a first line of numbers looks like names: it counts, or holds years or wavelengths above fractions."""
     first, below = numbers[0], [row for row in numbers[1:] if len(row) == len(numbers[0])]
-    if len(first) < 3 or not below or not all(number is not None and number % 1 == 0 for number in first):
+    if not below or not all(number is not None and number % 1 == 0 for number in first):
         return False
+    if first[0] in (0, 1) and _counts(first) and len(first) > 1:
+        return True
     grows = all(a is not None and b is not None and a < b for a, b in pairwise(first))
+    if len(first) < 3 and first != [0]:
+        return False
     return grows and all(any((row[j] or 0) % 1 for row in below) for j in range(len(first)))
 
 
