@@ -81,7 +81,7 @@ def test_numbers_as_text_are_said_to_be_texts(tmp_path):
         assert load(path, categories="one-hot").dim == 4
 
 
-BIG = np.array([[2**53 + 1, 1], [2, 3], [4, 5]])
+BIG = np.array([[2**53 + 1, 1], [2**53 + 2, 3], [2**53 + 5, 5]])
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "parquet"])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molrmog.data.columns import judge
+from molrmog.data.columns import ROUNDED, are_rounded, judge
 from molrmog.data.dataset import Array, Dataset
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ def as_table(x: Any, name: str = "x") -> Array | torch.Tensor:
         ValueError: x is no table of at least one row and one column of real numbers.
     """
     table = as_numbers(x, name)
-    if not is_frame(x) and are_rounded(table):
-        warnings.warn(f"{name}: whole numbers beyond 2^53 are rounded", stacklevel=3)
+    if not is_frame(x) and str(table.dtype).endswith("int64"):
+        whole: Any = table
+        if are_rounded(np.asarray(whole.cpu() if hasattr(whole, "cpu") else whole)):
+            warnings.warn(f"{name}: {ROUNDED}", stacklevel=3)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"{name} has shape {tuple(table.shape)}: pass at least one row and column, (N, D)")
     return table
@@ -80,14 +82,6 @@ def as_numbers(x: Any, name: str = "x") -> Array | torch.Tensor:
     except Exception:  # whatever it is, it is no array
         raise ValueError(f"{name} is {_shown(x)}: pass rows of numbers, (N, D)") from None
     return _of_objects(array, name) if array.dtype.kind not in "fiub" else array
-
-
-def are_rounded(x: Array | torch.Tensor) -> bool:
-    """Whether numbers are whole ones of which float64 does not hold every one: beyond 2^53."""
-    if str(x.dtype).removeprefix("torch.") not in ("int64", "uint64") or 0 in x.shape:
-        return False
-    values = np.asarray(x.cpu() if hasattr(x, "cpu") else x)  # pyright: ignore[reportAttributeAccessIssue]
-    return max(-int(values.min()), int(values.max())) > 2**53
 
 
 def is_frame(x: Any) -> bool:

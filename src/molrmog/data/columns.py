@@ -345,10 +345,8 @@ class _Judgement:
         if not _is_real(kind):
             raise _NotNumbers(f"holds {_in_words(kind)}")
         values = _to_numpy(column)
-        if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and len(values):
-            least, most = int(values.min()), int(values.max())
-            if max(-least, most) > _WHOLE and most - least < max(-least, most) / _WHOLE * _SEEN:
-                self.notes.append(f"column {own}: whole numbers beyond 2^53 are rounded, and differ by little more")
+        if are_rounded(values):
+            self.notes.append(f"column {_shown(own)}: {ROUNDED}")
         yield own, values
 
     def _one_hot(self, own: str, column: Any) -> Iterator[tuple[str, Array]]:
@@ -420,6 +418,18 @@ def _some(names: Sequence[str], mark: str = ", ") -> str:
     if len(shown) == len(names):
         return mark.join(shown)
     return mark.join(shown) + (",..." if mark == "," else f" and {len(names) - len(shown)} more")
+
+
+ROUNDED = "whole numbers beyond 2^53 are rounded, and differ by little more"
+
+
+def are_rounded(values: Array) -> bool:
+    """Whether values (N,), or those of a column of (N, D), are whole numbers that float64 rounds visibly."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or 0 in values.shape:
+        return False
+    ends = zip(values.min(0).ravel().tolist(), values.max(0).ravel().tolist(), strict=True)
+    sizes = ((most - least, max(-least, most)) for least, most in ends)
+    return any(size > _WHOLE and spread < size / _WHOLE * _SEEN for spread, size in sizes)
 
 
 _FILL, _TEXT = "fill", "text"

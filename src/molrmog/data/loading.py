@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from molrmog.data.account import Account
-from molrmog.data.arrays import are_rounded, is_frame
-from molrmog.data.columns import Choice, chosen
+from molrmog.data.arrays import is_frame
+from molrmog.data.columns import ROUNDED, Choice, are_rounded, chosen
 from molrmog.data.dataset import Array, Dataset, check_finite, exact_precision, scaled
 from molrmog.data.files import How, Raw, read_file, read_table, refuse_columns
 from molrmog.data.folders import read_folder
@@ -152,10 +152,10 @@ def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, se
 
 
 def _rounded(account: Account, x: Array) -> Account:
-    """The account, with a note where whole numbers are too large for float64."""
-    if not are_rounded(x):
+    """The account, with a note where whole numbers are too large for float64; a table has judged its own."""
+    if account.columns or not are_rounded(x):
         return account
-    return replace(account, notes=(*account.notes, "whole numbers beyond 2^53 are rounded"))
+    return replace(account, notes=(*account.notes, ROUNDED))
 
 
 def _say(name: str, account: Account) -> None:
