@@ -178,7 +178,8 @@ def _refusal(error: ValueError, named: str) -> str:
 
 def _info(path: Path, name: str) -> str:
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("default")  # a warning is no refusal, also where tests make errors of them
         code = main(["info", str(path)])
     lines = dict(line.split(maxsplit=1) for line in out.getvalue().splitlines() if len(line.split()) > 1)
     if code:

@@ -16,11 +16,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molrmog.data.columns import judge
+from molrmog.data.columns import ROUNDED, are_rounded, judge
 from molrmog.data.dataset import Array, Dataset
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def as_table(x: Any, name: str = "x") -> Array | torch.Tensor:
         ValueError: x is no table of at least one row and one column of real numbers.
     """
     table = as_numbers(x, name)
+    if not is_frame(x) and str(table.dtype).endswith("int64"):
+        whole: Any = table
+        if are_rounded(np.asarray(whole.cpu() if hasattr(whole, "cpu") else whole)):
+            warnings.warn(f"{name}: {ROUNDED}", stacklevel=3)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"{name} has shape {tuple(table.shape)}: pass at least one row and column, (N, D)")
     return table
@@ -62,6 +67,8 @@ def as_numbers(x: Any, name: str = "x") -> Array | torch.Tensor:
     if is_frame(x):
         found = judge(name, as_arrow(x, name), is_file=False)
         assert found.values is not None
+        if found.account.notes:
+            warnings.warn(f"{name}: {'; '.join(found.account.notes)}", stacklevel=3)
         return found.values
     if isinstance(x, np.ma.MaskedArray):
         if count := int(np.ma.count_masked(x)):
@@ -82,7 +89,8 @@ def is_frame(x: Any) -> bool:
     if isinstance(x, np.ndarray) or hasattr(x, "detach"):
         return False
     named = hasattr(x, "columns") and hasattr(x, "dtypes") and hasattr(x, "shape")
-    return named or (hasattr(x, "__arrow_c_stream__") and not hasattr(x, "name"))
+    is_column = hasattr(x, "name") or hasattr(x, "chunks")  # of polars, of Arrow
+    return named or (hasattr(x, "__arrow_c_stream__") and not is_column)
 
 
 def as_arrow(x: Any, name: str = "x") -> Any:
@@ -115,13 +123,15 @@ def as_arrow(x: Any, name: str = "x") -> Any:
 def _tensor(x: Any, name: str) -> torch.Tensor:
     import torch
 
+    if x.is_nested:
+        raise ValueError(f"{name} is a nested tensor, of rows that may differ in length: pass x.to_padded_tensor(...)")
     if x.layout != torch.strided:
         raise ValueError(f"{name} is sparse: pass x.to_dense()")
     if x.is_complex() or x.is_quantized:
         raise ValueError(f"{name} holds {x.dtype} values: pass numbers, real ones")
     if x.device.type == "meta":
         raise ValueError(f"{name} is a tensor without numbers, on the device meta: pass one that holds some")
-    return x.detach()
+    return x.detach().resolve_neg()
 
 
 def _of_objects(array: Array, name: str) -> Array:

@@ -53,7 +53,7 @@ class Choice:
         columns: those to use; all where None.
         drop: those to leave out.
         categories: what becomes of text, "refuse" or "one-hot".
-        finds_labels: whether a column of labels is looked for where none is named.
+        like: the columns of another part of the data, which this one must have; nothing else counts where it is given.
 
     Raises:
         ValueError: a name stands in two places, or `categories` is neither.
@@ -63,7 +63,7 @@ class Choice:
     columns: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
     categories: Literal["refuse", "one-hot"] = "refuse"
-    finds_labels: bool = True
+    like: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.categories not in ("refuse", "one-hot"):
@@ -156,16 +156,27 @@ class _Judgement:
     is_file: bool
     texts: Callable[[str], Sequence[str]] | None
     notes: list[str] = field(default_factory=list)
+    names: list[str] = field(init=False)
+    index: set[str] = field(init=False)
+    asked: set[str] = field(init=False)
+    dropped: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.choice.like:
+            self._align()
+        # Of thousands of columns the names are looked up once.
+        self.names = self.table.column_names
+        self.index = set(_index_columns(self.table.schema))
+        self.asked, self.dropped = set(self.choice.columns or ()), set(self.choice.drop)
 
     def result(self) -> Table:
-        names: list[str] = self.table.column_names
+        names = self.names
         self._check_names(names)
         label = self._label_column(names)
         labels, classes = (None, None) if label is None else self._labels(label)
-        found = [self._column(i, own, is_label=i == label) for i, own in enumerate(names)]
-        picture = next(
-            (i for i, c in enumerate(found) if c.fate == "used" and _is_picture(self.table.schema.field(i))), None
-        )
+        types = self.table.schema.types
+        found = [self._column(i, own, str(types[i]), is_label=i == label) for i, own in enumerate(names)]
+        picture = next((i for i, c in enumerate(found) if c.fate == "used" and _is_picture(names[i], types[i])), None)
         if picture is not None:
             return self._of_pictures(picture, found, labels, classes)
         parts: dict[int, list[tuple[str, Array]]] = {}
@@ -184,22 +195,47 @@ class _Judgement:
         values = _side_by_side(self.name, [own for _, own in coordinates])
         return Table(values, tuple(own for own, _ in coordinates), labels, classes, None, account)
 
+    def _align(self) -> None:
+        """Bring the columns of another part into the order of the first."""
+        names: list[str] = self.table.column_names
+        places: dict[str, list[int]] = {}
+        for i, own in enumerate(names):
+            places.setdefault(own, []).append(i)
+        order: list[int] = []
+        like: list[Column] = []
+        for column in self.choice.like:
+            if places.get(column.name):
+                order.append(places[column.name].pop(0))
+                like.append(column)
+            elif column.fate in ("used", "label"):
+                own = _shown(column.name)
+                raise ValueError(f"{self.name} has no column {own}, which the training part has: add it, or drop={own}")
+        strange = sorted(i for left in places.values() for i in left)
+        if strange:
+            self.notes.append(f"columns that the training part lacks left out: {listed([names[i] for i in strange])}")
+        self.table = self.table.select([*order, *strange])
+        more = [Column(name=names[i], type="", fate="left out", why="the training part lacks it") for i in strange]
+        self.choice = replace(self.choice, like=(*like, *more), columns=None, drop=(), label_column=None)
+
     def _check_names(self, names: Sequence[str]) -> None:
         """Refuse names that are not there."""
+        there = set(names)
         asked = [*(self.choice.columns or ()), *self.choice.drop, *filter(None, [self.choice.label_column])]
         for own in asked:
-            if own not in names:
+            if own not in there:
                 close = difflib.get_close_matches(own, names, n=1)
-                mend = f"did you mean {close[0]}?" if close else f"it has {listed(names, 20)}"
-                raise ValueError(f"{self.name} has no column {own}: {mend}")
+                mend = f"did you mean {_shown(close[0])}?" if close else f"it has {_some(names)}"
+                raise ValueError(f"{self.name} has no column {_shown(own)}: {mend}")
 
     def _label_column(self, names: Sequence[str]) -> int | None:
         """The column of labels, if there is one."""
+        if self.choice.like:
+            return next((i for i, column in enumerate(self.choice.like) if column.fate == "label"), None)
         if self.choice.label_column is not None:
             return names.index(self.choice.label_column)
-        if not self.is_file or not self.choice.finds_labels:
+        if not self.is_file:
             return None
-        taken = (*(self.choice.columns or ()), *self.choice.drop)
+        taken = self.asked | self.dropped
         for own in _LABELS:
             if own in names and own not in taken and self._holds_classes(names, names.index(own)):
                 return names.index(own)
@@ -224,8 +260,8 @@ class _Judgement:
                 return False
             self.notes.append(f"column {own} taken as labels, not numbers (name it in columns= to use its numbers)")
             return True
-        if pa.types.is_floating(column.type) and not vague:
-            values = _to_numpy(column)
+        if (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)) and not vague:
+            values = _to_numpy(column.drop_null())
             known = values[~np.isnan(values)]
             if len(known) and bool((known == np.rint(known)).all()):
                 return True
@@ -234,8 +270,8 @@ class _Judgement:
 
     def _labels(self, i: int) -> tuple[Array, tuple[str, ...] | None]:
         """Labels of the rows, and their names."""
-        own: str = self.table.column_names[i]
-        where = f"{self.name}: labels in column {own}"
+        own = self.names[i]
+        where = f"{self.name}: labels in column {_shown(own)}"
         column = _plain(self.table.column(i))
         names = _names_of_classes(self.table.schema, own)
         if column.null_count:
@@ -256,18 +292,20 @@ class _Judgement:
         classes = sorted(set(text.tolist()) | set(self.texts(own) if self.texts else ()))
         return np.searchsorted(classes, text).astype(np.int64), tuple(classes)
 
-    def _column(self, i: int, own: str, *, is_label: bool) -> Column:
+    def _column(self, i: int, own: str, kind: str, *, is_label: bool) -> Column:
         """What is to become of a column, from its name."""
-        column = Column(name=own, type=str(self.table.schema.field(i).type))
+        column = Column(name=own, type=kind)
+        if self.choice.like:
+            return replace(column, fate=self.choice.like[i].fate, why=self.choice.like[i].why)
         if is_label:
             return replace(column, fate="label")
         if self.choice.columns is not None:
-            used = own in self.choice.columns
+            used = own in self.asked
             return column if used else replace(column, fate="left out", why="not among the columns asked for")
-        if own in self.choice.drop:
+        if own in self.dropped:
             return replace(column, fate="left out", why="as asked")
         if self.is_file and (why := self._row_numbers(i, own)):
-            self.notes.append(f"column {own or 'without a name'} left out: {why}")
+            self.notes.append(f"column {_shown(own)} left out: {why}")
             return replace(column, fate="left out", why=why)
         return column
 
@@ -275,7 +313,7 @@ class _Judgement:
         """Why a column says which row it is, and nothing of what the row holds; empty where it does not."""
         import pyarrow as pa
 
-        if own in _index_columns(self.table.schema):
+        if own in self.index:
             return "the index of a data frame"
         if not _ROW_NUMBERS.fullmatch(own.strip()) or (not own.strip() and i):
             return ""
@@ -288,11 +326,13 @@ class _Judgement:
         """A column as coordinates, each with its name; refuses what is none."""
         import pyarrow as pa
 
-        own: str = self.table.column_names[i]
+        own = self.names[i]
+        if (period := _period(self.table.schema.field(i))) is not None:
+            raise _NotNumbers(f"holds {period}")
         column = _plain(self.table.column(i))
         kind = column.type
         if pa.types.is_null(kind):
-            raise _NotNumbers("holds nothing but missing values")
+            raise _NotNumbers("holds nothing but missing values" if len(column) else "has no rows")
         if _is_list(kind):
             yield from _entries(own, column)
             return
@@ -305,10 +345,8 @@ class _Judgement:
         if not _is_real(kind):
             raise _NotNumbers(f"holds {_in_words(kind)}")
         values = _to_numpy(column)
-        if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and len(values):
-            least, most = int(values.min()), int(values.max())
-            if max(-least, most) > _WHOLE and most - least < max(-least, most) / _WHOLE * _SEEN:
-                self.notes.append(f"column {own}: whole numbers beyond 2^53 are rounded, and differ by little more")
+        if are_rounded(values):
+            self.notes.append(f"column {_shown(own)}: {ROUNDED}")
         yield own, values
 
     def _one_hot(self, own: str, column: Any) -> Iterator[tuple[str, Array]]:
@@ -320,6 +358,12 @@ class _Judgement:
         names = sorted(set(texts) | set(self.texts(own) if self.texts else ()))
         if len(names) > max(20, min(_MOST_TEXTS, len(texts) // 2)):
             raise _NotNumbers(f"holds {len(names)} different texts in {len(texts)} rows, too many for one-hot")
+        if any(map(_looks_like_number, names)):
+            odd = next((text for text in names if not _looks_like_number(text)), names[0])
+            self.notes.append(
+                f"column {_shown(own)} holds numbers as text, {odd[:20]!r} among them: a coordinate for each of its "
+                f"{len(names)} texts"
+            )
         found = np.searchsorted(names, texts)
         for k, text in enumerate(names):
             yield f"{own}={text}", (found == k).astype(np.uint8)
@@ -331,12 +375,12 @@ class _Judgement:
             why = next(column.why for column in account.columns if column.fate == "refused")
             ways = ["fill what is missing"] if _FILL in mends else []
             ways += ["pass categories=one-hot for text"] if _TEXT in mends and self.is_file else []
-            drop = f" with drop={','.join(refused[:8])}{',...' * (len(refused) > 8)}" if self.is_file else ""
+            drop = f" with drop={_some(refused, ',')}" if self.is_file else ""
             ways += [f"leave {'it' if len(refused) == 1 else 'them'} out{drop}"]
-            others = f", and {listed(refused[1:])} cannot be used either" if refused[1:] else ""
-            raise Refused(f"{self.name}: column {refused[0]} {why}{others}: {', or '.join(ways)}", account)
+            others = f", and {_some(refused[1:])} cannot be used either" if refused[1:] else ""
+            raise Refused(f"{self.name}: column {_shown(refused[0])} {why}{others}: {', or '.join(ways)}", account)
         if not any(column.fate == "used" for column in account.columns):
-            names = listed([column.name for column in account.columns], 20) or "no columns at all"
+            names = _some([column.name for column in account.columns]) or "no columns at all"
             raise Refused(f"{self.name}: no image column and no numeric columns among {names}", account)
 
     def _of_pictures(self, i: int, found: list[Column], labels: Array | None, classes: tuple[str, ...] | None) -> Table:
@@ -351,12 +395,41 @@ class _Judgement:
             for j, c in enumerate(found)
         ]
         cells = self.table.column(i).to_pylist()
-        if pa.types.is_struct(self.table.schema.field(i).type):  # the layout allows a path in place of the bytes
+        if pa.types.is_struct(self.table.column(i).type):  # the layout allows a path in place of the bytes
             from pathlib import Path
 
             cells = [cell and (cell["bytes"] or Path(cell.get("path") or "")) for cell in cells]
         account = Account(kind=self.kind, columns=tuple(found), notes=tuple(self.notes))
         return Table(None, (), labels, classes, [cell or b"" for cell in cells], account)
+
+
+def _shown(own: str) -> str:
+    """The name of a column in a message of one line."""
+    return listed([own]) if own.strip() else "without a name"
+
+
+def _some(names: Sequence[str], mark: str = ", ") -> str:
+    """As many names as fit into a message of one line."""
+    shown: list[str] = []
+    for own in names:
+        if len(shown) == 8 or sum(map(len, shown)) + len(_shown(own)) > 100:
+            break
+        shown.append(_shown(own) if mark != "," else listed([own]) if own.strip() else "")
+    if len(shown) == len(names):
+        return mark.join(shown)
+    return mark.join(shown) + (",..." if mark == "," else f" and {len(names) - len(shown)} more")
+
+
+ROUNDED = "whole numbers beyond 2^53 are rounded, and differ by little more"
+
+
+def are_rounded(values: Array) -> bool:
+    """Whether values (N,), or those of a column of (N, D), are whole numbers that float64 rounds visibly."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or 0 in values.shape:
+        return False
+    ends = zip(values.min(0).ravel().tolist(), values.max(0).ravel().tolist(), strict=True)
+    sizes = ((most - least, max(-least, most)) for least, most in ends)
+    return any(size > _WHOLE and spread < size / _WHOLE * _SEEN for spread, size in sizes)
 
 
 _FILL, _TEXT = "fill", "text"
@@ -412,6 +485,15 @@ def _entries(own: str, column: Any) -> Iterator[tuple[str, Array]]:
         yield f"{own}[{j}]", numbers[:, j]
 
 
+def _period(column: Any) -> str | None:
+    """What the numbers of a field count that are none of their own: periods of pandas."""
+    import pyarrow as pa
+
+    extension = column.type.extension_name if isinstance(column.type, pa.BaseExtensionType) else None
+    known = extension or (column.metadata or {}).get(b"ARROW:extension:name", b"").decode("utf-8", "replace")
+    return "dates or times" if known == "pandas.period" else None
+
+
 def _plain(column: Any) -> Any:
     """A column without the ways in which it is stored: dictionaries, runs, extension types."""
     import pyarrow as pa
@@ -428,7 +510,8 @@ def _plain_array(array: Any) -> Any:
 
     while _is_stored(array.type):
         if isinstance(array.type, pa.BaseExtensionType):
-            array = array.storage
+            is_boolean = array.type.extension_name == "arrow.bool8"  # any number but zero is true
+            array = cast(Any, pc).not_equal(array.storage, 0) if is_boolean else array.storage
         elif pa.types.is_run_end_encoded(array.type):
             array = cast(Any, pc).run_end_decode(array)
         else:
@@ -440,6 +523,8 @@ def _plain_type(kind: Any) -> Any:
     import pyarrow as pa
 
     while _is_stored(kind):
+        if isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.bool8":
+            return pa.bool_()
         kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
     return kind
 
@@ -486,17 +571,23 @@ def _is_text(kind: Any) -> bool:
 def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    whole = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return whole or _is_view(kind)
 
 
-def _is_picture(column: Any) -> bool:
-    """Whether a field holds pictures: a record of bytes, or bytes named image."""
+def _is_view(kind: Any) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_struct(column.type):
-        return column.type.get_field_index("bytes") >= 0
-    is_bytes = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-    return is_bytes and column.name in ("image", "img")
+    return any(getattr(pa.types, name, lambda _: False)(kind) for name in ("is_list_view", "is_large_list_view"))
+
+
+def _is_picture(own: str, kind: Any) -> bool:
+    """Whether a column holds pictures: records of bytes, or bytes named image."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and own in ("image", "img")
 
 
 def _in_words(kind: Any) -> str:

@@ -43,10 +43,11 @@ class Raw(NamedTuple):
 
 
 class How(NamedTuple):
-    """How a source is to be read: which columns of a table, and how pictures become arrays."""
+    """How a source is to be read: which columns of a table, how pictures become arrays, and whether it is held out."""
 
     choice: Choice = Choice()
     pictures: Pictures = Pictures()
+    holds_out: bool = False
 
 
 def read_file(path: Path, split: str, how: How) -> Raw:
@@ -61,11 +62,15 @@ def read_file(path: Path, split: str, how: How) -> Raw:
     refuse_columns(path.name, how.choice)
     about = Account(kind="npy")
     try:
-        return as_raw(np.load(path, mmap_mode="r", allow_pickle=False), None, about)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except PermissionError:
         raise
     except Exception:  # a header is a program's literal, and its numbers are anything
         raise ValueError(_never_pickled(path)) from None
+    more = path.stat().st_size - array.offset - array.nbytes if isinstance(array, np.memmap) else 0
+    if more:
+        raise ValueError(f"{path}: holds {more:,} bytes behind its array, and another perhaps: write one array a file")
+    return as_raw(array, None, about)
 
 
 def read_shards(paths: Sequence[Path], others: Sequence[Path], how: How, name: str | None = None) -> Raw:
@@ -77,9 +82,10 @@ def read_shards(paths: Sequence[Path], others: Sequence[Path], how: How, name: s
         how: which columns, and how pictures are read.
         name: of the data, for messages; that of the first file where None.
     """
-    table = read_tables(paths)
+    table, notes = read_tables(paths)
     kind = source_of(paths[0]).kind
-    return read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own))
+    raw = read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own))
+    return raw._replace(account=replace(raw.account, notes=(*notes, *raw.account.notes)))
 
 
 def read_table(name: str, table: Any, how: How, kind: str = "table", texts: Any = None) -> Raw:

@@ -3,13 +3,14 @@
     train-images-idx3-ubyte ...            IDX, as MNIST comes
     data_batch_1 ... test_batch            CIFAR-10, as its authors wrote it
     train.parquet  train-00000-of-...csv   a table in parts; without such names all tables are shards of one part
+    mnist_train.csv  mnist_test.csv        the same
     train/a.csv  test/b.csv
     cat/1.png  dog/2.jpg                   pictures of classes; all in one folder are pictures without labels
     train/cat/1.png  test/cat/2.png        the same in parts
 
-Parts are train, and val, valid, validation or test. `train` is a class where other folders beside it are no parts and
-it holds pictures itself. Hidden files and folders are passed over wherever they lie, and so are folders that hold no
-picture; other files are counted.
+Parts are train, and val, valid, validation or test, in any case. `train` is a class where other folders beside it are
+no parts and it holds pictures itself. Hidden files and folders are passed over wherever they lie, and so are folders
+that hold no picture; other files are counted.
 """
 
 from __future__ import annotations
@@ -124,7 +125,15 @@ def _tables_in_parts(files: _Files) -> dict[str, list[_File]]:
         # Beside pictures a table is about them, unless it may hold pictures itself.
         if match is not None and (not files.pictures or (own and file.suffix == ".parquet")):
             found.setdefault(match[1].lower(), []).append(file)
-    return found
+    if found or files.pictures:
+        return found
+    # Names such as mnist_train.csv and mnist_test.csv, where all of them say it.
+    ended = re.compile(rf".*[-_. ]({'|'.join(_PARTS)})(\.[^.]*){{1,2}}", re.IGNORECASE)
+    for file in files.tables:
+        if file.inside or (match := ended.fullmatch(file.name)) is None:
+            return {}
+        found.setdefault(match[1].lower(), []).append(file)
+    return found if "train" in found else {}
 
 
 def _read_tables(folder: Path, parts: dict[str, list[_File]], split: str, how: How, files: _Files | None) -> Raw:
@@ -136,9 +145,18 @@ def _read_tables(folder: Path, parts: dict[str, list[_File]], split: str, how: H
     if len({source_of(path).kind for path in paths}) > 1:
         raise ValueError(f"{folder} holds tables of several kinds, {listed([p.name for p in paths])}: name one of them")
     others = [file for part, several in parts.items() if part != own for file in several]
+    keys = sorted({name.partition("=")[0] for file in shards for name in file.inside if "=" in name})
+    notes = [f"{listed(keys)} left out: in the names of folders, not in the tables"] if keys else []
+    notes.append(_unread(own, parts) if how.holds_out else "")
     other_paths = [Path(folder, *file.inside, file.name) for file in others]
     raw = read_shards(paths, other_paths, how, folder.name if len(paths) > 1 else None)
-    return _noted(raw, [files.left_out([*shards, *others])] if files is not None else [])
+    return _noted(raw, [*notes, files.left_out([*shards, *others]) if files is not None else ""])
+
+
+def _unread(own: str, parts: Iterable[str]) -> str:
+    """Which parts are neither fitted nor held out."""
+    more = [part for part in parts if part.lower() not in ("train", own.lower())]
+    return f"{'part' if len(more) == 1 else 'parts'} {listed(more)} left out: {own} is held out" if more else ""
 
 
 # Pictures
@@ -149,9 +167,10 @@ def _read_pictures(folder: Path, split: str, how: How, files: _Files) -> Raw:
     parts = _parts_of(folder)
     notes: list[str] = []
     if parts:
-        own = next((part for part in _part_names(split) if part in parts), None)
+        own = next((part for name in _part_names(split) for part in parts if part.lower() == name), None)
         if own is None:
             raise ValueError(f"{folder} has the parts {', '.join(parts)}, not {split!r}")
+        notes.append(_unread(own, parts) if how.holds_out else "")
     elif split == "train":
         parts, own = [""], ""
     else:
@@ -175,6 +194,11 @@ def _read_pictures(folder: Path, split: str, how: How, files: _Files) -> Raw:
     empty = sorted({name for part in parts for name in _folders(folder / part)} - set(classes))
     if empty and classes:
         notes.append(f"folders without pictures left out: {listed(empty)}")
+    inside = {name: {file.inside[bool(own) + 1 :][:1] for file in found[own].get(name, [])} for name in classes}
+    alike = next(iter(inside.values()), set())
+    if len(inside) > 1 and len(alike) > 1 and all(names == alike for names in inside.values()):
+        shown = listed(sorted(name for names in alike for name in names))
+        notes.append(f"{listed(classes)} taken as classes, though each has the folders {shown}")
     chosen = [(file, label) for label, name in enumerate(classes) for file in found[own].get(name, [])]
     read = [file for file, _ in chosen] or loose
     images, said = decode(place.name, [files.path(file) for file in read], how.pictures)
@@ -186,12 +210,13 @@ def _read_pictures(folder: Path, split: str, how: How, files: _Files) -> Raw:
 def _parts_of(folder: Path) -> list[str]:
     """Names of the folders that are parts; none where `train` is the name of a class."""
     own = _folders(folder)
-    if "train" not in own:
+    parts = [name for part in _PARTS for name in own if name.lower() == part]
+    if not parts or parts[0].lower() != "train":
         return []
     # Beside classes it is one of them, unless it holds classes itself.
-    if set(own) - set(_PARTS) and not _folders(folder / "train"):
+    if set(own) - set(parts) and not _folders(folder / parts[0]):
         return []
-    return [part for part in _PARTS if part in own]
+    return parts
 
 
 def _noted(raw: Raw, notes: Sequence[str]) -> Raw:

@@ -72,7 +72,9 @@ def decode(name: str, sources: Sequence[bytes | Path], how: Pictures) -> tuple[A
 
     def place(i: int) -> str:
         source = sources[i]
-        return str(source) if isinstance(source, Path) else f"{name}, row {i}"
+        # A name may hold line ends, and bytes that are no text.
+        shown = os.fsencode(source).decode("utf-8", "replace") if isinstance(source, Path) else ""
+        return " ".join(shown.split()) if shown else f"{name}, row {i}"
 
     def picture_of(i: int) -> Array:
         source = sources[i]
@@ -80,9 +82,10 @@ def decode(name: str, sources: Sequence[bytes | Path], how: Pictures) -> tuple[A
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
                 if getattr(opened, "is_animated", False):
                     did["frames"] += 1
+                # Of 16 bits a channel Pillow keeps 8 where there are several channels.
+                if opened.mode[0] in "IF" or any(";16" in str(tile) for tile in getattr(opened, "tile", ())):
+                    raise ValueError("more than 8 bits a channel")
                 picture = ImageOps.exif_transpose(opened)
-                if picture.mode[0] in "IF":
-                    raise ValueError(f"mode {picture.mode} has more than 8 bits a channel")
                 grey = picture.mode in ("1", "L", "LA", "La")
                 if "a" in picture.mode.lower().replace("lab", "") or "transparency" in picture.info:
                     picture, composed = _composed(picture, BACKGROUNDS[how.background])
@@ -135,7 +138,9 @@ def _composed(picture: PILImage.Image, background: int) -> tuple[PILImage.Image,
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    line = " ".join(str(error).split()).encode("utf-8", "replace").decode()
+    # What stands before it names the file.
+    return line.partition(" file '")[0][:160]
 
 
 def resized(images: Array, size: int, levels: int) -> Array:

@@ -44,7 +44,7 @@ def as_labels(labels: Any, rows: int | None = None, name: str = "labels") -> Arr
         gone = np.isnan(y)
         if gone.any():
             raise ValueError(_missing(name, int(gone.sum()), len(y), int(np.argmax(gone))))
-        whole = np.isfinite(y) & (y == np.rint(y)) & (np.abs(y) < 2**63)
+        whole = np.isfinite(y) & (y == np.rint(y)) & (np.abs(y.astype(np.float64)) < 2**63)
         if not whole.all():
             worst = int(np.argmin(whole))
             raise ValueError(f"{name} must be integers or strings, and row {worst} has {y[worst]:.6g}")

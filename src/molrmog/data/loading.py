@@ -19,7 +19,7 @@ import numpy as np
 
 from molrmog.data.account import Account
 from molrmog.data.arrays import is_frame
-from molrmog.data.columns import Choice, chosen
+from molrmog.data.columns import ROUNDED, Choice, are_rounded, chosen
 from molrmog.data.dataset import Array, Dataset, check_finite, exact_precision, scaled
 from molrmog.data.files import How, Raw, read_file, read_table, refuse_columns
 from molrmog.data.folders import read_folder
@@ -132,11 +132,13 @@ def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, se
         if 0 in values.shape:
             raise ValueError(f"{name}: needs at least one column, got rows with shape {values.shape[1:]}")
         x = values.reshape(len(values), -1)
-        if not isinstance(x, np.memmap):
+        account = _rounded(raw.account, x)
+        about["account"] = account
+        if not isinstance(x, np.memmap) or x.dtype.itemsize > 8:
             with np.errstate(over="ignore"):  # what overflows is reported as inf, with its row
                 x = x.astype(exact_precision(x), copy=False)
         check_finite(name, x, raw.names)
-        _say(name, raw.account)
+        _say(name, account)
         return Dataset(x=x, shape=values.shape[1:], **about)
     if image_size is not None and values.shape[2:] != (image_size, image_size):
         values = resized(values, image_size, levels)
@@ -147,6 +149,13 @@ def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, se
     _say(name, raw.account)
     image = {"shape": values.shape[1:], "scale": scale, "shift": shift, "levels": levels, "dequantised": dequantise}
     return Dataset(x=x, **image, **about)
+
+
+def _rounded(account: Account, x: Array) -> Account:
+    """The account, with a note where whole numbers are too large for float64; a table has judged its own."""
+    if account.columns or not are_rounded(x):
+        return account
+    return replace(account, notes=(*account.notes, ROUNDED))
 
 
 def _say(name: str, account: Account) -> None:
@@ -202,7 +211,8 @@ def load_parts(
     choice = chosen(label_column, columns, drop, categories)
     train = _load(data, "train", data_dir, How(choice, pictures), dequantise, seed)
     try:
-        return train, _load(data, "test", data_dir, How(_as_in(train, choice), pictures), dequantise, seed)
+        how = How(_as_in(train, choice), pictures, holds_out=True)
+        return train, _load(data, "test", data_dir, how, dequantise, seed)
     except ValueError as error:
         if not _NO_SECOND_PART.search(str(error)):
             raise
@@ -229,11 +239,7 @@ def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_in(train: Dataset, choice: Choice) -> Choice:
     """The choice of columns that another part of a table needs, to have those of the first."""
-    if not train.account.columns:
-        return choice
-    used = tuple(column.name for column in train.account.columns if column.fate == "used")
-    label = next((column.name for column in train.account.columns if column.fate == "label"), None)
-    return replace(choice, columns=used, drop=(), label_column=label, finds_labels=False)
+    return replace(choice, like=train.account.columns)
 
 
 def _read(source: Any, split: str, data_dir: str | os.PathLike[str] | None, how: How) -> tuple[str, Raw]:

@@ -237,7 +237,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor) or kind in "USTmM"):
             return cast(Any, validate_data)(self, X, dtype=floats, **how)
         rows = as_table(X, "X")
-        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        if isinstance(rows, Tensor):  # numpy has no bfloat16
+            rows = (rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows).cpu().numpy()
         names = list(getattr(X, "columns", []))
         if not all(isinstance(name, str) for name in names) or len(set(names)) < max(1, len(names)):
             return cast(Any, validate_data)(self, rows, dtype=floats, **how)
