@@ -206,3 +206,15 @@ def test_keys_of_an_archive_that_are_not_read_are_named(tmp_path):
         load(tmp_path / "a.npz", label_column="y")
     with pytest.raises(ValueError, match="no labels kind, it holds x, y"):
         load(tmp_path / "a.npz", label_column="kind")
+
+
+@pytest.mark.parametrize("cells", [["1,234.5 €"] * 9, ["12%"] * 9, ["1.234,5"] * 9, ["3"] * 5 + ["unknown"] * 4])
+def test_numbers_that_are_written_as_text_are_to_be_written_plainly(tmp_path, cells):
+    with pytest.raises(ValueError, match=r"column price holds numbers that are written as text.*as 1234\.5"):
+        load(write(tmp_path / "t.parquet", a=A[:9], price=cells))
+
+
+@pytest.mark.parametrize("name", ["label", "Label", "CLASS", " class "])
+def test_labels_are_found_in_any_case(tmp_path, name):
+    data = load(write(tmp_path / "t.parquet", **{"a": A[:4], name: ["p", "q", "p", "q"]}))
+    assert data.classes == ("p", "q")

@@ -39,6 +39,7 @@ _VAGUE = ("target", "y")  # names that numbers to be predicted have as well
 _ROW_NUMBERS = re.compile(
     r"(row[ _.]?)?(id|idx|index)|row[ _.]?(names?|numbers?)|unnamed: \d+|__index_level_\d+__|", re.IGNORECASE
 )
+_NUMBER = re.compile(r"\W*\d[\d.,' \u00a0]*(e[-+]?\d+)?\W*", re.IGNORECASE)  # with signs of currency, per cent, ...
 _MOST_TEXTS = 1000  # coordinates that a column of text may become
 _WHOLE, _SEEN = 2**53, 1000  # float64 holds every whole number up to here; steps of rounding that can be seen
 _BLOCK = 2**14  # rows that are put together at a time
@@ -236,24 +237,26 @@ class _Judgement:
         if not self.is_file:
             return None
         taken = self.asked | self.dropped
+        plain = [own.strip().lower() for own in names]
         for own in _LABELS:
-            if own in names and own not in taken and self._holds_classes(names, names.index(own)):
-                return names.index(own)
+            if own in plain and names[i := plain.index(own)] not in taken and self._holds_classes(plain, i):
+                return i
         return None
 
-    def _holds_classes(self, names: Sequence[str], i: int) -> bool:
-        """Whether a column that is named like labels holds some, rather than numbers."""
+    def _holds_classes(self, plain: Sequence[str], i: int) -> bool:
+        """Whether a column that is named like labels holds some, rather than numbers; `plain` are its names in small."""
         import pyarrow as pa
 
-        own = names[i]
+        own = self.names[i]
         column = _plain(self.table.column(i))
         if _is_text(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
             return True
-        vague = own in _VAGUE
+        vague = plain[i] in _VAGUE
         if pa.types.is_integer(column.type):
             if not vague:
                 return True
-            coordinates = own == "y" and "x" in names and _is_number(_plain(self.table.column(names.index("x"))).type)
+            coordinates = plain[i] == "y" and "x" in plain
+            coordinates = coordinates and _is_number(_plain(self.table.column(plain.index("x"))).type)
             distinct = 0 if coordinates else len(column.unique())
             if coordinates or distinct > max(20, len(column) // 10):
                 self.notes.append(f"column {own} taken as numbers, not labels (label_column={own} makes it labels)")
@@ -354,6 +357,9 @@ class _Judgement:
         texts = column.to_pylist()
         if self.choice.categories == "refuse":
             odd = next((text for text in texts if not _looks_like_number(text)), texts[0] if texts else "")
+            some = texts[:1000]
+            if 2 * sum(bool(_NUMBER.fullmatch(text)) for text in some) > len(some):
+                raise _NotNumbers(f"holds numbers that are written as text, and {odd[:40]!r} among them", _PLAIN)
             raise _NotNumbers(f"holds text such as {odd[:40]!r}", _TEXT)
         names = sorted(set(texts) | set(self.texts(own) if self.texts else ()))
         if len(names) > max(20, min(_MOST_TEXTS, len(texts) // 2)):
@@ -374,6 +380,7 @@ class _Judgement:
         if refused:
             why = next(column.why for column in account.columns if column.fate == "refused")
             ways = ["fill what is missing"] if _FILL in mends else []
+            ways += ["write its numbers plainly, as 1234.5"] if _PLAIN in mends else []
             ways += ["pass categories=one-hot for text"] if _TEXT in mends and self.is_file else []
             drop = f" with drop={_some(refused, ',')}" if self.is_file else ""
             ways += [f"leave {'it' if len(refused) == 1 else 'them'} out{drop}"]
@@ -432,7 +439,7 @@ def are_rounded(values: Array) -> bool:
     return any(size > _WHOLE and spread < size / _WHOLE * _SEEN for spread, size in sizes)
 
 
-_FILL, _TEXT = "fill", "text"
+_FILL, _TEXT, _PLAIN = "fill", "text", "plain"
 
 
 class _NotNumbers(ValueError):
