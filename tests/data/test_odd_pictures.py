@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import zipfile
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from molrmog.data import load, load_parts
 
@@ -66,3 +69,36 @@ def test_a_refusal_is_one_line_of_text_whatever_the_name(tmp_path, name):
         load(tmp_path)
     assert "\n" not in str(error.value)
     str(error.value).encode()
+
+
+def test_a_table_names_no_pictures_outside_its_folder(tmp_path):
+    """A downloaded table must not choose which files of the machine are opened."""
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "set" / "inside.png")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "outside.png")
+    for path in ("/etc/passwd", str(tmp_path / "outside.png"), "../outside.png", "nowhere.png", "."):
+        table = pa.table({"image": [{"bytes": None, "path": path}]})
+        parquet.write_table(table, tmp_path / "set" / "t.parquet")
+        with pytest.raises(ValueError, match=r"t\.parquet: .*no such file below the folder of the table") as error:
+            load(tmp_path / "set" / "t.parquet")
+        assert "\n" not in str(error.value)
+    parquet.write_table(pa.table({"image": [{"bytes": None, "path": "inside.png"}]}), tmp_path / "set" / "t.parquet")
+    assert load(tmp_path / "set" / "t.parquet").shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (4, 0, 4), (4, 4, 0)])
+def test_pictures_without_pixels_are_refused(tmp_path, shape):
+    header = bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(
+        bytes((0, 0, 8, 1)) + struct.pack(">I", shape[0]) + bytes(shape[0])
+    )
+    with pytest.raises(ValueError, match="is empty|at least one column"):
+        load(tmp_path)
+
+
+def test_an_archive_whose_rows_are_no_array(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x", b"plain bytes")
+    with pytest.raises(ValueError, match=r"a\.npz: damaged, or not a \.npz file"):
+        load(tmp_path / "a.npz")

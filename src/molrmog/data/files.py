@@ -84,19 +84,29 @@ def read_shards(paths: Sequence[Path], others: Sequence[Path], how: How, name: s
     """
     table, notes = read_tables(paths)
     kind = source_of(paths[0]).kind
-    raw = read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own))
+    raw = read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own), paths[0].parent)
     return raw._replace(account=replace(raw.account, notes=(*notes, *raw.account.notes)))
 
 
-def read_table(name: str, table: Any, how: How, kind: str = "table", texts: Any = None) -> Raw:
-    """Rows, or pictures, from an Arrow table; see `molrmog.data.columns.judge`."""
+def read_table(
+    name: str, table: Any, how: How, kind: str = "table", texts: Any = None, home: Path | None = None
+) -> Raw:
+    """Rows, or pictures, from an Arrow table in the folder `home`; see `molrmog.data.columns.judge`."""
     found = judge(name, table, how.choice, kind=kind, texts=texts)
     if found.pictures is None:
         assert found.values is not None
         return Raw(found.values, found.labels, found.classes, None, found.account, found.names)
-    images, notes = decode(name, found.pictures, how.pictures)
+    pictures = [_below(name, home, each) if isinstance(each, Path) else each for each in found.pictures]
+    images, notes = decode(name, pictures, how.pictures)
     account = Account(kind=kind, columns=found.account.columns, notes=(*found.account.notes, *notes))
     return Raw(images, found.labels, found.classes, 256, account)
+
+
+def _below(name: str, home: Path | None, path: Path) -> Path:
+    """A picture that a table names by its path: a file below the folder of the table, for it must not choose others."""
+    if home is None or path.is_absolute() or ".." in path.parts or not (home / path).is_file():
+        raise ValueError(f"{name}: names the picture {path}, and there is no such file below the folder of the table")
+    return home / path
 
 
 def refuse_columns(name: str, choice: Choice) -> None:
@@ -129,6 +139,8 @@ def _read_npz(path: Path, split: str, how: How) -> Raw:
             y = asked or next((key for key in usual if key in names), None)
             if x is not None and (y is None or y in names):
                 values, labels = archive[x], None if y is None else archive[y]
+                if not all(isinstance(part, np.ndarray) for part in (values, labels) if part is not None):
+                    raise ValueError  # a member that is no array comes as bytes
                 other = next((key for key in ("y_train", "y_test") if in_parts and key in names and key != y), None)
                 others = None if other is None else archive[other]
     except (PermissionError, _TooLarge):
@@ -137,7 +149,7 @@ def _read_npz(path: Path, split: str, how: How) -> Raw:
         raise ValueError(_never_pickled(path)) from None
     if x is None:
         keys = f"x_{split}, x, data or arr_0" if split == "train" else f"x_{split}"
-        raise ValueError(f"{path}: no {split} rows, it needs the key {keys} and holds {', '.join(names) or 'none'}")
+        raise ValueError(f"{path}: no {split} rows, it needs the key {keys} and holds {listed(names) or 'none'}")
     if values is None:
         raise ValueError(f"{path}: no labels {y}, it holds {listed(names)}")
     notes: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,15 +101,17 @@ def decode(name: str, sources: Sequence[bytes | Path], how: Pictures) -> tuple[A
     if not sources:
         raise ValueError(f"{name} holds no images ({', '.join(sorted(SUFFIXES))})")
     Image.init()
-    first = picture_of(0)
-    check_bytes(name, len(sources) * first.size * 6, "pass image_size, for smaller pictures")
-    source = sources[0]
-    did.clear()
-    if (source.stat().st_size if isinstance(source, Path) else len(source)) < _SMALL_PICTURE:
-        pictures = [picture_of(i) for i in range(len(sources))]
-    else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            pictures = list(threads.map(picture_of, range(len(sources))))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # of odd tags and sizes; what cannot be read is refused by name
+        first = picture_of(0)
+        check_bytes(name, len(sources) * first.size * 6, "pass image_size, for smaller pictures")
+        source = sources[0]
+        did.clear()
+        if (source.stat().st_size if isinstance(source, Path) else len(source)) < _SMALL_PICTURE:
+            pictures = [picture_of(i) for i in range(len(sources))]
+        else:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                pictures = list(threads.map(picture_of, range(len(sources))))
     height, width = first.shape[:2]
     images = np.empty((len(pictures), height, width, max(picture.ndim for picture in pictures) * 2 - 3), np.uint8)
     for i, picture in enumerate(pictures):

@@ -119,6 +119,8 @@ def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, se
         raise ValueError(f"{name}: needs real numbers with shape (N, D), got a single one")
     if len(values) == 0:
         raise ValueError(f"{name}: the {split} part is empty")
+    if 0 in values.shape:
+        raise ValueError(f"{name}: needs at least one column, got rows with shape {values.shape[1:]}")
     part = "train" if split == "train" else "test"
     labels, classes = _tidy_labels(name, raw.labels, raw.classes)
     about: dict[str, Any] = {"name": name, "labels": labels, "classes": classes, "part": part, "account": raw.account}
@@ -129,8 +131,6 @@ def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, se
             raise ValueError(f"{name}: image_size needs images, these are rows of real numbers")
         if values.ndim < 2 or values.dtype.kind not in "fiub":
             raise ValueError(f"{name}: needs real numbers with shape (N, D), got {values.dtype} {values.shape}")
-        if 0 in values.shape:
-            raise ValueError(f"{name}: needs at least one column, got rows with shape {values.shape[1:]}")
         x = values.reshape(len(values), -1)
         account = _rounded(raw.account, x)
         about["account"] = account

@@ -175,6 +175,7 @@ def alone_in_run(command: Callable[..., None]) -> Callable[..., None]:
 
 
 # What is asked of the settings of a run, where they say it.
+_OF_NETWORKS = ("autoencoder", "experts", "batch_size", "steps", "seed")  # what the pages of a network name
 _SETTINGS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("network", "data", "data_dir", "schedule"), (str, NoneType)),
     **dict.fromkeys(("image_size", "seed"), (int, NoneType)),
@@ -196,6 +197,9 @@ def settings_in(folder: Path) -> dict[str, Any]:
         for name, kinds in _SETTINGS.items():
             if not isinstance(found.get(name), kinds):
                 raise ValueError(f"{name} is {repr(found[name])[:40]}")
+        for name in _OF_NETWORKS if "network" in found else ():
+            if name not in found:
+                raise ValueError(f"{name} is missing")
         if isinstance(found.get("schedule"), str):
             Schedule.from_config({"name": found["schedule"]})
         return found
