@@ -93,7 +93,7 @@ def test_pictures_without_pixels_are_refused(tmp_path, shape):
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(
         bytes((0, 0, 8, 1)) + struct.pack(">I", shape[0]) + bytes(shape[0])
     )
-    with pytest.raises(ValueError, match="is empty|at least one column"):
+    with pytest.raises(ValueError, match=r"is empty|at least one column"):
         load(tmp_path)
 
 

@@ -244,7 +244,7 @@ class _Judgement:
         return None
 
     def _holds_classes(self, plain: Sequence[str], i: int) -> bool:
-        """Whether a column that is named like labels holds some, rather than numbers; `plain` are its names in small."""
+        """Whether a column that is named like labels holds some, rather than numbers; `plain` are names in small."""
         import pyarrow as pa
 
         own = self.names[i]
@@ -405,7 +405,7 @@ class _Judgement:
         if pa.types.is_struct(self.table.column(i).type):  # the layout allows a path in place of the bytes
             from pathlib import Path
 
-            cells = [cell and (cell["bytes"] or Path(cell.get("path") or "")) for cell in cells]
+            cells = [cell and (cell["bytes"] or (Path(cell["path"]) if cell.get("path") else b"")) for cell in cells]
         account = Account(kind=self.kind, columns=tuple(found), notes=tuple(self.notes))
         return Table(None, (), labels, classes, [cell or b"" for cell in cells], account)
 
