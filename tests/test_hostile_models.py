@@ -67,9 +67,8 @@ KINDS = {
     "pipeline": a_pipeline,
     "pretrained": a_pretrained,
 }
-SLOW = ("unet", "pipeline", "pretrained", "taef2", "conv")
-FAST = [kind for kind in KINDS if kind not in SLOW]
-EVERY = [*FAST, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+QUICK = ("law", "head and tail", "mlp", "linear")
+EVERY = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ def computed(out, name):
     return len((out / "cells" / f"{name}.calls").read_text())
 
 
+@pytest.mark.slow
 def test_cells_are_computed_once_and_in_order(tmp_path, capfd):
     cells = {"b": {"x": 2}, "a": {"x": 3}}
     expected = {"b": {"value": 4, "threads": 1}, "a": {"value": 9, "threads": 1}}

@@ -87,6 +87,7 @@ def test_nats_of_two_gaussians_are_their_divergence():
     assert nats == pytest.approx(exact, abs=4 * error)
 
 
+@pytest.mark.slow
 def test_nats_are_the_log_likelihood_that_a_mixture_lacks():
     p = a_law()
     network = moved(p)

@@ -106,6 +106,7 @@ def test_when_four_is_reached(measured, seconds):
     assert found == (None if seconds is None else pytest.approx(seconds))
 
 
+@pytest.mark.slow
 def test_every_arm_is_drawn():
     marks = [{"spent": 1.0, "Fréchet": 8.0, "validation_loss": 2.0}, {"spent": 4.0, "Fréchet": 2.0}]
     arms = {f"arm {i}.": [{"marks": marks}] for i in range(12)}

@@ -83,6 +83,7 @@ def test_every_command_that_reads_data_has_the_same_options(capsys):
         assert all(option in usage for option in READING), command
 
 
+@pytest.mark.slow
 def test_options_of_reading_are_kept_with_the_run(table, tmp_path, capsys):
     path, *_ = table
     how = ["--label-column", "kind", "--drop", "same,again"]

@@ -247,6 +247,7 @@ def test_a_line_that_its_writer_was_killed_in_spoils_no_other(tmp_path):
     assert records_in(tmp_path) == [{"kind": "a"}, {"kind": "c"}]
 
 
+@pytest.mark.slow
 def test_evaluating_twice_on_purpose_appends(run):
     count = len(records_in(run))
     commands.evaluate(run=str(run), num_samples=20, features="pca", command="a")

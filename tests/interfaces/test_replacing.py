@@ -93,7 +93,8 @@ def killed_at(event, work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
 
 
-@pytest.mark.parametrize("steps", ["one", pytest.param("two", marks=pytest.mark.slow)], ids=["one step", "two steps"])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", ["one", "two"], ids=["one step", "two steps"])
 def test_killed_at_any_instant_one_run_is_there_whole(run, tmp_path, monkeypatch, steps):
     if steps == "two":
         monkeypatch.setattr(folders, "_swap", lambda *_: False)
