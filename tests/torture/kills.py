@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import mmap
+import multiprocessing
 import os
 import pickle
 import resource
@@ -55,6 +56,9 @@ from _trials import (
     trials,
 )
 
+from molrmog.experiments import cells
+
+WORK = cells._work
 SMALL = ["--latent-dim", "1", "--modes", "1", "--no-evaluate"]
 FIT = ["fit", "xy.npz", "--out", "run", "--subspaces", "2", "--max-iter", "3", *SMALL]
 TRAIN = ["train", "xy.npz", "--out", "run", "--steps", "6", "--batch-size", "16", "--checkpoint-every", "2", *SMALL]
@@ -147,10 +151,23 @@ def small_experiment(out: Path, *, workers: int, **_: Any) -> Path:
     return out / "report.html"
 
 
+def work(pipe: Any, threads: int) -> None:
+    """What a worker does: it is forked here, and gives up the folders that its parent has locked, as a spawned one."""
+    for handle in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.path.isdir(os.readlink(f"/proc/self/fd/{handle}")):
+                os.close(int(handle))
+    WORK(pipe, threads)
+
+
 def reproduce() -> int:
+    """The command, with an experiment and with workers that take no time."""
     import molrmog.experiments.floor
 
     molrmog.experiments.floor.run_floor = small_experiment  # type: ignore[assignment]
+    cells._work = work
+    fork = multiprocessing.get_context("fork")
+    cells.multiprocessing.get_context = lambda *_: fork  # type: ignore[assignment]
     return command("reproduce", "floor", "--out", "run")()
 
 
