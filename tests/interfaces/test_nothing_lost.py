@@ -218,6 +218,23 @@ def test_a_run_that_was_killed_holds_in_the_end_what_another_holds(rows, tmp_pat
     assert event > 10
 
 
+@pytest.mark.slow
+def test_an_explanation_that_was_killed_is_made_whole_by_the_next(rows, tmp_path):
+    network = ["--network", "mlp", "--autoencoder", "none", "--steps", "2", "--width", "8", "--no-evaluate"]
+    assert main(["train", str(rows), "--out", str(tmp_path / "net"), *network, "--device", "cpu"]) == 0
+    words = ["explain", str(tmp_path / "net"), "--levels", "1", "--rows", "20", "--modes", "1", "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    event = 1
+    while True:
+        out = tmp_path / f"killed-{event}"
+        if not killed_at(event, lambda: main([*words, str(out)])):  # noqa: B023, called at once
+            break
+        assert main([*words, str(out)]) == 0, f"killed at file {event}"
+        assert set(tree(out)) == set(tree(tmp_path / "whole")), f"killed at file {event}"
+        event += 1
+    assert event > 4
+
+
 def test_a_stage_that_is_stopped_or_entered_again_is_one_record(tmp_path):
     def stage(name, error=None):
         with training._stage(tmp_path, name):

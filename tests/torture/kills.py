@@ -433,7 +433,7 @@ def whole(scenario: Scenario, known: Known, now: dict[str, bytes]) -> str | None
         tensors = digest(now["run/model.safetensors"])
         return None if tensors in (digest(f["run/model.safetensors"]) for f in (known.before, known.after)) else "a model that is neither the old nor the new"  # fmt: skip
     for name, content in now.items():
-        if name.endswith(".part") or content == known.before.get(name):
+        if any(part.endswith(".part") for part in Path(name).parts) or content == known.before.get(name):
             continue
         if name.endswith(".png") and b"IEND" not in content[-16:]:
             return f"half a picture: {name}"
