@@ -96,7 +96,7 @@ class Scenario:
     Attributes:
         name: of its row.
         words: of the command.
-        before: command lines that ran in the folder before.
+        before: command lines that ran in the folder before, or what was called.
         own: whether files of the user's own lie in the run folder, too.
         call: in place of the words, what is called.
         grows: whether the run is made in its place, in stages.
@@ -105,7 +105,7 @@ class Scenario:
 
     name: str
     words: tuple[str, ...] = ()
-    before: tuple[tuple[str, ...], ...] = ()
+    before: tuple[tuple[str, ...] | Callable[[], int], ...] = ()
     own: bool = False
     call: Callable[[], int] | None = None
     grows: bool = False
@@ -171,7 +171,7 @@ def reproduce() -> int:
     return command("reproduce", "floor", "--out", "run")()
 
 
-def demo() -> int:
+def demo(seed: int = 0) -> int:
     """The demo with fewer rows, laws and steps."""
     import molrmog.interfaces.demo as room
 
@@ -184,7 +184,7 @@ def demo() -> int:
     room.STEPS, room.FEATURES = 2, ("pca",)
     room.LAWS = {"MoLR-MoG": {"subspaces": 2, "latent_dim": 4, "modes": 1, "max_iter": 2}}
     room.NETWORKS = {"MoLRG net": {"name": "gaussian"}}
-    return command("demo", "--out", "run")()
+    return command("demo", "--out", "run", "--seed", str(seed))()
 
 
 def line(text: str, *more: str) -> tuple[str, ...]:
@@ -204,7 +204,7 @@ SCENARIOS = (
     Scenario("train vae", (*TRAIN, "--network", "gaussian", "--autoencoder", "vae", "--autoencoder-steps", "4"), grows=True),
     Scenario("reproduce", call=reproduce, grows=True),
     Scenario("demo", call=demo),
-    Scenario("demo, over a run", call=demo, before=(OLD,), own=True),
+    Scenario("demo, over another", call=demo, before=(lambda: demo(5),), own=True),
     Scenario("save_pretrained", call=save_model(1), appends=True),
     Scenario("evaluate", line("evaluate run --num-samples 30 --features pca"), (tuple(FIT),), own=True, appends=True),
     Scenario("evaluate a network", line("evaluate run --num-samples 30 --steps 2 --features pca"), (NET,), own=True, appends=True),
@@ -271,9 +271,9 @@ def fresh(folder: Path, scenario: Scenario) -> None:
     """The folder as it is before the command."""
     data(folder)
     for words in scenario.before:
-        ended = start(command(*words), folder).wait(PATIENCE)
+        ended = start(words if callable(words) else command(*words), folder).wait(PATIENCE)
         if ended.code:
-            raise RuntimeError(f"molrmog {' '.join(words)}: {ended.err}")
+            raise RuntimeError(f"{scenario.name}, before: {words}: {ended.err}")
     if scenario.name == "save_pretrained":
         start(save_model(0), folder).wait(PATIENCE)
     if scenario.own:
