@@ -15,6 +15,7 @@ from molrmog.folders import locked, room_for
 from molrmog.interfaces import commands, training
 from molrmog.interfaces.cli import main
 from molrmog.interfaces.demo import run_demo
+from molrmog.interfaces.places import check_writable
 from molrmog.interfaces.runs import append_records, records_in
 from molrmog.saving import save_model, write_atomically
 
@@ -89,6 +90,15 @@ def test_what_writers_have_left_is_swept_and_what_they_write_is_not(mine):
         assert part.read_text() == "half of it"
     assert not dead.exists()
     assert tree(mine) == {**before, "report.html": b"page"}
+
+
+def test_a_trial_of_a_folder_that_was_killed_is_gone_with_the_next_and_one_at_work_stays(tmp_path):
+    check_writable(tmp_path, "--out")
+    (tmp_path / ".trial.abcdefgh.part").mkdir()
+    with room_for(tmp_path / "trial") as other:
+        check_writable(tmp_path, "--out")
+        assert list(tmp_path.iterdir()) == [other.parent]
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_save_that_was_killed_has_left_is_gone_with_the_next(tmp_path):
