@@ -710,7 +710,7 @@ def case_of(number: int, folder: Path, seed: int, place: Path) -> Case:
 
 
 def main() -> int:
-    asked = options(__doc__, tries=200, minutes=5)
+    asked = options(__doc__, tries=200, minutes=10)
     result = tally(__file__, asked)
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
         probe = Path(place, "a disk")
