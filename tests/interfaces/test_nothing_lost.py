@@ -15,6 +15,7 @@ from molrmog.folders import locked, room_for
 from molrmog.interfaces import commands, training
 from molrmog.interfaces.cli import main
 from molrmog.interfaces.demo import run_demo
+from molrmog.interfaces.places import check_writable
 from molrmog.interfaces.runs import append_records, records_in
 from molrmog.saving import save_model, write_atomically
 
@@ -89,6 +90,15 @@ def test_what_writers_have_left_is_swept_and_what_they_write_is_not(mine):
         assert part.read_text() == "half of it"
     assert not dead.exists()
     assert tree(mine) == {**before, "report.html": b"page"}
+
+
+def test_a_trial_of_a_folder_that_was_killed_is_gone_with_the_next_and_one_at_work_stays(tmp_path):
+    check_writable(tmp_path, "--out")
+    (tmp_path / ".trial.abcdefgh.part").mkdir()
+    with room_for(tmp_path / "trial") as other:
+        check_writable(tmp_path, "--out")
+        assert list(tmp_path.iterdir()) == [other.parent]
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_save_that_was_killed_has_left_is_gone_with_the_next(tmp_path):
@@ -216,6 +226,23 @@ def test_a_run_that_was_killed_holds_in_the_end_what_another_holds(rows, tmp_pat
         assert {path.relative_to(out) for path in out.rglob("*")} == names, f"killed at file {event}"
         event += 1
     assert event > 10
+
+
+@pytest.mark.slow
+def test_an_explanation_that_was_killed_is_made_whole_by_the_next(rows, tmp_path):
+    network = ["--network", "mlp", "--autoencoder", "none", "--steps", "2", "--width", "8", "--no-evaluate"]
+    assert main(["train", str(rows), "--out", str(tmp_path / "net"), *network, "--device", "cpu"]) == 0
+    words = ["explain", str(tmp_path / "net"), "--levels", "1", "--rows", "20", "--modes", "1", "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    event = 1
+    while True:
+        out = tmp_path / f"killed-{event}"
+        if not killed_at(event, lambda: main([*words, str(out)])):  # noqa: B023, called at once
+            break
+        assert main([*words, str(out)]) == 0, f"killed at file {event}"
+        assert set(tree(out)) == set(tree(tmp_path / "whole")), f"killed at file {event}"
+        event += 1
+    assert event > 4
 
 
 def test_a_stage_that_is_stopped_or_entered_again_is_one_record(tmp_path):

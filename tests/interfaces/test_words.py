@@ -485,3 +485,9 @@ def test_errors_of_any_kind_are_a_line(error, monkeypatch):
     assert len(lines) <= 2
     assert len(err) < 1000
     assert "\x1b" not in err
+
+
+def test_help_names_the_variables_that_are_read():
+    texts = [make().format_help() for make, _ in cli._COMMANDS.values()]
+    named = {name for text in texts for name in re.findall(r"\$(\w+)", text)}
+    assert named == {"MOLRMOG_DATA_DIR", "MOLRMOG_WEIGHTS_DIR"}

@@ -357,10 +357,31 @@ def start(call: Callable[[], int | None], folder: Path) -> Running:
         os._exit(code)
 
 
+# What commands import when they come to need it: two of the three seconds that a small one takes.
+LATE = (
+    *(f"molrmog.interfaces.{name}" for name in ("cli", "commands", "demo", "estimator", "evaluation", "explain")),
+    *(f"molrmog.interfaces.{name}" for name in ("fitting", "training")),
+    "accelerate",
+    "jinja2.ext",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "rich.progress",
+    "sklearn.cluster",
+    "sklearn.datasets",
+    "sklearn.mixture",
+    "torch._dynamo",
+)
+
+
 def load_commands() -> None:
-    """Import once what every command imports, so that the children need not."""
-    for name in ("commands", "demo", "explain", "fitting", "training"):
-        importlib.import_module(f"molrmog.interfaces.{name}")
+    """Import once what the commands import, so that the children need not.
+
+    A process of its own, which a few cases start, imports late as ever.
+    """
+    for name in LATE:
+        importlib.import_module(name)
 
 
 def command(*words: str) -> Callable[[], int]:

@@ -328,7 +328,7 @@ def _evaluate() -> ArgumentParser:
     add("--steps", type=int, default=32, help="steps of the sampler (heun) of a network")
     add("--num-samples", type=int, default=2000, help="samples, and held-out rows at most, to compare")
     add("--seed", type=int, default=0, help="of the samples and of the rows picked")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOGDATA_DIR")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser
 
 
@@ -360,7 +360,7 @@ def _explain_network() -> ArgumentParser:
     add("--seed", type=int, default=0, help="of the rows picked, the noise and the fit")
     add("--device", type=str | None, default=None, help="where to compute; the CPU where not given")
     add("--image-size", type=int | None, default=None, help="of --data: crop and resize to so many pixels a side")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOGDATA_DIR")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser
 
 
@@ -407,7 +407,7 @@ def _reproduce() -> ArgumentParser:
     add("--rows", type=int | None, default=None, help="training rows of hybrid, the first of the data")
     add("--steps", type=int | None, default=None, help="training steps of hybrid, a multiple of 16")
     add("--seeds", type=int | None, default=None, help="how many seeds of hybrid")
-    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOGDATA_DIR")
+    add("--data-dir", type=str | None, default=None, help="folder to look in first, before $MOLRMOG_DATA_DIR")
     return parser
 
 

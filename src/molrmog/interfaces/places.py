@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from pathlib import Path
+
+from molrmog.folders import room_for, sweep
 
 _BESIDE = 20  # bytes that the name of a temporary file or folder has over that of what it becomes
 _INSIDE = 200  # bytes of the longest path inside a run, and some more
@@ -87,17 +88,19 @@ def check_file(path: str | Path, said: str = "--out", *, overwrite: bool) -> Pat
 def check_writable(folder: Path, said: str) -> None:
     """Try whether a folder takes another one; rights alone do not tell, of disks that are full or read-only.
 
-    Its name is that of a part, which the next writer removes where this one is killed.
+    It is a room like that of a file which is being written: whoever comes next removes it where this one is killed.
 
     Args:
-        folder: a folder that exists; it is left as it was.
+        folder: a folder that exists; it is left as it was, but for what the dead have left half written.
         said: begins the message.
 
     Raises:
         PermissionError: it takes none.
     """
+    sweep(folder)
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".trial.", suffix=".part", dir=folder))
+        with room_for(folder / "trial"):
+            pass
     except OSError as error:
         why = "" if isinstance(error, PermissionError | FileNotFoundError) else f" ({error.strerror})"
         raise PermissionError(f"{said}: {folder} cannot be written to{why}: name another folder") from None

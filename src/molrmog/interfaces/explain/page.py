@@ -100,9 +100,6 @@ def write_explanation(found: Explanation, out: Path, sd: float, show: Show) -> P
         for old in out.glob("level-*.png"):
             if (out / FIGURES_NAME).is_file() and re.fullmatch(r"level-\d{2,}\.png", old.name):
                 old.unlink()  # of an older explanation
-        for i, shot in enumerate(shots):
-            _write(out / f"level-{i + 1:02d}.png", shot)
-        _write(out / CURVES_NAME, png(over_levels))
         lines: list[dict[str, Any]] = [{"kind": "explain", "machine": machine(), **found.settings}]
         lines += [{"kind": "level", "sigma": level.sigma, **level.figures()} for level in found.levels]
         lines += [
@@ -110,7 +107,11 @@ def write_explanation(found: Explanation, out: Path, sd: float, show: Show) -> P
             for name, levels in found.groups.items()
             for level in levels
         ]
+        # The first file, for it marks the folder: one that is stopped in any later is found to be ours.
         _write(out / FIGURES_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        for i, shot in enumerate(shots):
+            _write(out / f"level-{i + 1:02d}.png", shot)
+        _write(out / CURVES_NAME, png(over_levels))
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from molrmog.experiments.page import number
+from molrmog.folders import sweep
 from molrmog.interfaces.evaluation import FEW_ROWS
 from molrmog.interfaces.explain.drawings import Drawn
 from molrmog.interfaces.explain.laws import base_words, gaussian_for, law_of
@@ -100,6 +101,7 @@ def _out(settings: Mapping[str, Any]) -> Path:
         raise FileNotFoundError(f"no folder {run}: name a run of molrmog train, or a saved denoiser")
     out = Path(settings["out"] or run / "explain")
     check_folder(out)
+    sweep(out)  # what one that was killed has left is nothing else
     if out.is_dir() and any(out.iterdir()) and not (out / FIGURES_NAME).is_file():
         raise FileExistsError(f"--out {out} holds something else: name another folder")
     return out
