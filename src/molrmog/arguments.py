@@ -6,6 +6,7 @@ Without these an argument of another kind fails somewhere inside torch or NumPy,
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,32 @@ def real(value: Any, name: str, mend: str = "pass a number") -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError):
         raise ValueError(f"{name} = {shown(value)}: {mend}") from None
+
+
+def wholes(values: Any, name: str, least: int | None = None, mend: str = "pass whole numbers") -> tuple[int, ...]:
+    """Whole numbers from a sequence, an array or a tensor of them, such as a shape.
+
+    Raises:
+        ValueError: they are none, or one is less than `least`.
+    """
+    try:
+        found: list[Any] = [] if isinstance(values, str | bytes | Mapping) else list(values)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        found = []
+    if not found:
+        raise ValueError(f"{name} = {shown(values)}: {mend}")
+    return tuple(whole(value, name, least) for value in found)
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False, of Python or numpy.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} = {shown(value)}: pass True or False")
+    return bool(value)
 
 
 def floating(dtype: Any, name: str = "dtype") -> torch.dtype:
