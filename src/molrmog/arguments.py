@@ -6,7 +6,7 @@ Without these an argument of another kind fails somewhere inside torch or NumPy,
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,6 +85,19 @@ def wholes(values: Any, name: str, least: int | None = None, mend: str = "pass w
     return tuple(whole(value, name, least) for value in found)
 
 
+def one_or_several(value: Any, name: str) -> int | tuple[int, ...]:
+    """A whole number, or a sequence of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        iter(value)
+    except TypeError:  # also of an array or a tensor without axes
+        return whole(value, name)
+    return wholes(value, name, mend="pass a whole number, or several")
+
+
 def flag(value: Any, name: str) -> bool:
     """True or False, of Python or numpy.
 
@@ -94,6 +107,17 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} = {shown(value)}: pass True or False")
     return bool(value)
+
+
+def one_of(value: Any, name: str, choices: Collection[str]) -> str:
+    """One of several words.
+
+    Raises:
+        ValueError: it is none of them; the message names all.
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"unknown {name} {shown(value)}: choose one of {', '.join(choices)}")
+    return str(value)
 
 
 def floating(dtype: Any, name: str = "dtype") -> torch.dtype:

@@ -132,6 +132,7 @@ def _local_folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if len(folder.parts) != 2 or name.startswith((".", "~")):
+        name = " ".join(name.split())
         raise FileNotFoundError(f"no model folder at {name}: check the path, or fit and save a model there first")
     from huggingface_hub import snapshot_download
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import wholes
 from molrmog.models import Model, Noise
 from molrmog.registry import build
 
@@ -56,11 +57,9 @@ class Autoencoder(Model):
             ValueError: a shape is empty or holds a size below 1.
         """
         super().__init__()
-        for name, sizes in (("shape", shape), ("latent_shape", latent_shape)):
-            if not sizes or min(sizes) < 1:
-                raise ValueError(f"{name} = {tuple(sizes)}: give positive sizes, e.g. (1, 28, 28) or (16,)")
-        self.shape = tuple(int(size) for size in shape)
-        self.latent_shape = tuple(int(size) for size in latent_shape)
+        mend = "give positive sizes, e.g. (1, 28, 28) or (16,)"
+        self.shape = wholes(shape, "shape", 1, mend)
+        self.latent_shape = wholes(latent_shape, "latent_shape", 1, mend)
         self.register_buffer("latent_mean", torch.zeros(self.latent_dim))
         self.register_buffer("latent_scale", torch.ones(()))
 

@@ -185,8 +185,8 @@ class Dataset(Layout):
         account: What was read of the source, and what was left out.
 
     Raises:
-        ValueError: If there are no rows, the shapes of `x`, `labels` and `shape` do not agree, or `x` holds anything but
-            real numbers, or `labels` anything but whole ones.
+        ValueError: If there are no rows, the shapes of `x`, `labels` and `shape` do not agree, or `x` holds anything
+            but real numbers, or `labels` anything but whole ones.
     """
 
     x: Array
@@ -290,7 +290,9 @@ class Dataset(Layout):
 
 def _names(classes: Any, name: str) -> tuple[str, ...]:
     """Names of classes, from any sequence of texts."""
-    found: list[Any] = list(classes) if is_a(classes, Sequence, np.ndarray) and not is_a(classes, str, bytes) else [None]
+    found: list[Any] = (
+        list(classes) if is_a(classes, Sequence, np.ndarray) and not is_a(classes, str, bytes) else [None]
+    )
     if not all(isinstance(each, str) for each in found):
         raise ValueError(f"{name} = {shown(classes)}: pass a list of texts, or None")
     return tuple(str(each) for each in found)

@@ -15,18 +15,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.arguments import floating, is_a, real, shown, whole
-from molrmog.data.arrays import as_numbers
+from molrmog.arguments import flag, floating, is_a, one_or_several, real, shown, whole
 from molrmog.data.labels import classes_of
 from molrmog.devices import device_of
 from molrmog.laws import with_tail
-from molrmog.laws.base import Law
+from molrmog.laws.base import Law, as_tensor
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
@@ -115,6 +113,7 @@ def fit(
     prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
     noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
     tol = real(tol, "tol")
+    zero_mean, progress = flag(zero_mean, "zero_mean"), flag(progress, "progress")
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
@@ -308,7 +307,7 @@ def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int
 
 
 def _row_weights(weights: Any, rows: int) -> Tensor:
-    w = torch.as_tensor(as_numbers(weights, "weights"), dtype=torch.float64).cpu()
+    w = as_tensor(weights, "weights").to("cpu", torch.float64)
     if w.shape != (rows,):
         raise ValueError(f"weights have shape {tuple(w.shape)} for {rows} rows: pass one weight per row, ({rows},)")
     if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
@@ -317,16 +316,13 @@ def _row_weights(weights: Any, rows: int) -> Tensor:
 
 
 def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
-    try:
-        values = [value] * subspaces if isinstance(value, int | np.integer) else list(cast(Any, value))
-        values = [whole(each, name) for each in values]
-    except TypeError:  # no sequence: a number of another library, or no number
-        values = [whole(value, name)] * subspaces
+    given = one_or_several(value, name)
+    values = [given] * subspaces if isinstance(given, int) else list(given)
     if len(values) != subspaces:
         raise ValueError(f"{name} = {shown(value)} for {subspaces} subspaces: pass one number, or one per subspace")
     if min(values) < 1:
         raise ValueError(f"{name} = {shown(value)}: pass numbers >= 1")
-    return [int(v) for v in values]
+    return values
 
 
 def _check_sizes(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int]) -> None:
