@@ -74,15 +74,17 @@ def wholes(values: Any, name: str, least: int | None = None, mend: str = "pass w
     """Whole numbers from a sequence, an array or a tensor of them, such as a shape.
 
     Raises:
-        ValueError: they are none, or one is less than `least`.
+        ValueError: there are none, or one is no whole number, or less than `least`.
     """
     try:
-        found: list[Any] = [] if isinstance(values, str | bytes | Mapping) else list(values)
+        if isinstance(values, str | bytes | Mapping):
+            raise TypeError
+        found = tuple(whole(value, name, least) for value in values)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        found = []
+        found = ()
     if not found:
         raise ValueError(f"{name} = {shown(values)}: {mend}")
-    return tuple(whole(value, name, least) for value in found)
+    return found
 
 
 def one_or_several(value: Any, name: str) -> int | tuple[int, ...]:

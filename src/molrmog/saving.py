@@ -7,6 +7,7 @@ the tensors' own copy is the truth.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -129,18 +130,27 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _local_folder(name: str) -> Path:
     folder = Path(name)
-    if folder.is_dir():
-        return folder
+    try:
+        if folder.is_dir():
+            return folder
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a name that no system takes is that of nothing
+            raise
+    said = " ".join(name.split())
+    said = said if len(said) <= 200 else f"{said[:200]}..."
     if len(folder.parts) != 2 or name.startswith((".", "~")):
-        name = " ".join(name.split())
-        raise FileNotFoundError(f"no model folder at {name}: check the path, or fit and save a model there first")
+        raise FileNotFoundError(f"no model folder at {said}: check the path, or fit and save a model there first")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, MODEL_NAME]))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"{name} is neither a folder here nor a model on the hub ({reason}): check the path, or fit and save a "
-            "model there first"
+            f"{said} is neither a folder here nor a model on the hub ({_reason(error)}): check the path, or fit and "
+            "save a model there first"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what another library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]

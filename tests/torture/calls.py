@@ -224,6 +224,7 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
     "array strided": _strided,
     "array backwards": lambda x: x[::-1, ::-1],
     "array read-only": _read_only,
+    "array big-endian int32": lambda x: np.rint(x).astype(">i4"),
     "array big-endian": lambda x: x.astype(">f8"),
     "array big-endian float32": lambda x: x.astype(">f4"),
     "array long double": lambda x: x.astype(np.longdouble),
@@ -930,7 +931,8 @@ def trained(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | N
         progress=[False],
         on_grid=[None],
     )
-    model = pick(draw.random, (network, draw.one("denoiser", [network])))
+    # The network is no argument that must stay as it is: it is trained in place.
+    model = network if draw.random.random() < 0.8 else draw.one("denoiser", [None])
     draw.right = False  # rows without any spread are refused
     return (
         what,
@@ -1008,6 +1010,7 @@ def close(found: Any, exact: Any, tolerance: float) -> str | None:
     numbers, exact = plain(found), plain(exact)
     if numbers.shape != exact.shape:
         return f"answered with shape {tuple(numbers.shape)}, and for a plain tensor with {tuple(exact.shape)}"
+    numbers, exact = (torch.where(numbers.isnan() & exact.isnan(), 0.0, each) for each in (numbers, exact))
     most = float((numbers - exact).abs().max()) if numbers.numel() else 0.0
     scale = 1 + float(exact.abs().max()) if exact.numel() else 1.0
     return None if most <= tolerance * scale else f"answered another result than for a plain tensor: off by {most:.3g}"
