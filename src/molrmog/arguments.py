@@ -77,7 +77,7 @@ def wholes(values: Any, name: str, least: int | None = None, mend: str = "pass w
         ValueError: there are none, or one is no whole number, or less than `least`.
     """
     try:
-        if isinstance(values, str | bytes | Mapping):
+        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
             raise TypeError
         found = tuple(whole(value, name, least) for value in values)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):

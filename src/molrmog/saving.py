@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from molrmog.arguments import is_a, shown
 from molrmog.checks import LONGEST, parse_configuration
 from molrmog.folders import locked, room_for, sweep
 
@@ -96,10 +97,12 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: a file is corrupt or truncated; the message names it.
+        ValueError: a file is corrupt or truncated, and the message names it; or the folder is no path.
     """
     from safetensors import safe_open
 
+    if not is_a(folder, str, os.PathLike):
+        raise ValueError(f"path = {shown(folder)}: pass a folder, or the name of a model")
     folder = _local_folder(str(folder))
     path = folder / MODEL_NAME
     if not path.is_file():

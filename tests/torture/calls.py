@@ -53,7 +53,7 @@ INTERNAL = re.compile(
     r"|cannot reshape|object is not|not iterable|has no len|must be real number|setting an array element"
     r"|can only convert|could not convert string|is not supported by|numpy\.core|matmul|einsum|Numpy array"
     r"|required positional|not supported between|to unpack|bad operand|Cannot interpret|data type|inhomogeneous"
-    r"|integer is required|out of range integral|must be Tensor|must be a? ?(tuple|sequence) of|must be (int|float|str)"
+    r"|integer is required|out of range integral|must be Tensor|must be a? ?(tuple|sequence) of|must be (int|float|str)\b"
     r"|numpy\.ndarray' object|got an unexpected|sequence item|nonempty|Trying to create tensor|stride"
 )
 LONGEST = 400
@@ -1010,7 +1010,9 @@ def close(found: Any, exact: Any, tolerance: float) -> str | None:
     numbers, exact = plain(found), plain(exact)
     if numbers.shape != exact.shape:
         return f"answered with shape {tuple(numbers.shape)}, and for a plain tensor with {tuple(exact.shape)}"
-    numbers, exact = (torch.where(numbers.isnan() & exact.isnan(), 0.0, each) for each in (numbers, exact))
+    numbers, exact = (
+        torch.where((numbers == exact) | (numbers.isnan() & exact.isnan()), 0.0, each) for each in (numbers, exact)
+    )
     most = float((numbers - exact).abs().max()) if numbers.numel() else 0.0
     scale = 1 + float(exact.abs().max()) if exact.numel() else 1.0
     return None if most <= tolerance * scale else f"answered another result than for a plain tensor: off by {most:.3g}"

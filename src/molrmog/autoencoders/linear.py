@@ -124,6 +124,8 @@ class LinearAutoencoder(Autoencoder):
             raise ValueError(
                 f"latent_dim = {latent_dim} of rows {tuple(rows.shape)}: PCA holds 1 to min(N - 1, D) axes"
             )
+        if not bool(rows.isfinite().all()):
+            raise ValueError("x holds NaN or infinite entries: drop or fill those rows first")
         offset = rows.double().mean(0)
         # The smaller of the two Gram matrices: a few images of many pixels cost N^2 D, not D^3.
         centred = rows.double() - offset
@@ -135,7 +137,8 @@ class LinearAutoencoder(Autoencoder):
         if not float(variance[-latent_dim]) > 1e-12 * float(variance[-1]):
             raise ValueError(f"the rows vary in fewer than latent_dim = {latent_dim} directions: ask for fewer")
         basis = torch.linalg.qr(axes[:, -latent_dim:].flip(1)).Q
-        dtype = rows.dtype if rows.dtype.is_floating_point else torch.get_default_dtype()
+        # Of half precision no basis is orthonormal.
+        dtype = rows.dtype if rows.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
         return cls.from_basis(basis.to(dtype), offset.to(dtype), shape).standardise_(rows)
 
     def encode_raw(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def _how(label_column: Any, columns: Any, drop: Any, categories: Any, image_size
         raise ValueError(f"background = {shown(background)}: pass white, black or grey")
     size = None if image_size is None else whole(image_size, "image_size")
     choice = chosen(label_column, columns, drop, categories)
-    return How(choice, Pictures(image_size=size, background=cast(Any, background)))
+    return How(choice, Pictures(image_size=size, background=background))
 
 
 def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, seed: int) -> Dataset:

@@ -122,6 +122,8 @@ class GuidedDenoiser(Denoiser):
         """D_w(x_t | k) with shape (B, D), by one call of the network on up to 2B rows."""
         check_columns(x, self.dim)
         index = expert_of_rows(expert, x, self.num_experts, null_expert=True)
+        for level in (s, gamma):
+            level_of_rows(level, x)  # before rows are picked from it
         at = self._guided(x, s, gamma, index)
         if self.scale in (0.0, 1.0) or not len(at):  # one of the two answers
             index = index if self.scale else index.index_fill(0, at, NULL_EXPERT)

@@ -242,14 +242,15 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         try:
             return self._judged(X, **how)
         except (ValueError, TypeError) as error:
-            if len(str(error).splitlines()) < 2:
+            text = " ".join(str(error).split())
+            if len(str(error).splitlines()) < 2 and len(text) <= 400:
                 raise
-            raise type(error)(" ".join(str(error).split())) from None
+            raise type(error)(text if len(text) <= 400 else text.partition(". ")[0]) from None
 
     def _judged(self, X: Any, **how: Any) -> np.ndarray:
         floats: Any = [np.float64, np.float32]
         kind = np.asarray(X).dtype.kind if isinstance(X, list | tuple | np.ndarray) else "f"
-        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor) or kind in "USTmM"):
+        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor | str | bytes) or kind in "USTmM"):
             return cast(Any, validate_data)(self, X, dtype=floats, **how)
         rows = as_table(X, "X")
         rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows

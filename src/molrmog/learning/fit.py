@@ -33,6 +33,7 @@ from molrmog.learning.units import Moments, Units
 from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of, torch_generator
 
+_GREATEST_FLOOR = 1e18  # in units of the data's spread: its square is a number in float32
 _SMALLEST_SPREAD = 1e-9  # of the tail, in units of the fit
 _FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
 _LOOKED_AT = 10_000  # rows from which quartiles are taken
@@ -113,6 +114,8 @@ def fit(
     prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
     noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
     tol = real(tol, "tol")
+    if not (on_iteration is None or callable(on_iteration)):
+        raise ValueError(f"on_iteration = {shown(on_iteration)}: pass a function of the state, or None")
     zero_mean, progress = flag(zero_mean, "zero_mean"), flag(progress, "progress")
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
@@ -150,6 +153,8 @@ def fit(
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
     floor = noise_floor / units.unit
+    if not floor < _GREATEST_FLOOR:
+        raise ValueError(f"noise_floor = {noise_floor:.3g}: pass one below {_GREATEST_FLOOR * units.unit:.3g}")
 
     def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None, units: Units) -> MoLRMoG:
         if start is None:

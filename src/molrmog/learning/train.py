@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from molrmog.arguments import flag
+from molrmog.arguments import flag, shown
 from molrmog.denoisers.mog import MoGDenoiser, can_learn
 from molrmog.laws.base import as_tensor, is_whole
 from molrmog.learning.options import TrainingOptions
@@ -125,6 +125,8 @@ def train(
     check_denoiser(denoiser)
     check_schedule(schedule)
     progress = flag(progress, "progress")
+    if not (on_grid is None or callable(on_grid)):
+        raise ValueError(f"on_grid = {shown(on_grid)}: pass a function of the denoiser and the step, or None")
     learner = MoGDenoiser(denoiser) if can_learn(denoiser) else None
     network = as_module(denoiser) if learner is None else learner
     tables = _rows_and_experts(network, data, experts)

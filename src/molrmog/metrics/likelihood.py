@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,9 +25,6 @@ from molrmog.data import Dataset
 from molrmog.data.arrays import as_numbers
 from molrmog.laws.base import Law, check_law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
