@@ -997,6 +997,8 @@ def plain(numbers: Any) -> torch.Tensor:
 
 def flat(found: Any) -> torch.Tensor:
     """All numbers of a result, whatever holds them."""
+    if isinstance(found, bool | np.bool_):
+        return torch.zeros(0, dtype=torch.float64)  # says what was done, not what came of it
     if isinstance(found, int | float | np.ndarray | np.generic | torch.Tensor):
         return plain(found).reshape(-1)
     if dataclasses.is_dataclass(found):
