@@ -285,8 +285,8 @@ def _read(source: Any, split: str, data_dir: str | os.PathLike[str] | None, how:
     if os.sep in text or Path(text).suffix:
         raise FileNotFoundError(f"no file or folder {text}" + "".join(f", nor in {root}" for root in roots))
     if close := difflib.get_close_matches(key_of(text), known, n=1):
-        raise ValueError(f"unknown data set {text!r}: did you mean {known[close[0]]}?")
-    raise ValueError(f"unknown data set {text!r}: known are {DATA}")
+        raise ValueError(f"unknown data set {shown(text)}: did you mean {known[close[0]]}?")
+    raise ValueError(f"unknown data set {shown(text)}: known are {DATA}")
 
 
 def _exists(path: Path, kind: Callable[[Path], bool]) -> bool:

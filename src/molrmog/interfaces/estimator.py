@@ -245,7 +245,9 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             text = " ".join(str(error).split())
             if len(str(error).splitlines()) < 2 and len(text) <= 400:
                 raise
-            raise type(error)(text if len(text) <= 400 else text.partition(". ")[0]) from None
+            raise type(error)(
+                text if len(text) <= 400 else str(error).strip().splitlines()[0].partition(". ")[0]
+            ) from None
 
     def _judged(self, X: Any, **how: Any) -> np.ndarray:
         floats: Any = [np.float64, np.float32]
