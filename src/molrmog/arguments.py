@@ -6,6 +6,7 @@ Without these an argument of another kind fails somewhere inside torch or NumPy,
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,58 @@ def real(value: Any, name: str, mend: str = "pass a number") -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError):
         raise ValueError(f"{name} = {shown(value)}: {mend}") from None
+
+
+def wholes(values: Any, name: str, least: int | None = None, mend: str = "pass whole numbers") -> tuple[int, ...]:
+    """Whole numbers from a sequence, an array or a tensor of them, such as a shape.
+
+    Raises:
+        ValueError: there are none, or one is no whole number, or less than `least`.
+    """
+    try:
+        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+            raise TypeError
+        found = tuple(whole(value, name, least) for value in values)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        found = ()
+    if not found:
+        raise ValueError(f"{name} = {shown(values)}: {mend}")
+    return found
+
+
+def one_or_several(value: Any, name: str) -> int | tuple[int, ...]:
+    """A whole number, or a sequence of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        iter(value)
+    except TypeError:  # also of an array or a tensor without axes
+        return whole(value, name)
+    return wholes(value, name, mend="pass a whole number, or several")
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False, of Python or numpy.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} = {shown(value)}: pass True or False")
+    return bool(value)
+
+
+def one_of(value: Any, name: str, choices: Collection[str]) -> str:
+    """One of several words.
+
+    Raises:
+        ValueError: it is none of them; the message names all.
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"unknown {name} {shown(value)}: choose one of {', '.join(choices)}")
+    return str(value)
 
 
 def floating(dtype: Any, name: str = "dtype") -> torch.dtype:

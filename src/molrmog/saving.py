@@ -7,6 +7,7 @@ the tensors' own copy is the truth.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from molrmog.arguments import is_a, shown
 from molrmog.checks import LONGEST, parse_configuration
 from molrmog.folders import locked, room_for, sweep
 
@@ -95,10 +97,12 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: a file is corrupt or truncated; the message names it.
+        ValueError: a file is corrupt or truncated, and the message names it; or the folder is no path.
     """
     from safetensors import safe_open
 
+    if not is_a(folder, str, os.PathLike):
+        raise ValueError(f"path = {shown(folder)}: pass a folder, or the name of a model")
     folder = _local_folder(str(folder))
     path = folder / MODEL_NAME
     if not path.is_file():
@@ -129,17 +133,27 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _local_folder(name: str) -> Path:
     folder = Path(name)
-    if folder.is_dir():
-        return folder
+    try:
+        if folder.is_dir():
+            return folder
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a name that no system takes is that of nothing
+            raise
+    said = " ".join(name.split())
+    said = said if len(said) <= 200 else f"{said[:200]}..."
     if len(folder.parts) != 2 or name.startswith((".", "~")):
-        raise FileNotFoundError(f"no model folder at {name}: check the path, or fit and save a model there first")
+        raise FileNotFoundError(f"no model folder at {said}: check the path, or fit and save a model there first")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, MODEL_NAME]))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"{name} is neither a folder here nor a model on the hub ({reason}): check the path, or fit and save a "
-            "model there first"
+            f"{said} is neither a folder here nor a model on the hub ({_reason(error)}): check the path, or fit and "
+            "save a model there first"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what another library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from molrmog.arguments import is_a, real, shown, whole
+from molrmog.arguments import is_a, one_of, real, shown, whole
 
 SPACINGS = ("log-snr", "uniform", "karras")
 
@@ -159,8 +159,7 @@ class Schedule(ABC):
         """
         t_start = self.t_max if t_start is None else real(t_start, "t_start")
         steps, rho = whole(steps, "steps"), real(rho, "rho")
-        if not (is_a(spacing, str) and spacing in SPACINGS):
-            raise ValueError(f"unknown spacing {shown(spacing)}: choose one of {', '.join(SPACINGS)}")
+        one_of(spacing, "spacing", SPACINGS)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         if not self.t_min < t_start <= self.t_max:

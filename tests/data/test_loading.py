@@ -230,7 +230,7 @@ def test_equality_is_of_layouts_not_of_data_sets():
 
 def test_dataset_refuses_what_does_not_fit():
     x = np.zeros((4, 6), np.float32)
-    with pytest.raises(ValueError, match="one label a row"):
+    with pytest.raises(ValueError, match="one label per row"):
         Dataset(name="a", x=x, labels=np.zeros(3, np.int64), shape=(6,))
     with pytest.raises(ValueError, match="rows have 6 values"):
         Dataset(name="a", x=x, shape=(1, 2, 2))
@@ -298,7 +298,7 @@ def test_arrays_that_cannot_be_rows(tmp_path):
         "vector": r"shape \(N, D\)",
         "empty": "is empty",
         "other": "holds weights",
-        "short": "one label a row",
+        "short": "one label per row",
         "gone": "1 of 3 is missing, the first in row 2",
     }.items():
         with pytest.raises(ValueError, match=message) as error:
@@ -380,7 +380,7 @@ def test_damaged_idx_is_named(tmp_path):
         assert str(images) in one_line(error)
     images.write_bytes(whole)
     write_idx(folder, "train", pixels(4, 3, 3), np.zeros(3, np.uint8))
-    with pytest.raises(ValueError, match="one label a row"):
+    with pytest.raises(ValueError, match="one label per row"):
         load("mnist", data_dir=tmp_path)
     (folder / "train-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"put train-labels-idx1-ubyte\.gz there"):

@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import whole, wholes
+from molrmog.data.arrays import as_numbers
+from molrmog.laws.base import as_tensor
 from molrmog.models import Model, Noise
 from molrmog.registry import build
 
@@ -56,11 +59,9 @@ class Autoencoder(Model):
             ValueError: a shape is empty or holds a size below 1.
         """
         super().__init__()
-        for name, sizes in (("shape", shape), ("latent_shape", latent_shape)):
-            if not sizes or min(sizes) < 1:
-                raise ValueError(f"{name} = {tuple(sizes)}: give positive sizes, e.g. (1, 28, 28) or (16,)")
-        self.shape = tuple(int(size) for size in shape)
-        self.latent_shape = tuple(int(size) for size in latent_shape)
+        mend = "give positive sizes, e.g. (1, 28, 28) or (16,)"
+        self.shape = wholes(shape, "shape", 1, mend)
+        self.latent_shape = wholes(latent_shape, "latent_shape", 1, mend)
         self.register_buffer("latent_mean", torch.zeros(self.latent_dim))
         self.register_buffer("latent_scale", torch.ones(()))
 
@@ -129,13 +130,12 @@ class Autoencoder(Model):
         return self
 
     def _chunks(self, x: Tensor | np.ndarray, chunk: int | None) -> Iterator[Tensor]:
+        x = as_numbers(x)
         if x.ndim != 2 or x.shape[1] != self.dim or not len(x):
             raise ValueError(f"x has shape {tuple(x.shape)}: pass at least one row, (N, {self.dim})")
-        chunk = chunk or max(1, _CHUNK_NUMBERS // self.dim)
+        chunk = max(1, _CHUNK_NUMBERS // self.dim) if chunk is None else whole(chunk, "chunk", 1)
         for start in range(0, len(x), chunk):
-            rows = x[start : start + chunk]
-            rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
-            yield rows.to(self.latent_mean.device, self.latent_mean.dtype)
+            yield as_tensor(x[start : start + chunk]).to(self.latent_mean.device, self.latent_mean.dtype)
 
     def extra_repr(self) -> str:
         """Shapes, for `repr`."""

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import is_a, shown, whole
 from molrmog.autoencoders.base import Autoencoder, encode_noised
 from molrmog.checks import check_orthonormal
-from molrmog.data.arrays import as_numbers
-from molrmog.laws.base import Subspace
+from molrmog.laws.base import Subspace, as_tensor
 from molrmog.models import Noise
 
 
@@ -52,6 +52,7 @@ class LinearAutoencoder(Autoencoder):
         Raises:
             ValueError: there is no such subspace.
         """
+        latent_dim = whole(latent_dim, "latent_dim", 1)
         super().__init__(shape, (latent_dim,))
         if latent_dim > self.dim:
             raise ValueError(f"latent_dim = {latent_dim}: a subspace of R^{self.dim} has a dimension of at most that")
@@ -80,7 +81,10 @@ class LinearAutoencoder(Autoencoder):
         Raises:
             ValueError: the basis is not orthonormal, or shapes do not fit together.
         """
-        autoencoder = cls(shape or (len(basis),), basis.shape[1])
+        for name, value, axes in (("basis", basis, 2), ("offset", offset, 1)):
+            if not is_a(value, Tensor) or not value.is_floating_point() or value.ndim != axes:
+                raise ValueError(f"{name} = {shown(value)}: pass a tensor of real numbers with {axes} axes")
+        autoencoder = cls((len(basis),) if shape is None else shape, basis.shape[1])
         if basis.shape != autoencoder.basis.shape or offset.shape != autoencoder.offset.shape:
             raise ValueError(
                 f"basis {tuple(basis.shape)}, offset {tuple(offset.shape)} and shape {autoencoder.shape} do not fit: "
@@ -115,11 +119,13 @@ class LinearAutoencoder(Autoencoder):
         Raises:
             ValueError: there are too few rows, or they do not vary in d directions.
         """
-        rows = torch.as_tensor(as_numbers(x))
+        rows, latent_dim = as_tensor(x), whole(latent_dim, "latent_dim")
         if rows.ndim != 2 or not 1 <= latent_dim <= min(len(rows) - 1, rows.shape[1]):
             raise ValueError(
                 f"latent_dim = {latent_dim} of rows {tuple(rows.shape)}: PCA holds 1 to min(N - 1, D) axes"
             )
+        if not bool(rows.isfinite().all()):
+            raise ValueError("x holds NaN or infinite entries: drop or fill those rows first")
         offset = rows.double().mean(0)
         # The smaller of the two Gram matrices: a few images of many pixels cost N^2 D, not D^3.
         centred = rows.double() - offset
@@ -131,7 +137,8 @@ class LinearAutoencoder(Autoencoder):
         if not float(variance[-latent_dim]) > 1e-12 * float(variance[-1]):
             raise ValueError(f"the rows vary in fewer than latent_dim = {latent_dim} directions: ask for fewer")
         basis = torch.linalg.qr(axes[:, -latent_dim:].flip(1)).Q
-        dtype = rows.dtype if rows.dtype.is_floating_point else torch.get_default_dtype()
+        # Of half precision no basis is orthonormal.
+        dtype = rows.dtype if rows.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
         return cls.from_basis(basis.to(dtype), offset.to(dtype), shape).standardise_(rows)
 
     def encode_raw(self, x: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from molrmog.arguments import flag, is_a, real, shown, whole, wholes
 from molrmog.data.account import NOTHING_LEFT_OUT, Account, listed
 from molrmog.seeds import numpy_generator
 
@@ -65,7 +66,7 @@ class Layout:
         dequantised: Whether the rows carry uniform noise on [0, 1) of a level.
 
     Raises:
-        ValueError: If the shape is empty or the scale is not positive.
+        ValueError: If the shape is empty, the scale is not positive, or anything is of another kind.
     """
 
     name: str
@@ -77,8 +78,18 @@ class Layout:
     dequantised: bool = False
 
     def __post_init__(self) -> None:
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"{self.name}: shape must hold positive sizes, got {self.shape}")
+        if not is_a(self.name, str):
+            raise ValueError(f"name = {shown(self.name)}: pass a text")
+        given = {
+            "shape": wholes(self.shape, f"{self.name}: shape", 1, "pass positive sizes, (D,) or (C, H, W)"),
+            "scale": real(self.scale, f"{self.name}: scale"),
+            "shift": real(self.shift, f"{self.name}: shift"),
+            "levels": None if self.levels is None else whole(self.levels, f"{self.name}: levels", 2),
+            "classes": None if self.classes is None else _names(self.classes, f"{self.name}: classes"),
+            "dequantised": flag(self.dequantised, f"{self.name}: dequantised"),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # as the class says, whatever kind of number it came as
         if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.shift)):
             raise ValueError(f"{self.name}: scale must be > 0 and finite, got {self.scale} (shift {self.shift})")
 
@@ -90,18 +101,13 @@ class Layout:
             info: The dictionary; keys that are not part of a layout are passed over.
 
         Raises:
-            ValueError: If a key is missing.
+            ValueError: If a key is missing, or what it holds is not of its kind.
         """
+        if not is_a(info, Mapping):
+            raise ValueError(f"info = {shown(info)}: pass a dictionary, as Dataset.info() returns")
+        keys = ("name", "shape", "scale", "shift", "levels", "classes", "dequantised")
         try:
-            return Layout(
-                name=info["name"],
-                shape=tuple(info["shape"]),
-                scale=info["scale"],
-                shift=info["shift"],
-                levels=info["levels"],
-                classes=None if info["classes"] is None else tuple(info["classes"]),
-                dequantised=info["dequantised"],
-            )
+            return Layout(**{key: info[key] for key in keys})
         except KeyError as missing:
             raise ValueError(f"data info lacks {missing}: save Dataset.info() with the run") from None
 
@@ -121,8 +127,16 @@ class Layout:
         return len(self.shape) == 3 and self.shape[0] in (1, 3) and self.levels is not None
 
     def to_raw(self, x: Values) -> Values:
-        """Undo the scaling: (x - shift) / scale, an array or a tensor of any shape."""
-        return (x - self.shift) / self.scale
+        """Undo the scaling: (x - shift) / scale, an array or a tensor of any shape.
+
+        Raises:
+            ValueError: If x holds anything but real numbers.
+        """
+        from molrmog.data.arrays import as_numbers  # which knows what a Dataset is
+
+        numbers: Any = as_numbers(x)
+        values: Any = numbers if isinstance(numbers, np.ndarray) else x  # a tensor keeps its gradient
+        return (values - self.shift) / self.scale
 
     def to_images(self, x: Array | torch.Tensor) -> Array:
         """Turn rows into 8-bit pictures.
@@ -141,13 +155,17 @@ class Layout:
         """
         if not self.is_image or self.levels is None:
             raise ValueError(f"{self.name}: rows of shape {self.shape} with levels={self.levels} are not images")
-        array: Array = np.asarray(x if isinstance(x, np.ndarray) else x.detach().cpu().float().numpy())
+        from molrmog.data.arrays import as_numbers  # which knows what a Dataset is
+
+        values = as_numbers(x)
+        array: Array = np.asarray(values if isinstance(values, np.ndarray) else values.cpu().float().numpy())
         if array.ndim < 2 or math.prod(array.shape[1:]) != self.dim:
             raise ValueError(f"{self.name}: images need shape (N, {self.dim}) or (N, *{self.shape}), got {array.shape}")
         top = self.levels - 1
         images = np.empty((len(array), *self.shape), np.uint8)
         for rows in chunks(len(array), self.dim):
-            raw = self.to_raw(array[rows])
+            with np.errstate(over="ignore"):  # what overflows is clipped
+                raw = self.to_raw(array[rows])
             if np.isnan(raw).any():
                 raise ValueError(f"{self.name}: cannot draw rows that hold NaN")
             level = np.clip(np.floor(raw) if self.dequantised else np.rint(raw), 0, top)
@@ -161,13 +179,14 @@ class Dataset(Layout):
 
     Attributes:
         x: Scaled rows with shape (N, D): float32 or, where that would round them, float64 in memory; or an `np.memmap`
-            of any real type.
+            of any real type. Whatever is passed as rows becomes that.
         labels: Labels with shape (N,), int64, or None.
         part: Which part of the data set the rows are from, "train" or "test".
         account: What was read of the source, and what was left out.
 
     Raises:
-        ValueError: If there are no rows, or the shapes of `x`, `labels` and `shape` do not agree.
+        ValueError: If there are no rows, the shapes of `x`, `labels` and `shape` do not agree, or `x` holds anything
+            but real numbers, or `labels` anything but whole ones.
     """
 
     x: Array
@@ -176,13 +195,27 @@ class Dataset(Layout):
     account: Account = NOTHING_LEFT_OUT
 
     def __post_init__(self) -> None:
+        from molrmog.data.arrays import as_numbers  # which knows what a Dataset is
+        from molrmog.data.labels import as_labels
+
         super().__post_init__()
-        if self.x.ndim != 2 or len(self.x) == 0:
-            raise ValueError(f"{self.name}: needs at least one row, shape (N, D), got shape {self.x.shape}")
-        if self.x.shape[1] != self.dim:
-            raise ValueError(f"{self.name}: rows have {self.x.shape[1]} values, shape {self.shape} needs {self.dim}")
-        if self.labels is not None and self.labels.shape != (len(self.x),):
-            raise ValueError(f"{self.name}: needs one label a row, got {self.labels.shape} for {len(self.x)} rows")
+        x = as_numbers(self.x, f"{self.name}: x")
+        if not isinstance(x, np.ndarray):
+            x = (x if "bfloat16" not in str(x.dtype) else x.float()).cpu().numpy()
+        if not isinstance(x, np.memmap) and x.dtype not in (np.float32, np.float64):
+            x = x.astype(exact_precision(x))
+        if x.ndim != 2 or len(x) == 0:
+            raise ValueError(f"{self.name}: needs at least one row, shape (N, D), got shape {x.shape}")
+        if x.shape[1] != self.dim:
+            raise ValueError(f"{self.name}: rows have {x.shape[1]} values, shape {self.shape} needs {self.dim}")
+        object.__setattr__(self, "x", x)
+        if self.labels is not None:
+            labels = as_labels(self.labels, len(x), f"{self.name}: labels")
+            if labels.dtype.kind in "US":
+                raise ValueError(f"{self.name}: labels are text: pass whole numbers, and the texts as classes")
+            object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
+        if not is_a(self.part, str):
+            raise ValueError(f"{self.name}: part = {shown(self.part)}: pass a text, train or test")
 
     # Layout would call two data sets equal whatever their rows.
     def __eq__(self, other: object) -> bool:
@@ -209,10 +242,13 @@ class Dataset(Layout):
 
         A slice of a memory map stays a memory map; rows picked one by one are read into memory.
 
+        Args:
+            index: A slice, numbers of rows with any length, or one boolean per row with shape (N,).
+
         Raises:
-            ValueError: If no row is left.
+            ValueError: If no row is left, or there is no such row.
         """
-        rows = index if isinstance(index, slice) else np.asarray(index, dtype=None if len(index) else np.int64)
+        rows = _index(index, len(self), self.name)
         return replace(self, x=self.x[rows], labels=None if self.labels is None else self.labels[rows])
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -228,7 +264,8 @@ class Dataset(Layout):
         Raises:
             ValueError: If a part would be empty.
         """
-        count = round(fraction * len(self))
+        fraction = real(fraction, "fraction", "pass a share, such as 0.5")
+        count = round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < count < len(self):
             raise ValueError(
                 f"{self.name}: fraction {fraction} of {len(self)} rows leaves an empty part: choose another"
@@ -249,6 +286,36 @@ class Dataset(Layout):
             "classes": None if self.classes is None else list(self.classes),
             "dequantised": self.dequantised,
         }
+
+
+def _names(classes: Any, name: str) -> tuple[str, ...]:
+    """Names of classes, from any sequence of texts."""
+    found: list[Any] = (
+        list(classes) if is_a(classes, Sequence, np.ndarray) and not is_a(classes, str, bytes) else [None]
+    )
+    if not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{name} = {shown(classes)}: pass a list of texts, or None")
+    return tuple(str(each) for each in found)
+
+
+def _index(index: Any, rows: int, name: str) -> slice | Array:
+    """What picks some of so many rows."""
+    mend = f"{name}: index = {shown(index)}: pass a slice, numbers of rows below {rows}, or one boolean per row"
+    try:
+        if isinstance(index, slice):
+            index.indices(rows)
+            return index
+        from molrmog.data.arrays import as_numbers
+
+        found = np.asarray(as_numbers(index, "index"))
+    except (TypeError, ValueError):
+        raise ValueError(mend) from None
+    if found.ndim == 1 and not len(found):
+        return found.astype(np.int64)  # an empty list is one of floats; the Dataset refuses to have no rows
+    ways = found.shape == (rows,) if found.dtype.kind == "b" else found.ndim == 1 and found.dtype.kind in "iu"
+    if not ways or (found.dtype.kind != "b" and not (-rows <= int(found.min()) and int(found.max()) < rows)):
+        raise ValueError(mend)
+    return found if found.dtype.kind == "b" else found.astype(np.int64, copy=False)
 
 
 def exact_precision(x: Array) -> Literal["float32", "float64"]:

@@ -23,7 +23,7 @@ def as_labels(labels: Any, rows: int | None = None, name: str = "labels") -> Arr
     Raises:
         ValueError: one is missing, they are real numbers or mixed, or there are too few or too many.
     """
-    if hasattr(labels, "detach"):
+    if hasattr(labels, "is_sparse") and hasattr(labels, "detach"):
         if labels.is_meta or labels.is_sparse:
             raise ValueError(f"{name} are a tensor without plain numbers: pass a dense one, one label per row")
         labels = labels.detach().cpu()

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from molrmog.arguments import flag, is_a, one_of, real, shown, whole
 from molrmog.data.account import Account
 from molrmog.data.arrays import is_frame
 from molrmog.data.columns import ROUNDED, Choice, are_rounded, chosen
@@ -105,14 +106,32 @@ def load(
         >>> len(load("digits", "test"))
         500
     """
+    how = _how(label_column, columns, drop, categories, image_size, background)
+    return _load(source, split, data_dir, how, dequantise, seed)
+
+
+def _how(label_column: Any, columns: Any, drop: Any, categories: Any, image_size: Any, background: Any) -> How:
+    """The options of `load` that say how a source is read, checked."""
+    if not (label_column is None or is_a(label_column, str)):
+        raise ValueError(f"label_column = {shown(label_column)}: pass the name of a column, or None")
+    for name, value in (("columns", columns), ("drop", drop)):
+        several = is_a(value, Sequence, np.ndarray) and not is_a(value, bytes) and all(is_a(v, str) for v in value)
+        if not (value is None or several):
+            raise ValueError(f"{name} = {shown(value)}: pass names of columns in a list, or with commas between")
+    one_of(categories, "categories", ("refuse", "one-hot"))
+    if not is_a(background, str):
+        raise ValueError(f"background = {shown(background)}: pass white, black or grey")
+    size = None if image_size is None else whole(image_size, "image_size")
     choice = chosen(label_column, columns, drop, categories)
-    return _load(
-        source, split, data_dir, How(choice, Pictures(image_size=image_size, background=background)), dequantise, seed
-    )
+    return How(choice, Pictures(image_size=size, background=background))
 
 
 def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, seed: int) -> Dataset:
-    seed = seed_of(seed)
+    seed, dequantise = seed_of(seed), flag(dequantise, "dequantise")
+    if not is_a(split, str):
+        raise ValueError(f"split = {shown(split)}: pass train or test")
+    if not (data_dir is None or is_a(data_dir, str, os.PathLike)):
+        raise ValueError(f"data_dir = {shown(data_dir)}: pass a folder, or None")
     name, raw = _read(source, split, data_dir, how)
     values, levels, image_size = raw.values, raw.levels, how.pictures.image_size
     if values.ndim == 0:
@@ -205,14 +224,14 @@ def load_parts(
         FileNotFoundError: they are not there.
     """
     seed = seed_of(seed)
+    held_out = real(held_out, "held_out", "pass a share between 0 and 1")
     if not 0 < held_out < 1:
         raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
-    pictures = Pictures(image_size=image_size, background=background)
-    choice = chosen(label_column, columns, drop, categories)
-    train = _load(data, "train", data_dir, How(choice, pictures), dequantise, seed)
+    how = _how(label_column, columns, drop, categories, image_size, background)
+    train = _load(data, "train", data_dir, how, dequantise, seed)
     try:
-        how = How(_as_in(train, choice), pictures, holds_out=True)
-        return train, _load(data, "test", data_dir, how, dequantise, seed)
+        part = how._replace(choice=_as_in(train, how.choice), holds_out=True)
+        return train, _load(data, "test", data_dir, part, dequantise, seed)
     except ValueError as error:
         if not _NO_SECOND_PART.search(str(error)):
             raise
@@ -272,8 +291,8 @@ def _read(source: Any, split: str, data_dir: str | os.PathLike[str] | None, how:
     if os.sep in text or Path(text).suffix:
         raise FileNotFoundError(f"no file or folder {text}" + "".join(f", nor in {root}" for root in roots))
     if close := difflib.get_close_matches(key_of(text), known, n=1):
-        raise ValueError(f"unknown data set {text!r}: did you mean {known[close[0]]}?")
-    raise ValueError(f"unknown data set {text!r}: known are {DATA}")
+        raise ValueError(f"unknown data set {shown(text)}: did you mean {known[close[0]]}?")
+    raise ValueError(f"unknown data set {shown(text)}: known are {DATA}")
 
 
 def _exists(path: Path, kind: Callable[[Path], bool]) -> bool:

@@ -17,12 +17,13 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import is_a, shown
 from molrmog.denoisers.base import check_columns, level_of_rows
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
 from molrmog.models import (
@@ -72,6 +73,9 @@ class BlendDenoiser(Denoiser):
             ValueError: there are none, or they differ in dimension.
         """
         super().__init__()
+        if not is_a(parts, Iterable):
+            raise ValueError(f"parts = {shown(parts)}: pass a list of denoisers")
+        parts = list(parts)
         dims = {dim_of(part) for part in parts}
         if len(dims) != 1:
             raise ValueError(f"denoisers of dimensions {sorted(dims)}: pass at least one, all of one dimension")

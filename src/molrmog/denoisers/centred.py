@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from molrmog.arguments import is_a, shown
 from molrmog.denoisers.base import check_columns, level_of_rows
 from molrmog.models import (
     Denoiser,
@@ -64,6 +65,8 @@ class CentredDenoiser(Denoiser):
         """
         super().__init__()
         self.dim = dim_of(network)
+        if not is_a(mean, Tensor) or mean.is_complex() or mean.layout != torch.strided or mean.is_meta:
+            raise ValueError(f"mean = {shown(mean)}: pass a dense tensor of real numbers with shape ({self.dim},)")
         if mean.shape != (self.dim,):
             raise ValueError(f"a mean with shape {tuple(mean.shape)}: pass ({self.dim},), as rows.mean(0) has")
         self.network = as_module(network)

@@ -16,7 +16,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from molrmog.denoisers.experts import by_expert
-from molrmog.laws.base import Law
+from molrmog.laws.base import Law, check_law
 from molrmog.models import NULL_EXPERT, Denoiser, Expert, Noise
 from molrmog.registry import build
 
@@ -51,6 +51,7 @@ class ConditionalLaw(Denoiser):
             ValueError: the law is to be trained.
         """
         super().__init__()
+        check_law(law)
         if any(parameter.requires_grad for parameter in law.parameters()):
             raise ValueError(
                 "a ConditionalLaw keeps its law as it is: pass law.requires_grad_(False), or train a PerExpert of "

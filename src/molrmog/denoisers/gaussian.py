@@ -16,7 +16,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from molrmog.denoisers.mog import LEARNABLE, MoGDenoiser
+from molrmog.arguments import flag, is_a, shown
+from molrmog.denoisers.mog import LEARNABLE, MoGDenoiser, names_to_learn
+from molrmog.laws.base import check_law
 from molrmog.laws.molrmog import MoLRMoG
 
 
@@ -50,12 +52,14 @@ class GaussianDenoiser(MoGDenoiser):
         Raises:
             ValueError: the law has more modes, or `learn` names means that are not allowed.
         """
+        check_law(law)
+        learned_mean = flag(learned_mean, "learned_mean")
         if any(n > 1 for n in law.modes):
             raise ValueError(f"modes = {law.modes}: a MoLRG has one mode per subspace; for more use MoGDenoiser")
-        if learn == "all":
+        if is_a(learn, str) and learn == "all":
             learn = [name for name in LEARNABLE if learned_mean or name not in ("offset", "mean")]
-        elif not learned_mean and {"offset", "mean"} & ({learn} if isinstance(learn, str) else set(learn)):
-            raise ValueError(f"learn = {learn} with zero means: pass learned_mean=True, or leave means out")
+        elif not learned_mean and {"offset", "mean"} & set(names_to_learn(learn)):
+            raise ValueError(f"learn = {shown(learn)} with zero means: pass learned_mean=True, or leave means out")
         super().__init__(law, learn, orthonormal_factors)
         self.learned_mean = learned_mean
         if not learned_mean:

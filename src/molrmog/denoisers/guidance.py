@@ -29,6 +29,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from molrmog.arguments import real, shown
 from molrmog.denoisers.base import check_columns, expert_of_rows, level_of_rows
 from molrmog.models import (
     NULL_EXPERT,
@@ -121,6 +122,8 @@ class GuidedDenoiser(Denoiser):
         """D_w(x_t | k) with shape (B, D), by one call of the network on up to 2B rows."""
         check_columns(x, self.dim)
         index = expert_of_rows(expert, x, self.num_experts, null_expert=True)
+        for level in (s, gamma):
+            level_of_rows(level, x)  # before rows are picked from it
         at = self._guided(x, s, gamma, index)
         if self.scale in (0.0, 1.0) or not len(at):  # one of the two answers
             index = index if self.scale else index.index_fill(0, at, NULL_EXPERT)
@@ -154,7 +157,7 @@ def guide(network: SupportsDenoise, scale: float = 1.0, interval: tuple[float, f
     Raises:
         ValueError: the network cannot be guided, see :class:`GuidedDenoiser`.
     """
-    return network if scale == 1 else GuidedDenoiser(network, scale, interval)
+    return network if real(scale, "scale") == 1 else GuidedDenoiser(network, scale, interval)
 
 
 def check_guidance(
@@ -174,7 +177,13 @@ def check_guidance(
     Raises:
         ValueError: one of them is.
     """
+    scale = real(scale, "scale")
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"{scale_name} {scale}: pass a number >= 0; 1 for no guidance")
-    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
-        raise ValueError(f"{interval_name} {interval}: pass (low, high) of gamma / s, 0 <= low < high")
+    try:
+        low, high = (0.0, math.inf) if interval is None else (real(end, "interval") for end in interval)
+        within = 0 <= low < high
+    except (TypeError, ValueError):
+        within = False
+    if not within:
+        raise ValueError(f"{interval_name} {shown(interval)}: pass (low, high) of gamma / s, 0 <= low < high")

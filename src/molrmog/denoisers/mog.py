@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from molrmog.arguments import flag, is_a, shown
 from molrmog.laws.base import Law, Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.models import Denoiser, Expert, Noise, refuse_expert
@@ -39,6 +40,22 @@ LEARNABLE = MoLRMoG.learnable  # what may be learned, and the parameter of the l
 def can_learn(law: object) -> TypeGuard[MoLRMoG]:
     """Whether it is a law whose parameters may be learned, see :class:`MoGDenoiser`."""
     return isinstance(law, Law) and bool(law.learnable)
+
+
+def names_to_learn(learn: str | Sequence[str]) -> tuple[str, ...]:
+    """What a network made of a law learns, by name; see :class:`MoGDenoiser`.
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    names: list[Any] = [learn] if isinstance(learn, str) else list(learn) if is_a(learn, Sequence) else [None]
+    if names == ["all"]:
+        return tuple(LEARNABLE)
+    unknown = [name for name in names if not (isinstance(name, str) and name in LEARNABLE)]
+    if unknown:
+        said = shown(learn if unknown == [None] else unknown)
+        raise ValueError(f"learn = {said}: choose among {', '.join(LEARNABLE)}, or 'all'")
+    return tuple(names)
 
 
 class MoGDenoiser(Denoiser):
@@ -74,10 +91,8 @@ class MoGDenoiser(Denoiser):
         super().__init__()
         if not can_learn(law):
             raise ValueError(f"a {type(law).__name__} has no parameters that are learned: pass a MoLRMoG")
-        self.learn = tuple(LEARNABLE) if learn == "all" else (learn,) if isinstance(learn, str) else tuple(learn)
-        unknown = [name for name in self.learn if name not in LEARNABLE]
-        if unknown:
-            raise ValueError(f"learn = {unknown}: choose among {', '.join(LEARNABLE)}, or 'all'")
+        self.learn = names_to_learn(learn)
+        orthonormal_factors = flag(orthonormal_factors, "orthonormal_factors")
         self.law = copy.deepcopy(law).requires_grad_(False)
         self.dim = law.dim
         for name in self.learn:

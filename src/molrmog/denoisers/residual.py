@@ -34,6 +34,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from molrmog.arguments import flag, is_a, real
 from molrmog.denoisers.base import check_columns, expert_of_rows, level_of_rows
 from molrmog.denoisers.conditional import ConditionalLaw
 from molrmog.denoisers.levels import LevelTable, check_rows, log_sigma_grid, unit_level
@@ -45,6 +46,7 @@ from molrmog.models import (
     Noise,
     SupportsDenoise,
     as_module,
+    check_denoiser,
     denoise_with,
     description_of,
     dim_of,
@@ -111,6 +113,10 @@ class ResidualDenoiser(Denoiser):
             ValueError: the network does not fit the base, or the base is neither seen nor added.
         """
         super().__init__()
+        check_denoiser(base, "base")
+        as_input = flag(as_input, "as_input")
+        gates = bool(gates) if is_a(gates, int) else flag(gates, "gates")  # their number says so, too
+        added, sigma_data = real(added, "added"), real(sigma_data, "sigma_data")
         if not 0 <= added <= 1 or not (added or as_input):
             raise ValueError(
                 f"added = {added}, as_input = {as_input}: pass a share from 0 to 1, above 0 or as an input"

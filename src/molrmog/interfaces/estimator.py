@@ -21,6 +21,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from molrmog.arguments import one_or_several, whole
 from molrmog.data.arrays import as_table, is_frame
 from molrmog.data.labels import classes_of
 from molrmog.learning.fit import fit
@@ -127,14 +128,15 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         if self.use_labels and y is None:
             raise ValueError("use_labels needs y, one class per row: pass y to fit, or set use_labels=False")
         labels, classes = classes_of(y, len(X), "y") if self.use_labels else (None, None)
-        dims = np.minimum(self.latent_dim, X.shape[1]).tolist()  # one number stays one number
+        dims = one_or_several(self.latent_dim, "latent_dim")
+        dims = min(dims, X.shape[1]) if isinstance(dims, int) else [min(d, X.shape[1]) for d in dims]
         passes: list[int] = []
         self.law_ = fit(
             X,
             labels,
             self.n_subspaces,
             dims,
-            np.asarray(self.n_modes).tolist(),
+            one_or_several(self.n_modes, "n_modes"),
             self.rank,
             cast(Any, self.head),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
@@ -212,6 +214,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             ValueError: n_samples < 1.
         """
         check_is_fitted(self)
+        n_samples = whole(n_samples, "n_samples")
         if n_samples < 1:
             raise ValueError(f"n_samples = {n_samples}: ask for at least 1")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -231,10 +234,25 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
 
     def _table(self, X: Any, **how: Any) -> np.ndarray:
-        """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first."""
+        """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first.
+
+        Raises:
+            ValueError: they are no rows, in scikit-learn's words where it knows such, on one line.
+        """
+        try:
+            return self._judged(X, **how)
+        except (ValueError, TypeError) as error:
+            text = " ".join(str(error).split())
+            if len(str(error).splitlines()) < 2 and len(text) <= 400:
+                raise
+            raise type(error)(
+                text if len(text) <= 400 else str(error).strip().splitlines()[0].partition(". ")[0]
+            ) from None
+
+    def _judged(self, X: Any, **how: Any) -> np.ndarray:
         floats: Any = [np.float64, np.float32]
         kind = np.asarray(X).dtype.kind if isinstance(X, list | tuple | np.ndarray) else "f"
-        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor) or kind in "USTmM"):
+        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor | str | bytes) or kind in "USTmM"):
             return cast(Any, validate_data)(self, X, dtype=floats, **how)
         rows = as_table(X, "X")
         if isinstance(rows, Tensor):  # numpy has no bfloat16

@@ -463,7 +463,7 @@ class Law(Denoiser):
             size: rows per chunk, where `width` does not say it.
             precise: compute in float64.
         """
-        rows = x if isinstance(x, Tensor) else from_numpy(x).to(self._device)
+        rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
         own_levels = not (isinstance(s, float | int) and isinstance(gamma, float | int))
         results = by_rows(
             compute,
@@ -668,15 +668,20 @@ def refine_(out: Sequence[Tensor], compute: Compute, x: Tensor, s: Tensor, gamma
             coarse[at] = fine.to(coarse.dtype)
 
 
-def from_numpy(x: Any) -> Tensor:
-    """Rows as a tensor, from whatever is no tensor; see `molrmog.data.arrays`.
+def as_tensor(x: Any, name: str = "x") -> Tensor:
+    """Numbers as a tensor, which is a copy of whatever is none, without a gradient; see `molrmog.data.arrays`.
 
     Raises:
         ValueError: they are no numbers, or some are missing.
     """
-    array = cast(NumPy, as_numbers(x))
-    if array.dtype.kind == "f" and (array.dtype.itemsize > 8 or not array.dtype.isnative):
-        array = array.astype(np.float64)
+    array = as_numbers(x, name)
+    if isinstance(array, Tensor):
+        return array
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        with np.errstate(over="ignore"):  # becomes infinite
+            array = array.astype(np.float64)
     elif array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64 if array.dtype.itemsize < 8 else np.float64)
     return torch.from_numpy(np.array(array))

@@ -15,18 +15,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.arguments import floating, is_a, real, shown, whole
-from molrmog.data.arrays import as_numbers
+from molrmog.arguments import flag, floating, is_a, one_or_several, real, shown, whole
 from molrmog.data.labels import classes_of
 from molrmog.devices import device_of
 from molrmog.laws import with_tail
-from molrmog.laws.base import Law
+from molrmog.laws.base import Law, as_tensor
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
@@ -35,6 +33,7 @@ from molrmog.learning.units import Moments, Units
 from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of, torch_generator
 
+_GREATEST_FLOOR = 1e18  # in units of the data's spread: its square is a number in float32
 _SMALLEST_SPREAD = 1e-9  # of the tail, in units of the fit
 _FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
 _LOOKED_AT = 10_000  # rows from which quartiles are taken
@@ -115,6 +114,9 @@ def fit(
     prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
     noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
     tol = real(tol, "tol")
+    if not (on_iteration is None or callable(on_iteration)):
+        raise ValueError(f"on_iteration = {shown(on_iteration)}: pass a function of the state, or None")
+    zero_mean, progress = flag(zero_mean, "zero_mean"), flag(progress, "progress")
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
@@ -151,6 +153,8 @@ def fit(
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
     floor = noise_floor / units.unit
+    if not floor < _GREATEST_FLOOR:
+        raise ValueError(f"noise_floor = {noise_floor:.3g}: pass one below {_GREATEST_FLOOR * units.unit:.3g}")
 
     def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None, units: Units) -> MoLRMoG:
         if start is None:
@@ -308,7 +312,7 @@ def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int
 
 
 def _row_weights(weights: Any, rows: int) -> Tensor:
-    w = torch.as_tensor(as_numbers(weights, "weights"), dtype=torch.float64).cpu()
+    w = as_tensor(weights, "weights").to("cpu", torch.float64)
     if w.shape != (rows,):
         raise ValueError(f"weights have shape {tuple(w.shape)} for {rows} rows: pass one weight per row, ({rows},)")
     if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
@@ -317,16 +321,13 @@ def _row_weights(weights: Any, rows: int) -> Tensor:
 
 
 def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
-    try:
-        values = [value] * subspaces if isinstance(value, int | np.integer) else list(cast(Any, value))
-        values = [whole(each, name) for each in values]
-    except TypeError:  # no sequence: a number of another library, or no number
-        values = [whole(value, name)] * subspaces
+    given = one_or_several(value, name)
+    values = [given] * subspaces if isinstance(given, int) else list(given)
     if len(values) != subspaces:
         raise ValueError(f"{name} = {shown(value)} for {subspaces} subspaces: pass one number, or one per subspace")
     if min(values) < 1:
         raise ValueError(f"{name} = {shown(value)}: pass numbers >= 1")
-    return [int(v) for v in values]
+    return values
 
 
 def _check_sizes(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int]) -> None:

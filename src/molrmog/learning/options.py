@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from molrmog.arguments import flag, is_a, one_of, real, shown, whole
 from molrmog.devices import device_of
 from molrmog.seeds import seed_of
 
@@ -65,26 +66,32 @@ class TrainingOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", seed_of(self.seed))
+        given: dict[str, Any] = {"seed": seed_of(self.seed), "tensorboard": flag(self.tensorboard, "tensorboard")}
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "validate_every", "grid_every")
         for name in (*counts, *(() if self.micro_batch_size is None else ("micro_batch_size",))):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: pass 1 or more")
-        for name in ("warmup", "weight_decay", "seed"):
+            given[name] = whole(getattr(self, name), name, 1)
+        given["warmup"] = whole(self.warmup, "warmup", 0)
+        for name in ("weight_decay", "learning_rate", "ema_decay", *(() if self.grad_clip is None else ("grad_clip",))):
+            given[name] = real(getattr(self, name), name)
+        try:
+            first, second = self.betas
+        except (TypeError, ValueError):
+            raise ValueError(f"betas = {shown(self.betas)}: pass two numbers in [0, 1)") from None
+        given["betas"] = real(first, "betas"), real(second, "betas")
+        if not (self.out is None or is_a(self.out, str, Path)):
+            raise ValueError(f"out = {shown(self.out)}: pass a folder, or None")
+        one_of(self.optimizer, "optimizer", ("adamw", "adam"))
+        one_of(self.annealing, "annealing", ("cosine", "constant"))
+        one_of(self.mixed_precision, "mixed_precision", ("no", "fp16", "bf16"))
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # whatever kind of number it came as
+        for name in ("weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: pass 0 or more")
         if not 0 < self.learning_rate < math.inf or not (self.grad_clip is None or self.grad_clip > 0):
             raise ValueError(f"learning_rate = {self.learning_rate}, grad_clip = {self.grad_clip}: pass numbers > 0")
         if not (0 <= self.ema_decay < 1 and all(0 <= beta < 1 for beta in self.betas)):
             raise ValueError(f"ema_decay = {self.ema_decay}, betas = {self.betas}: pass numbers in [0, 1)")
-        known = {
-            "optimizer": ("adamw", "adam"),
-            "annealing": ("cosine", "constant"),
-            "mixed_precision": ("no", "fp16", "bf16"),
-        }
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.tensorboard and self.out is None:
             raise ValueError("tensorboard needs a run folder: pass out")
         if (device := device_of(self.device)) is not None:

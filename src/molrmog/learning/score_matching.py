@@ -51,8 +51,9 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from molrmog.models import NULL_EXPERT, SupportsDenoise, denoise_with, dim_of, has_null_expert
-from molrmog.schedules import _SIGMA_CAP, _SIGMA_FLOOR, Schedule
+from molrmog.arguments import one_of, real, shown
+from molrmog.models import NULL_EXPERT, SupportsDenoise, check_denoiser, denoise_with, dim_of, has_null_expert
+from molrmog.schedules import _SIGMA_CAP, _SIGMA_FLOOR, Schedule, check_schedule
 
 WEIGHTINGS = ("edm", "x0", "eps", "min-snr")
 LEVELS = ("log-normal", "log-snr")
@@ -115,11 +116,18 @@ class ScoreMatching(nn.Module, Generic[D]):
             ValueError: an unknown name, a number out of its range, or experts dropped for a denoiser that needs them.
         """
         super().__init__()
-        for name, value, known in (("weighting", weighting, WEIGHTINGS), ("levels", levels, LEVELS)):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-        if isinstance(targets, str) and targets not in ("sample", "batch"):
-            raise ValueError(f"unknown targets {targets!r}: choose sample or batch, or pass a law")
+        check_denoiser(denoiser)
+        check_schedule(schedule)
+        one_of(weighting, "weighting", WEIGHTINGS)
+        one_of(levels, "levels", LEVELS)
+        if isinstance(targets, str):
+            if targets not in ("sample", "batch"):
+                raise ValueError(f"unknown targets {shown(targets)}: choose sample or batch, or pass a law")
+        else:
+            check_denoiser(targets, "targets")
+        sigma_data, level_std = real(sigma_data, "sigma_data"), real(level_std, "level_std")
+        level_mean = None if level_mean is None else real(level_mean, "level_mean")
+        drop_expert = real(drop_expert, "drop_expert")
         if not (0 < sigma_data < math.inf and 0 < level_std < math.inf):
             raise ValueError(f"sigma_data = {sigma_data}, level_std = {level_std}: pass deviations > 0")
         if level_mean is None:

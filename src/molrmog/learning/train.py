@@ -6,18 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from molrmog.arguments import flag, shown
 from molrmog.denoisers.mog import MoGDenoiser, can_learn
+from molrmog.laws.base import as_tensor, is_whole
 from molrmog.learning.options import TrainingOptions
 from molrmog.learning.rows import Rows
 from molrmog.learning.run import Table, is_main_process
 from molrmog.learning.score_matching import Levels, ScoreMatching, Targets, Weighting
 from molrmog.learning.trainer import train_objective
-from molrmog.models import SupportsDenoise, as_module, dim_of, num_experts_of
-from molrmog.schedules import Schedule
+from molrmog.models import SupportsDenoise, as_module, check_denoiser, dim_of, num_experts_of
+from molrmog.schedules import Schedule, check_schedule
 
 Network = TypeVar("Network", bound=SupportsDenoise)
 
@@ -121,6 +122,11 @@ def train(
     References:
         arXiv 2601.01475, section 5, for the networks that are compared; `molrmog.learning.score_matching` for the loss.
     """
+    check_denoiser(denoiser)
+    check_schedule(schedule)
+    progress = flag(progress, "progress")
+    if not (on_grid is None or callable(on_grid)):
+        raise ValueError(f"on_grid = {shown(on_grid)}: pass a function of the denoiser and the step, or None")
     learner = MoGDenoiser(denoiser) if can_learn(denoiser) else None
     network = as_module(denoiser) if learner is None else learner
     tables = _rows_and_experts(network, data, experts)
@@ -179,7 +185,7 @@ def train(
 
 def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, ...]:
     """Rows in the dtype of the network, and the expert of each where given."""
-    rows = Rows(x, dtype=next(network.parameters()).dtype)
+    rows = Rows(x, dtype=next(network.parameters(), torch.empty(0)).dtype)
     dim = dim_of(network)
     if dim != rows.dim:
         raise ValueError(f"the data have {rows.dim} columns, but the denoiser has D = {dim}: pass rows it was made for")
@@ -187,9 +193,8 @@ def _rows_and_experts(network: nn.Module, x: Any, experts: Any) -> tuple[Table, 
     rows.warn_of_rounding()
     if experts is None:
         return (rows,)
-    index = torch.as_tensor(np.asarray(experts) if not isinstance(experts, Tensor) else experts).cpu()
-    whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
-    if index.shape != (len(rows),) or not whole or bool((index < 0).any()):
+    index = as_tensor(experts, "experts").cpu()
+    if index.shape != (len(rows),) or not is_whole(index) or bool((index < 0).any()):
         raise ValueError(f"experts must be {len(rows)} integers >= 0, one per row: pass e.g. the labels of the data")
     known = num_experts_of(network)
     if 0 < known <= int(index.max()):

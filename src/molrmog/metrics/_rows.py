@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from molrmog.data.arrays import as_numbers
 
 Rows = Tensor | np.ndarray
+_GREATEST = 1e150
 
 
 def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -> np.ndarray:
@@ -26,7 +28,7 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
         The rows with shape (N, D), float32 or float64, not copied where they are so already.
 
     Raises:
-        ValueError: where the shape is wrong, rows are too few or an entry is NaN or infinite.
+        ValueError: where the shape is wrong, rows are too few or an entry is NaN, infinite or beyond 1e150.
     """
     x = as_numbers(x, name)
     if isinstance(x, Tensor):
@@ -43,11 +45,12 @@ def as_array(x: Rows, name: str = "x", dim: int | None = None, least: int = 1) -
             array = array.astype(np.float64)
     if min(array.strides, default=0) < 0 or not array.flags.aligned:  # which torch cannot take
         array = np.array(array, order="C")
-    # The sum is NaN or infinite where an entry is, and needs no mask as large as the data.
-    with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(array.sum(dtype=np.float64))
-    if not finite:
+    # Both are NaN where an entry is, and need no mask as large as the data.
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if not math.isfinite(high - low):
         raise ValueError(f"{name} holds NaN or infinite entries: drop or impute those rows first")
+    if max(-low, high) > _GREATEST:
+        raise ValueError(f"{name} holds entries beyond {_GREATEST:g}, whose squares are no numbers: rescale the rows")
     return array
 
 

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.arguments import real, shown
+from molrmog.arguments import real, shown, whole
 from molrmog.laws.base import Law, Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
@@ -210,7 +210,9 @@ def outputs(
     check_schedule(schedule)
     x0 = torch.tensor(as_array(x, least=2)).to(device, dtype)
     try:
-        times = time_levels(schedule, int(times)) if isinstance(times, int | np.integer) else [*map(float, times)]
+        if isinstance(times, int | np.integer):
+            times = time_levels(schedule, max(0, whole(times, "times")))
+        times = [real(t, "times") for t in times]
     except (TypeError, ValueError):
         raise ValueError(f"times = {shown(times)}: pass a number of them, or a list") from None
     if not len(times):

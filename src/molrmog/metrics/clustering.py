@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from molrmog.arguments import whole
+from molrmog.data.labels import as_labels
 from molrmog.laws.base import Law, check_law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 
@@ -82,7 +83,7 @@ def clustering(assigned: Rows, labels: Rows) -> Clustering:
         Adjusted Rand index, normalised mutual information and purity.
 
     Raises:
-        ValueError: where the two differ in length or are empty.
+        ValueError: where the two differ in length, are empty, or hold anything but whole numbers or strings.
 
     Examples:
         >>> import numpy as np
@@ -92,8 +93,8 @@ def clustering(assigned: Rows, labels: Rows) -> Clustering:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    assigned, labels = np.asarray(assigned), np.asarray(labels)
-    if assigned.ndim != 1 or assigned.shape != labels.shape or not len(labels):
+    assigned, labels = as_labels(assigned, name="assigned"), as_labels(labels)
+    if assigned.shape != labels.shape or not len(labels):
         raise ValueError(
             f"clusters and labels must have one shape (N,) with N >= 1, got {assigned.shape} and {labels.shape}"
         )

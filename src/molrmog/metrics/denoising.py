@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from molrmog.arguments import real, shown, whole
+from molrmog.arguments import is_a, real, shown, whole
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
 from molrmog.models import SupportsDenoise, check_denoiser
 from molrmog.seeds import torch_generator
@@ -71,7 +71,14 @@ class DenoisingLoss:
 
 
 def edm_weight(gamma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """The weight (gamma^2 + c^2) / (gamma c)^2 of EDM, with the shape of gamma (> 0), c = sigma_data."""
+    """The weight (gamma^2 + c^2) / (gamma c)^2 of EDM, with the shape of gamma (> 0), c = sigma_data.
+
+    Raises:
+        ValueError: gamma is no dense tensor of real numbers.
+    """
+    if not is_a(gamma, Tensor) or gamma.is_complex() or gamma.layout != torch.strided or gamma.is_meta:
+        raise ValueError(f"gamma = {shown(gamma)}: pass a dense tensor of real numbers")
+    sigma_data = real(sigma_data, "sigma_data")
     return (gamma.square() + sigma_data**2) / (gamma * sigma_data).square()
 
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from molrmog.arguments import whole
 from molrmog.data import Dataset, Layout
 from molrmog.metrics._rows import Rows, as_array, blocks
 from molrmog.metrics._squeezenet import SqueezeNet
@@ -126,6 +127,7 @@ class PixelPCA:
     def __init__(self, reference: Rows, dim: int = 64) -> None:
         from sklearn.decomposition import PCA
 
+        dim = whole(dim, "dim")
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         rows = as_array(reference, "reference", least=2)

@@ -15,9 +15,8 @@ falls as sets grow (the bias of C from N rows is of order 1/N), so compare numbe
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
-from molrmog.arguments import is_a
+from molrmog.data.arrays import as_numbers
 from molrmog.metrics._rows import Rows, as_array
 
 
@@ -72,7 +71,7 @@ def frechet_distance(samples: Rows, reference: Rows) -> float:
 
 
 def _as_row(mean: Rows) -> Rows:
-    return mean.reshape(1, -1) if is_a(mean, Tensor, np.ndarray) else np.asarray(mean).reshape(1, -1)
+    return as_numbers(mean, "mean").reshape(1, -1)
 
 
 def frechet_from_moments(mean1: Rows, covariance1: Rows, mean2: Rows, covariance2: Rows) -> float:

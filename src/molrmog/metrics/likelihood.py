@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from molrmog.arguments import real, shown, whole
+from molrmog.arguments import real, whole
+from molrmog.data import Dataset
+from molrmog.data.arrays import as_numbers
 from molrmog.laws.base import Law, check_law
 from molrmog.metrics._rows import Rows, as_array, blocks, placement
-
-if TYPE_CHECKING:
-    from molrmog.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,10 @@ def log_likelihood(
     """
     check_law(law)
     chunk = whole(chunk, "chunk", 1)
-    if not isinstance(data, Tensor | np.ndarray):
-        if not hasattr(data, "x"):
-            raise ValueError(f"data = {shown(data)}: pass a Dataset, or rows with shape (N, D)")
+    if isinstance(data, Dataset):
         scale = data.scale if scale is None else scale
         dequantised = data.dequantised if dequantised is None else dequantised
-        data = data.x
+    data = as_numbers(data, "data")
     scale = 1.0 if scale is None else real(scale, "scale")
     if not (scale > 0.0 and math.isfinite(scale)):
         raise ValueError(f"scale must be a positive number, got {scale}")

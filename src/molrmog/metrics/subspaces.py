@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from molrmog.arguments import is_a, shown
 from molrmog.laws.base import Law
 from molrmog.metrics._rows import Rows, as_array
 
@@ -92,6 +93,9 @@ def subspace_error(fitted: Law | Sequence[Rows], true: Law | Sequence[Rows]) -> 
     """
     from scipy.optimize import linear_sum_assignment
 
+    for name, side in (("fitted", fitted), ("true", true)):
+        if not is_a(side, Law, Sequence) or is_a(side, str, bytes):
+            raise ValueError(f"{name} = {shown(side)}: pass a law, or a list of bases with shape (D, d)")
     ours, theirs = (
         [side.subspace(k).basis for k in range(side.subspaces)] if isinstance(side, Law) else list(side)
         for side in (fitted, true)

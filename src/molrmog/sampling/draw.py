@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from molrmog import registry
-from molrmog.arguments import floating, is_a, real, shown, whole
+from molrmog.arguments import flag, floating, one_of, real, shown, whole
 from molrmog.devices import device_of
 from molrmog.laws.base import check_generator
 from molrmog.models import SupportsDenoise, check_denoiser, dim_of
@@ -131,8 +131,7 @@ def sample(
     check_schedule(schedule)
     check_generator(generator)
     solver = sampler_of(sampler, denoiser, schedule, generator)
-    if not (is_a(jump_by, str) and jump_by in JUMPS):
-        raise ValueError(f"unknown jump_by {shown(jump_by)}: choose one of {', '.join(JUMPS)}")
+    one_of(jump_by, "jump_by", JUMPS)
     try:
         n, D = (operator.index(size) for size in shape)
     except (TypeError, ValueError):
@@ -142,6 +141,7 @@ def sample(
     shape = n, D
     if hasattr(denoiser, "dim") and dim_of(denoiser) != shape[1]:
         raise ValueError(f"shape {tuple(shape)} asks for D = {shape[1]}, but the denoiser has D = {dim_of(denoiser)}")
+    trajectory, progress = flag(trajectory, "trajectory"), flag(progress, "progress")
     batch_size = None if batch_size is None else whole(batch_size, "batch_size", 1)
     jump = None if jump is None else real(jump, "jump")
     if jump is not None and isinstance(solver, Exact):

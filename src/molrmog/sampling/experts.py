@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from molrmog.arguments import whole
 from molrmog.denoisers.base import condition_on, expert_of_rows
 from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.guidance import guide
@@ -73,6 +74,7 @@ def sample_experts(
         ValueError: n < 1, an unknown sampler or expert, "exact" with latent denoisers that are no laws or with
             guidance, or guidance of a denoiser that does not answer without an expert.
     """
+    n, batch_size = whole(n, "n"), whole(batch_size, "batch_size")
     if n < 1 or batch_size < 1:
         raise ValueError(f"n = {n}, batch_size = {batch_size}: ask for at least 1")
     solver = sampler_of(sampler, model.denoiser, schedule, generator)
