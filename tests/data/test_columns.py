@@ -41,7 +41,7 @@ def test_columns_are_chosen_by_name(tmp_path):
         ({"label_column": "a"}, "labels in column a must be integers or strings"),
         ({"columns": "a", "drop": "a"}, "column a is to be dropped and to be used"),
         ({"columns": []}, "names no column"),
-        ({"categories": "hot"}, "pass refuse or one-hot"),
+        ({"categories": "hot"}, "choose one of refuse, one-hot"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             load(path, **how)

@@ -194,11 +194,8 @@ def _text(path: Path, only: str | None = None) -> Read:
     if names and form.names is None:
         names[0] = names[0].removeprefix("#").strip()
     names = [name[1:-1] if len(name) > 1 and name[0] == name[-1] == '"' else name for name in names]
-    blank = [
-        j
-        for j, name in enumerate(names)
-        if (not name or not form.is_named) and len(table) and pa.types.is_null(table.schema.types[j])
-    ]
+    empty = [len(table) > 0 and pa.types.is_null(kind) for kind in table.schema.types]
+    blank = [j for j, name in enumerate(names) if (not name or not form.is_named) and empty[j]]
     kept = sorted(set(range(len(names))) - set(blank))
     # The first column of a data frame's file has no name; others get one, so that they can be dropped by it.
     table = table.select(kept).rename_columns([names[j] or (f"column{j + 1}" if j else "") for j in kept])

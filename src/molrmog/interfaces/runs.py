@@ -175,12 +175,20 @@ def alone_in_run(command: Callable[..., None]) -> Callable[..., None]:
 
 
 # What is asked of the settings of a run, where they say it.
-_OF_NETWORKS = ("autoencoder", "experts", "batch_size", "steps", "seed")  # what the pages of a network name
 _SETTINGS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("network", "data", "data_dir", "schedule"), (str, NoneType)),
     **dict.fromkeys(("image_size", "seed"), (int, NoneType)),
     "held_out": (int, float, NoneType),
 }
+
+
+class _Settings(dict[str, Any]):
+    """Settings that were read from a file, which is named where one is missing that it must have."""
+
+    path: Path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.path} is damaged ({name} is missing): make the run again")
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
@@ -193,13 +201,11 @@ def settings_in(folder: Path) -> dict[str, Any]:
 
     path = folder / SETTINGS_NAME
     try:
-        found = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+        found = _Settings(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else _Settings()
+        found.path = path
         for name, kinds in _SETTINGS.items():
             if not isinstance(found.get(name), kinds):
                 raise ValueError(f"{name} is {repr(found[name])[:40]}")
-        for name in _OF_NETWORKS if "network" in found else ():
-            if name not in found:
-                raise ValueError(f"{name} is missing")
         if isinstance(found.get("schedule"), str):
             Schedule.from_config({"name": found["schedule"]})
         return found
