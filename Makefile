@@ -42,8 +42,8 @@ test-portable: $(READY)  ## the identities of laws, denoisers and saved models a
 torture: $(READY)  ## kills, random calls, hostile files and command lines; TRIES=... MINUTES=... SEED=...
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/all.py --minutes $(MINUTES) --seed $(SEED) $(if $(TRIES),--tries $(TRIES))
 
-torture-short: $(READY)  ## the same for a minute and a half
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/all.py --minutes 1.5
+torture-short: $(READY)  ## the first cases of each: a minute and a half
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/all.py --short
 
 lint: $(READY)  ## ruff, pyright, floors, docstrings
 	$(BIN)/ruff check .

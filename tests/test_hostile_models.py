@@ -134,18 +134,18 @@ def memory():
 def test_a_configuration_of_hostile_values_is_refused_or_heeded(kind, saved, tmp_path):
     config, tensors = load_model(saved(kind))
     before, refused, tried = memory(), 0, 0
-    for place in places(config):
-        for value in [*BATTERY, *HUGE]:
-            mutant = changed(config, place, value)
-            if plain(mutant) == plain(config):
-                continue
-            tried += 1
-            write(tmp_path, mutant, tensors)
-            said = outcome(tmp_path, (place, value))
-            refused += said is not None
-            if said is None:  # what it says of itself is what was asked for
-                model = molrmog.load(tmp_path)
-                assert plain(model.description) == {**plain(model.description), **plain(mutant)}, (place, value)
+    every = [(place, value) for place in places(config) for value in [*BATTERY, *HUGE]]
+    for place, value in every if kind in QUICK else every[::3]:
+        mutant = changed(config, place, value)
+        if plain(mutant) == plain(config):
+            continue
+        tried += 1
+        write(tmp_path, mutant, tensors)
+        said = outcome(tmp_path, (place, value))
+        refused += said is not None
+        if said is None:  # what it says of itself is what was asked for
+            model = molrmog.load(tmp_path)
+            assert plain(model.description) == {**plain(model.description), **plain(mutant)}, (place, value)
     assert tried > 10
     assert refused > 0.8 * tried
     assert memory() - before < 200, f"{memory() - before:.0f} MiB more"

@@ -55,7 +55,8 @@ def without_seconds(out):
 
 
 def times(out):
-    return {str(path.relative_to(out / "cells").parent): path.stat().st_mtime_ns for path in out.rglob("cell.json")}
+    found = {str(path.relative_to(out / "cells").parent): path.stat().st_mtime_ns for path in out.rglob("cell.json")}
+    return {name: time for name, time in found.items() if ".before-" not in name}  # those moved aside
 
 
 def mixture_log_likelihood(cell, kept):

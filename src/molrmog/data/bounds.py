@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
+_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _PACKED = 100  # times its own size that a compressed file may unpack to
 _FREELY = 2**30  # bytes that any file may unpack to
 
 
+@cache
 def memory() -> int:
-    """Bytes of memory that this process may use: that of the machine, or of the group of processes it is in."""
-    found = [2**40]
-    with suppress(ValueError, OSError, AttributeError):
+    """Bytes that this process can have: of the machine, of its container, of its own limit, whichever is least."""
+    found = [sys.maxsize]
+    with suppress(AttributeError, ValueError, OSError):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(ValueError, OSError):
-            found.append(int(Path(limit).read_text()))
+    for path in _GROUPS:
+        with suppress(OSError, ValueError):  # absent, or "max"
+            found.append(int(Path(path).read_text()))
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        found += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
     return min(found)
 
 

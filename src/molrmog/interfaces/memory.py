@@ -1,30 +1,8 @@
-"""How much memory the machine has, and a word before more than that is asked for."""
+"""A word before more memory is asked for than the machine has."""
 
 from __future__ import annotations
 
-import os
-import sys
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
-
-_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-@cache
-def memory() -> int:
-    """Bytes that this process can have: of the machine, of its container, of its own limit, whichever is least."""
-    found = [sys.maxsize]
-    with suppress(AttributeError, ValueError, OSError):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in _GROUPS:
-        with suppress(OSError, ValueError):  # absent, or "max"
-            found.append(int(Path(path).read_text()))
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        found += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
-    return min(found)
+from molrmog.data.bounds import memory
 
 
 def check_memory(said: str, needed: float) -> None:
