@@ -110,7 +110,9 @@ def fitted(x, c, name):
 
 
 @pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, name in enumerate(FITS)]
+)
 def test_a_fit_to_rows_in_other_units_is_the_fit_in_these(name, dtype):
     x = X.to(dtype)
     law, states = fitted(x, 1.0, name)
@@ -180,6 +182,7 @@ def test_starts_of_networks_in_other_units(start, dim, dtype):
             same_law(found, law, c, TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("zero_mean", [False, True])
 def test_the_start_of_em_in_other_units(dtype, zero_mean):
