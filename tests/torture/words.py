@@ -312,6 +312,7 @@ def without_work() -> None:
     def run_demo(out: Path, **_: Any) -> Path:
         with demo.staged(out, overwrite=True) as part:
             (part / "report.html").write_text("")
+        print(f"report  {out / 'report.html'}")
         return out / "report.html"
 
     demo.run_demo = run_demo  # type: ignore[assignment]

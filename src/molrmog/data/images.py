@@ -102,7 +102,8 @@ def decode(name: str, sources: Sequence[bytes | Path], how: Pictures) -> tuple[A
         raise ValueError(f"{name} holds no images ({', '.join(sorted(SUFFIXES))})")
     Image.init()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # of odd tags and sizes; what cannot be read is refused by name
+        warnings.filterwarnings("ignore", module="PIL")  # of odd tags; what cannot be read is refused by name
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         first = picture_of(0)
         check_bytes(name, len(sources) * first.size * 6, "pass image_size, for smaller pictures")
         source = sources[0]

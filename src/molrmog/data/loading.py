@@ -284,12 +284,14 @@ def _read(source: Any, split: str, data_dir: str | os.PathLike[str] | None, how:
             if _exists(path, Path.is_file):
                 return path.name, read_file(path, split, how)
             if _exists(path, Path.exists):
-                raise ValueError(f"{path} is neither a file nor a folder")
+                raise ValueError(f"{' '.join(str(path).split())} is neither a file nor a folder")
     hub_name = text.removeprefix("hf:")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_name) and not has_known_suffix(text):
         return hub_name, _read_hub(hub_name, split, how)
     if os.sep in text or Path(text).suffix:
-        raise FileNotFoundError(f"no file or folder {text}" + "".join(f", nor in {root}" for root in roots))
+        raise FileNotFoundError(
+            f"no file or folder {' '.join(text.split())}" + "".join(f", nor in {root}" for root in roots)
+        )
     if close := difflib.get_close_matches(key_of(text), known, n=1):
         raise ValueError(f"unknown data set {shown(text)}: did you mean {known[close[0]]}?")
     raise ValueError(f"unknown data set {shown(text)}: known are {DATA}")
