@@ -707,6 +707,7 @@ def refusal(error: BaseException, path: Path) -> str | None:
         path.name,
         path.stem,
         repr(path.name)[1:-1],
+        " ".join(path.name.split()),
         path.name.encode(errors="surrogateescape").decode(errors="replace"),
     ]
     if not any(each and each in shown for each in names):
