@@ -28,7 +28,7 @@ def test_what_fails_is_counted_kept_and_named(tmp_path, capsys):
             pass
 
     def swell():
-        return None if len(bytearray(b"x") * (200 * 2**20)) else "never said"
+        return None if len(bytearray(b"x") * (600 * 2**20)) else "never said"
 
     runs = [lambda: None, lambda: "wrong", lambda: 1 / 0, hang, swell, lambda: __import__("os").abort(), lambda: None]
     asked = options(None, tries=len(runs), minutes=1, argv=["--keep", str(tmp_path)])

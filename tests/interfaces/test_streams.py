@@ -212,7 +212,7 @@ def test_whole_fits_in_every_encoding(encoding, tmp_path):
         if "\udce9" in name or not encoding:  # no model can be read from there; in the C locale from no such name
             assert done.returncode == 1
             assert "the name is not UTF-8" in err
-            words[6] = "other"
+            words[6] = f"other-{len(name)}"
             done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True)
             out = done.stdout.decode(encoding or "ascii")
         assert done.returncode == 0, err
