@@ -16,6 +16,6 @@ dataset      rows, their scaling, and how samples become images again
 """
 
 from molrmog.data.dataset import Dataset, Layout
-from molrmog.data.loading import load, load_parts, parted, reading_of
+from molrmog.data.loading import load, load_parts, load_test, parted, reading_of
 
-__all__ = ["Dataset", "Layout", "load", "load_parts", "parted", "reading_of"]
+__all__ = ["Dataset", "Layout", "load", "load_parts", "load_test", "parted", "reading_of"]

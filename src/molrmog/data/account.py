@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Fate = Literal["used", "label", "left out", "refused"]
@@ -41,6 +41,11 @@ class Account:
     kind: str = ""
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def noted(self, before: Sequence[str] = (), after: Sequence[str] = ()) -> Account:
+        """The same account with more notes, empty ones passed over."""
+        notes = tuple(note for note in (*before, *self.notes, *after) if note)
+        return replace(self, notes=notes)
 
 
 NOTHING_LEFT_OUT = Account()

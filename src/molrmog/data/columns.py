@@ -57,7 +57,7 @@ class Choice:
         like: the columns of another part of the data, which this one must have; nothing else counts where it is given.
 
     Raises:
-        ValueError: a name stands in two places, or `categories` is neither.
+        ValueError: a name stands in two places, or `columns` has none.
     """
 
     label_column: str | None = None
@@ -67,8 +67,6 @@ class Choice:
     like: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.categories not in ("refuse", "one-hot"):
-            raise ValueError(f"categories = {self.categories!r}: pass refuse or one-hot")
         if self.columns is not None and not self.columns:
             raise ValueError("columns names no column: leave it out, or name one")
         for name in self.drop:
@@ -118,7 +116,7 @@ def chosen(
         label_column=label_column,
         columns=None if columns is None else names(columns),
         drop=() if drop is None else names(drop),
-        categories=categories,  # pyright: ignore[reportArgumentType] (it is checked)
+        categories=categories,  # pyright: ignore[reportArgumentType] (`load` checks it)
     )
 
 
@@ -278,7 +276,7 @@ class _Judgement:
         column = _plain(self.table.column(i))
         names = _names_of_classes(self.table.schema, own)
         if column.null_count:
-            first = column.is_null().to_pylist().index(True)
+            first = _first_null(column)
             raise ValueError(
                 f"{where}: {column.null_count} of {len(column)} are missing, the first in row {first}: fill them, "
                 f"leave such rows out, or leave the column out with drop={own}"
@@ -340,7 +338,7 @@ class _Judgement:
             yield from _entries(own, column)
             return
         if column.null_count:
-            first = column.is_null().to_pylist().index(True)
+            first = _first_null(column)
             raise _NotNumbers(f"lacks {column.null_count} of {len(column)} values, the first in row {first}", _FILL)
         if _is_text(kind):
             yield from self._one_hot(own, column)
@@ -474,7 +472,7 @@ def _entries(own: str, column: Any) -> Iterator[tuple[str, Array]]:
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     while _is_list(values.type):
         if values.null_count:
-            first = values.is_null().to_pylist().index(True)
+            first = _first_null(values)
             raise _NotNumbers(f"lacks {values.null_count} of {rows} lists, the first in row {first}", _FILL)
         if not pa.types.is_fixed_size_list(values.type):
             lengths = cast(Any, pc).list_value_length(values).to_numpy(zero_copy_only=False)
@@ -483,13 +481,18 @@ def _entries(own: str, column: Any) -> Iterator[tuple[str, Array]]:
                 raise _NotNumbers(f"holds lists of {lengths[0]} and of {lengths[odd]} entries")
         values = _plain_array(values.flatten())
     if values.null_count:
-        first = values.is_null().to_pylist().index(True) // max(1, len(values) // max(1, rows))
+        first = _first_null(values) // max(1, len(values) // max(1, rows))
         raise _NotNumbers(f"lacks {values.null_count} entries of its lists, the first in row {first}", _FILL)
     if not _is_real(values.type) or not rows or not len(values):
         raise _NotNumbers(f"holds lists of {_in_words(values.type)}" if len(values) else "holds empty lists")
     numbers = _to_numpy(values).reshape(rows, -1)
     for j in range(numbers.shape[1]):
         yield f"{own}[{j}]", numbers[:, j]
+
+
+def _first_null(values: Any) -> int:
+    """Where the first value is missing."""
+    return int(np.argmax(np.asarray(values.is_null())))
 
 
 def _period(column: Any) -> str | None:

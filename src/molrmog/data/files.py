@@ -85,7 +85,7 @@ def read_shards(paths: Sequence[Path], others: Sequence[Path], how: How, name: s
     table, notes = read_tables(paths)
     kind = source_of(paths[0]).kind
     raw = read_table(name or paths[0].name, table, how, kind, lambda own: read_column(others, own), paths[0].parent)
-    return raw._replace(account=replace(raw.account, notes=(*notes, *raw.account.notes)))
+    return raw._replace(account=raw.account.noted(before=notes))
 
 
 def read_table(
@@ -98,8 +98,7 @@ def read_table(
         return Raw(found.values, found.labels, found.classes, None, found.account, found.names)
     pictures = [_below(name, home, each) if isinstance(each, Path) else each for each in found.pictures]
     images, notes = decode(name, pictures, how.pictures)
-    account = Account(kind=kind, columns=found.account.columns, notes=(*found.account.notes, *notes))
-    return Raw(images, found.labels, found.classes, 256, account)
+    return Raw(images, found.labels, found.classes, 256, found.account.noted(after=notes))
 
 
 def _below(name: str, home: Path | None, path: Path) -> Path:

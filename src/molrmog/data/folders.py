@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,7 +150,8 @@ def _read_tables(folder: Path, parts: dict[str, list[_File]], split: str, how: H
     notes.append(_unread(own, parts) if how.holds_out else "")
     other_paths = [Path(folder, *file.inside, file.name) for file in others]
     raw = read_shards(paths, other_paths, how, folder.name if len(paths) > 1 else None)
-    return _noted(raw, [*notes, files.left_out([*shards, *others]) if files is not None else ""])
+    notes.append(files.left_out([*shards, *others]) if files is not None else "")
+    return raw._replace(account=raw.account.noted(after=notes))
 
 
 def _unread(own: str, parts: Iterable[str]) -> str:
@@ -204,7 +205,7 @@ def _read_pictures(folder: Path, split: str, how: How, files: _Files) -> Raw:
     images, said = decode(place.name, [files.path(file) for file in read], how.pictures)
     labels = np.array([label for _, label in chosen]) if classes else None
     raw = Raw(images, labels, tuple(classes) or None, 256, Account(kind="pictures"))
-    return _noted(raw, [*notes, *said])
+    return raw._replace(account=raw.account.noted(after=[*notes, *said]))
 
 
 def _parts_of(folder: Path) -> list[str]:
@@ -217,12 +218,6 @@ def _parts_of(folder: Path) -> list[str]:
     if set(own) - set(parts) and not _folders(folder / parts[0]):
         return []
     return parts
-
-
-def _noted(raw: Raw, notes: Sequence[str]) -> Raw:
-    about = raw.account
-    more = tuple(note for note in notes if note)
-    return raw._replace(account=Account(kind=about.kind, columns=about.columns, notes=(*about.notes, *more)))
 
 
 def _folders(folder: Path) -> list[str]:

@@ -151,13 +151,12 @@ def _load(source: Any, split: str, data_dir: Any, how: How, dequantise: bool, se
         if values.ndim < 2 or values.dtype.kind not in "fiub":
             raise ValueError(f"{name}: needs real numbers with shape (N, D), got {values.dtype} {values.shape}")
         x = values.reshape(len(values), -1)
-        account = _rounded(raw.account, x)
-        about["account"] = account
+        about["account"] = _rounded(raw.account, x)
         if not isinstance(x, np.memmap) or x.dtype.itemsize > 8:
             with np.errstate(over="ignore"):  # what overflows is reported as inf, with its row
                 x = x.astype(exact_precision(x), copy=False)
         check_finite(name, x, raw.names)
-        _say(name, account)
+        _say(name, about["account"])
         return Dataset(x=x, shape=values.shape[1:], **about)
     if image_size is not None and values.shape[2:] != (image_size, image_size):
         values = resized(values, image_size, levels)
@@ -174,7 +173,7 @@ def _rounded(account: Account, x: Array) -> Account:
     """The account, with a note where whole numbers are too large for float64; a table has judged its own."""
     if account.columns or not are_rounded(x):
         return account
-    return replace(account, notes=(*account.notes, ROUNDED))
+    return account.noted(after=[ROUNDED])
 
 
 def _say(name: str, account: Account) -> None:
@@ -229,13 +228,23 @@ def load_parts(
         raise ValueError(f"held-out share {held_out}: pass a share between 0 and 1")
     how = _how(label_column, columns, drop, categories, image_size, background)
     train = _load(data, "train", data_dir, how, dequantise, seed)
+    part = how._replace(choice=_as_in(train, how.choice), holds_out=True)
+    held = _test_part(lambda: _load(data, "test", data_dir, part, dequantise, seed))
+    return parted(train, held_out, seed) if held is None else (train, held)
+
+
+def load_test(data: str, **reading: Any) -> Dataset | None:
+    """Load the test part, None where the data have none; arguments and errors as in :func:`load`."""
+    return _test_part(lambda: load(data, "test", **reading))
+
+
+def _test_part(read: Callable[[], Dataset]) -> Dataset | None:
     try:
-        part = how._replace(choice=_as_in(train, how.choice), holds_out=True)
-        return train, _load(data, "test", data_dir, part, dequantise, seed)
+        return read()
     except ValueError as error:
         if not _NO_SECOND_PART.search(str(error)):
             raise
-    return parted(train, held_out, seed)
+    return None
 
 
 def parted(train: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -311,13 +320,11 @@ def _read_hub(name: str, split: str, how: How) -> Raw:
     except ImportError:
         raise ImportError(f"{name}: no such path, and the Hugging Face hub needs: pip install 'molrmog[hub]'") from None
 
-    def table(split: str) -> Any:
-        try:
-            return datasets.load_dataset(name, split=split).with_format("arrow")[:]
-        except Exception as error:  # the hub's client fails in many ways of its own: not found, offline, no such split
-            raise ValueError(f"hf:{name}: {str(error).partition(chr(10))[0]}") from None
-
-    return read_table(name, table(split), how, "Hugging Face")
+    try:
+        table = datasets.load_dataset(name, split=split).with_format("arrow")[:]
+    except Exception as error:  # the hub's client fails in many ways of its own: not found, offline, no such split
+        raise ValueError(f"hf:{name}: {str(error).partition(chr(10))[0]}") from None
+    return read_table(name, table, how, "Hugging Face")
 
 
 def _tidy_labels(

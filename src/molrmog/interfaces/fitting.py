@@ -78,7 +78,7 @@ def fit_run(
         raise ValueError(f"{train.name} has no labels: leave out --labels")
     shape = {name: value for name, value in options.items() if name not in source}
     if shape.get("latent_dim") is None:
-        shape["latent_dim"] = default_latent_dim(train.dim)
+        shape["latent_dim"] = latent_dim_of_fit(train.dim)
     _check_sizes(train, 1 if labels else shape["subspaces"], shape)
     settings = {
         "data": data,
@@ -120,7 +120,7 @@ def fit_run(
     print(f"report  {page}")
 
 
-def default_latent_dim(dim: int) -> int:
+def latent_dim_of_fit(dim: int) -> int:
     """Dimension of the subspaces of rows with so many columns, where none is asked for."""
     return 32 if dim >= 64 else max(1, dim // 2)
 
@@ -128,7 +128,7 @@ def default_latent_dim(dim: int) -> int:
 def forecast(train: Dataset) -> list[str]:
     """What a fit of these rows without further options would do, a line each; the last one where it is refused."""
     defaults = {name: each.default for name, each in inspect.signature(fit).parameters.items()}
-    K, n, d = defaults["subspaces"], defaults["modes"], default_latent_dim(train.dim)
+    K, n, d = defaults["subspaces"], defaults["modes"], latent_dim_of_fit(train.dim)
     lines = [f"K = {K} subspaces of dimension {d}, {n} modes each, computed in {exact_precision(train.x)}"]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from molrmog.data import Dataset, load, parted
+from molrmog.data import Dataset, load, load_test, parted
 from molrmog.data.account import Column, Refused, listed
 from molrmog.data.profile import Profile, profile
 from molrmog.interfaces import evaluation
@@ -109,7 +109,9 @@ def _of_data(target: str, reading: Mapping[str, Any]) -> Lines:
     try:
         with status(f"reading {target}"):
             data = load(target, **reading)
-            held = _test_part(target, data, reading)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said of the first part
+                held = load_test(target, **reading)
             look = profile(data)
     except Refused as error:
         _print([("data", target), *_columns(error.account.columns, None)])
@@ -135,20 +137,6 @@ def _of_data(target: str, reading: Mapping[str, Any]) -> Lines:
         except ValueError as error:
             lines.append(("a fit", f"refused: {error}"))
     return [*lines, *[("a fit", line) for line in forecast(data)]]
-
-
-def _test_part(target: str, train: Dataset, reading: Mapping[str, Any]) -> Dataset | None:
-    """The part that a fit would hold out, where the data have one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said of the first part
-        try:
-            return load(target, "test", **reading)
-        except Refused:
-            raise
-        except ValueError as error:
-            if "no 'test'" in str(error) or "no test rows" in str(error) or "not 'test'" in str(error):
-                return None
-            raise
 
 
 def _columns(columns: tuple[Column, ...], look: Profile | None) -> Lines:

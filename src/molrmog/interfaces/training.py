@@ -304,7 +304,6 @@ def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
             f"--out {folder} holds a run with other settings ({'; '.join(changed)}): name another folder, or pass "
             "the settings of that run"
         )
-    check_folder(folder)
     return True
 
 
