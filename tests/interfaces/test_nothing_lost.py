@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from killing import killed_at
 
 from molrmog.experiments import cells
 from molrmog.folders import locked, room_for
@@ -178,25 +178,9 @@ def timeless(folder):
     return found
 
 
-def killed_at(event, work):
-    """Whether a process that is to do some work ends before it has put its `event`th file in its place."""
-    pid = os.fork()
-    if not pid:
-        left = [event]
-
-        def hook(name, _):
-            if name == "os.rename":
-                left[0] -= 1
-                if left[0] == 0:
-                    os._exit(9)
-
-        sys.addaudithook(hook)
-        torch.set_num_threads(1)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+def renames(name):
+    """Whether an event puts a file in its place."""
+    return name == "os.rename"
 
 
 @pytest.mark.slow
@@ -215,7 +199,7 @@ def test_a_run_that_was_killed_holds_in_the_end_what_another_holds(rows, tmp_pat
     while True:
         out = tmp_path / f"killed-{event}"
         words = ["train", str(rows), "--out", str(out), *WORDS]
-        if not killed_at(event, lambda words=words: main(words)):
+        if not killed_at(event, lambda words=words: main(words), renames):
             break
         (out / "notes.txt").write_text("mine")
         if not (out / "config.yaml").exists():
@@ -237,7 +221,7 @@ def test_an_explanation_that_was_killed_is_made_whole_by_the_next(rows, tmp_path
     event = 1
     while True:
         out = tmp_path / f"killed-{event}"
-        if not killed_at(event, lambda: main([*words, str(out)])):  # noqa: B023, called at once
+        if not killed_at(event, lambda: main([*words, str(out)]), renames):  # noqa: B023, called at once
             break
         assert main([*words, str(out)]) == 0, f"killed at file {event}"
         assert set(tree(out)) == set(tree(tmp_path / "whole")), f"killed at file {event}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import killed_at
 
 from molrmog import MoLRMoG, folders
 from molrmog.data import Dataset
@@ -73,24 +74,8 @@ def is_whole(out):
     return mark
 
 
-def killed_at(event, work):
-    """Whether a process that is to do some work ends at its `event`th touch of the disk."""
-    pid = os.fork()
-    if not pid:
-        left = [event]
-
-        def hook(name, _):
-            if name.startswith(("os.", "shutil.", "ctypes.dlsym")) or name == "open":
-                left[0] -= 1
-                if left[0] == 0:
-                    os._exit(9)
-
-        sys.addaudithook(hook)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+def touches_the_disk(name):
+    return name.startswith(("os.", "shutil.", "ctypes.dlsym")) or name == "open"
 
 
 @pytest.mark.slow
@@ -101,7 +86,7 @@ def test_killed_at_any_instant_one_run_is_there_whole(run, tmp_path, monkeypatch
     mine, marks = others(run), []
     shutil.copytree(run, tmp_path / "kept", symlinks=True)
     event = 0
-    while event == 0 or killed_at(event, lambda: replace(run)):
+    while event == 0 or killed_at(event, lambda: replace(run), touches_the_disk):
         if event:
             if steps == "two":
                 folders.recover(run)  # as the next command does
