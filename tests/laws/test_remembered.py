@@ -285,7 +285,7 @@ def test_threads_share_a_law():
 def test_what_is_unchanged_is_not_computed_again(monkeypatch):
     law = pure().requires_grad_(False)
     ask(law)
-    monkeypatch.setattr(type(law), "_diagonalised", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(type(law), "_formed", lambda *_, **__: pytest.fail("computed again"))
     ask(law)
     with torch.no_grad():
         law.offset.mul_(1.0)  # written, and the same

@@ -36,14 +36,17 @@ class DenseLaw:
     def _pure(cls, law: MoLRMoG, p: dict[str, Tensor]) -> DenseLaw:
         log_weight, mean, cov = [], [], []
         log_w = p["subspace_logits"].log_softmax(0)
+        Q = torch.eye(law.dim).to(p["basis"]) if law.axes is None else law.axes.matrix().to(p["basis"])
+        tau = p["tau"][:, None] if law.noise == "isotropic" else p["tau"]
+        tau = tau.expand(law.subspaces, law.dim)
         for k, (d, n) in enumerate(zip(law.latent_dims, law.modes, strict=True)):
             A = p["basis"][:, k, :d]
             log_pi = p["mode_logits"][k, :n].log_softmax(0)
             for mode in range(n):
                 U = p["factor"][k, mode, :d, : law.ranks[k][mode]]
                 log_weight.append(log_w[k] + log_pi[mode])
-                mean.append(p["offset"][k] + A @ p["mean"][k, mode, :d])
-                cov.append(A @ U @ U.T @ A.T + p["tau"][k] ** 2 * torch.eye(law.dim).to(A))
+                mean.append(Q @ (p["offset"][k] + A @ p["mean"][k, mode, :d]))
+                cov.append(Q @ (A @ U @ U.T @ A.T + torch.diag(tau[k] ** 2)) @ Q.T)
         return cls(torch.stack(log_weight), torch.stack(mean), torch.stack(cov))
 
     def log_joint(self, x: Tensor, s=1.0, gamma=0.0) -> Tensor:

@@ -51,6 +51,23 @@ def ragged_law(
     return MoLRMoG.from_subspaces(parts, dtype=dtype)
 
 
+def unequal_law(
+    seed: int = 0, noise: str = "diagonal", axes: str | None = None, least: float = 0.05, **shapes
+) -> MoLRMoG:
+    """A law like `ragged_law`, with noise that differs between coordinates, from `least` to ten times that or more."""
+    draw = torch.Generator().manual_seed(seed + 2)
+    isotropic = ragged_law(seed, **shapes)
+    dim, K = isotropic.dim, isotropic.subspaces
+    law = MoLRMoG(
+        dim, isotropic.latent_dims, isotropic.modes, isotropic.ranks, noise=noise, axes=axes, dtype=isotropic.tau.dtype
+    )
+    spread = least * 10 ** (2 * torch.rand(law.tau.shape, generator=draw, dtype=torch.float64))
+    law.load_state_dict({**isotropic.state_dict(), "tau": spread.to(law.tau.dtype)}, strict=False)
+    if axes == "matrix":
+        law.axes.columns.copy_(torch.linalg.qr(torch.randn(dim, dim, generator=draw, dtype=torch.float64)).Q)
+    return law
+
+
 def head_tail_law(seed: int = 0, dim: int = 8, tail: int = 2, tau: float = 0.25, dtype=torch.float64) -> HeadTail:
     """A head over R^5, `tail` further coordinates, the rest isotropic."""
     draw = torch.Generator().manual_seed(seed + 1)

@@ -64,20 +64,22 @@ class Subspace:
         weight: probability w_k of the subspace.
         basis: A_k with orthonormal columns, with shape (D, d_k).
         offset: b_k, with shape (D,).
-        tau: standard deviation of the off-subspace noise, in data units; its square is the `noise_variance_` of
-            probabilistic PCA.
+        tau: standard deviation of the off-subspace noise, in data units, whose square is the `noise_variance_` of
+            probabilistic PCA; or of each coordinate along the axes, with shape (D,), as in factor analysis.
         mode_weights: pi_k, with shape (n_k,).
         means: mu_kl, with shape (n_k, d_k).
         factors: U_kl, each with shape (d_k, r_kl).
+        axes: orthonormal axes that tau goes along, as columns, with shape (D, D); None for those of the data.
     """
 
     weight: float
     basis: Tensor
     offset: Tensor
-    tau: float
+    tau: float | Tensor
     mode_weights: Tensor
     means: Tensor
     factors: tuple[Tensor, ...]
+    axes: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ class HeadTail(Law):
             ValueError: the shapes do not fit together.
         """
         super().__init__()
+        head.require_isotropic("the head of a HeadTail")
         p = axes.shape[1] - head.dim
         if p < 0 or spread.shape != (p,) or offset.shape != axes.shape[:1] or tau.shape != ():
             raise ValueError(
@@ -412,7 +413,7 @@ class HeadTail(Law):
         """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
         frame = self._frames()(torch.float64)
         own = frame.offset.square().sum() + frame.psi.sum() + self._left * frame.tau2
-        size = float(own.detach().sqrt()) + self.head.eigenform().size
+        size = float(own.detach().sqrt()) + self.head.eigenform().extent
         return torch.linalg.vector_norm(out[0], dim=1) < 5e-3 * size
 
     def _head_needs_float64(self, centred: Tensor, s: Tensor, gamma: Tensor) -> bool:

@@ -4,37 +4,21 @@ Data.  k ~ Cat(w) picks a subspace, l | k ~ Cat(pi_k) a mode inside it, and
 
     z | k,l ~ N(mu_kl, U_kl U_kl^T),      x_0 = b_k + A_k z + tau_k e,      A_k^T A_k = I,  e ~ N(0, I_D).
 
-Noise.  x_t = s x_0 + gamma eps stays in the family: with c = (k, l), m_c = b_k + A_k mu_c, v_k = s^2 tau_k^2 + gamma^2,
+Unequal noise puts a variance psi_kj of each coordinate in the place of tau_k^2, of each subspace ("diagonal") or one for
+all ("shared"), in the coordinates of the data or of orthonormal axes Q: then u = Q^T x follows the law above.
 
-    x_t | c ~ N( s m_c,  s^2 A_k U_c U_c^T A_k^T + v_k I ).
+Noise.  x_t = s x_0 + gamma eps stays in the family: with c = (k, l), m_c = b_k + A_k mu_c,
 
-With the eigenform U_c U_c^T = V_c diag(lam_c) V_c^T, computed once per parameter change, a change of noise level only
-shifts eigenvalues, Lam_c = s^2 lam_c + v_k, and nothing is factorised per noise level:
+    x_t | c ~ N( s m_c,  s^2 A_k U_c U_c^T A_k^T + diag(s^2 psi_k + gamma^2) ).
 
-    h_k   = A_k^T (x - s b_k),    rho2_k = |x - s b_k|^2 - |h_k|^2        latent and off-subspace energy of a subspace
-    w_c   = Lam_c^-1/2 V_c^T (h_k - s mu_c)                               whitened latent of a mode, in R^{d_k}
-    log N_c(x) = -1/2 [ |w_c|^2 + rho2_k / v_k + sum_j log Lam_cj + (D - d_k) log v_k + D log 2 pi ]
-    r_c(x)     = softmax_c [ log w_k + log pi_c + log N_c(x) ]            responsibilities; log p_t(x) is the logsumexp
-    E[z | x, c] = mu_c + s V_c lam_c Lam_c^-1/2 w_c                       the latent posterior mean
+How a row is weighed by its modes and taken up to a score or a denoiser: `molrmog.laws.levels` has the formulas,
+`molrmog.laws.isotropic` and `molrmog.laws.diagonal` make them for the two kinds of noise, and
+`molrmog.laws.responsibilities` goes the way. A row costs one product with all A_k down, d_k^2 numbers per mode, and one
+product up.
 
-With zeta_k = sum_l r_kl E[z | x, kl] and R_k = sum_l r_kl, everything goes up to R^D once per subspace:
-
-    score   = sum_k (1 / v_k) [ s (R_k b_k + A_k zeta_k) - R_k x ]
-    denoise = sum_k (1 / v_k) [ gamma^2 (R_k b_k + A_k zeta_k) + s tau_k^2 R_k x ]
-
-so a row costs one product with all A_k down, d_k^2 numbers per mode, and one product up.
-
-Where a subspace is all of R^D, rho2 is zero, its v is the law's smallest by far, and its term of the score is written
-without it, - A_k sum_l r_kl V Lam^-1 V^T (h - s mu). From a row to its score and denoiser the way is one file,
-`molrmog.laws.responsibilities`.
-
-Precision.  What float32 does to a row grows with |x - s center|^2 / v. Responsibilities are right to 1e-3 nats,
-everything else to a relative 1e-4: rows that would miss that are computed again in float64, and so are rows between
-two modes whose shares rounding moves. With derivatives, and where a quarter of the rows need it, the whole chunk is.
-
-Gradients.  V_c is held constant: V^T U U^T V = diag(lam) + E stays differentiable with E zero in value but not in
-derivative, and E enters (s^2 U U^T + v)^-1 by its Neumann series. First and second derivatives are exact, equal
-eigenvalues and padding included, where differentiating an eigenbasis would not be.
+Precision.  What float32 does to a row grows with |x - s center|^2 / v, v = s^2 psi + gamma^2. Responsibilities are right
+to 1e-3 nats, everything else to a relative 1e-4: rows that would miss that are computed in float64, by the few subspaces
+that matter to them where these are few. With derivatives, and where a quarter of the rows need it, the whole chunk is.
 
 References:
     Yang, Li, Jiang, Chen, Li, "Multi-Subspace Multi-Modal Modeling for Diffusion Models: Estimation, Convergence and
@@ -46,20 +30,25 @@ References:
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrmog.arguments import floating, is_a, real, shown, whole
+from molrmog.arguments import floating, is_a, one_of, real, shown, whole
 from molrmog.checks import check_orthonormal
+from molrmog.laws.axes import Axes
 from molrmog.laws.base import (
     MANY,
+    Compute,
     Law,
+    Rows,
     Subspace,
+    as_tensor,
     categorical,
     compute_dtype,
     in_float64,
@@ -67,15 +56,22 @@ from molrmog.laws.base import (
     noise_levels,
     normal,
     refine_,
+    to_numpy,
     values_hidden,
 )
-from molrmog.laws.responsibilities import Eigenform, Evidence, Noised, e_step, squared_norm
+from molrmog.laws.diagonal import Factors
+from molrmog.laws.isotropic import Eigenform
+from molrmog.laws.levels import Level, lifted
+from molrmog.laws.responsibilities import Dense, Evidence, Seen, Where, explained, squared_norm
 from molrmog.laws.top_modes import denoise_by_top_modes
+from molrmog.models import Noise
 from molrmog.seeds import torch_generator
 
 # |x|^2 / v up to which float32 has the digits of a score, of a denoiser, of a density.
 _SCORE, _DENOISER, _DENSITY = 1e5, 1e6, 2e3
 _FEW = 16  # dimensions
+_SMALLEST, _LARGEST = 2.0**-20, 2.0**20  # sizes of a law that float32 can square
+NOISES = ("isotropic", "diagonal", "shared")
 
 
 class MoLRMoG(Law):
@@ -89,7 +85,10 @@ class MoLRMoG(Law):
         offset: b_k, with shape (K, D).
         mean: mu_kl, with shape (K, n, d).
         factor: U_kl with U_kl U_kl^T the latent covariance, with shape (K, n, d, r).
-        tau: off-subspace noise, standard deviation in data units (its sign does not matter), with shape (K,).
+        tau: off-subspace noise, standard deviation in data units (its sign does not matter), with shape (K,); of each
+            coordinate (K, D) for diagonal noise, (1, D) for shared noise.
+        noise: "isotropic", "diagonal" (of each coordinate and subspace) or "shared" (of each coordinate).
+        axes: the orthonormal axes in whose coordinates basis, offset and tau are given; None for those of the data.
         subspace_logits: unnormalised log w_k, with shape (K,).
         mode_logits: unnormalised log pi_kl, with shape (K, n).
 
@@ -122,6 +121,9 @@ class MoLRMoG(Law):
         modes: Sequence[int],
         ranks: Sequence[Sequence[int]] | None = None,
         *,
+        noise: str = "isotropic",
+        axes: str | None = None,
+        shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -132,6 +134,9 @@ class MoLRMoG(Law):
             latent_dims: d_k of each subspace, at most D.
             modes: n_k of each subspace.
             ranks: r_kl of each mode, at most d_k; d_k where not given.
+            noise: off the subspaces, "isotropic", "diagonal" or "shared".
+            axes: in whose coordinates unequal noise is given, "matrix" or "dct"; None for those of the data.
+            shape: of what a row holds, for the axes "dct"; (D,) where not given.
             dtype: of the parameters; torch's default where not given.
             device: of the parameters.
 
@@ -156,9 +161,15 @@ class MoLRMoG(Law):
 
         self.basis = zeros(dim, K, d)
         self.offset = zeros(K, dim)
+        self.noise = one_of(noise, "noise", NOISES)
+        if axes is not None and noise == "isotropic":
+            raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
+        if axes is None and shape is not None:
+            raise ValueError(f"shape = {shown(shape)} without axes: leave it out, or pass axes='dct'")
+        self.axes = None if axes is None else Axes(dim, axes, shape).to(device, dtype or torch.get_default_dtype())
         self.mean = zeros(K, n, d)
         self.factor = zeros(K, n, d, r)
-        self.tau = zeros(K)
+        self.tau = zeros(*{"isotropic": (K,), "diagonal": (K, dim), "shared": (1, dim)}[noise])
         self.subspace_logits = zeros(K)
         self.mode_logits = zeros(K, n)
         with torch.no_grad():
@@ -171,21 +182,37 @@ class MoLRMoG(Law):
     @property
     def config(self) -> dict[str, Any]:
         """What builds the law: the constructor's arguments."""
-        return {"dim": self.dim, "latent_dims": self.latent_dims, "modes": self.modes, "ranks": self.ranks}
+        config: dict[str, Any] = {
+            "dim": self.dim,
+            "latent_dims": self.latent_dims,
+            "modes": self.modes,
+            "ranks": self.ranks,
+        }
+        if self.noise != "isotropic":
+            config["noise"] = self.noise
+        if self.axes is not None:
+            config["axes"] = self.axes.kind
+            if self.axes.shape is not None:
+                config["shape"] = self.axes.shape
+        return config
 
     def check_loaded(self) -> None:
-        """Refuse a basis that is not orthonormal."""
+        """Refuse a basis, and axes, that are not orthonormal."""
         check_orthonormal("basis", self.basis.transpose(0, 1), self.latent_dims)
+        if self.axes is not None and self.axes.kind == "matrix":
+            check_orthonormal("axes", self.axes.matrix()[None], [self.dim])
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that describe the law: A, b, mu, U, tau and the weights, padding left out."""
+        """Numbers that describe the law: A, b, mu, U, tau, the weights and the axes, padding left out."""
         per_subspace = zip(self.latent_dims, self.modes, self.ranks, strict=True)
-        return sum(self.dim * (d + 1) + n * (d + 1) + d * sum(ranks) + 2 for d, n, ranks in per_subspace)
+        numbers = sum(self.dim * (d + 1) + n * (d + 1) + d * sum(ranks) + 1 for d, n, ranks in per_subspace)
+        axes = 0 if self.axes is None else sum(buffer.numel() for buffer in self.axes.state_dict().values())
+        return numbers + self.tau.numel() + axes
 
     @property
     def noise_floor(self) -> float:
-        """Smallest standard deviation tau_k off a subspace, in data units."""
+        """Smallest standard deviation off a subspace, of any coordinate, in data units."""
         return float(self.tau.detach().abs().min())
 
     @property
@@ -204,58 +231,105 @@ class MoLRMoG(Law):
         return cast(Tensor, self._buffers["_real"])
 
     def subspace(self, k: int) -> Subspace:
-        """Subspace k without padding, detached from the law."""
+        """Subspace k without padding, in the coordinates of the data, detached from the law."""
         k = known_subspace(k, self.subspaces)
         d, n = self.latent_dims[k], self.modes[k]
+        axes = self.axes
         with torch.no_grad():
+            basis, offset = self.basis[:, k, :d].clone(), self.offset[k].clone()
             return Subspace(
                 weight=float(self.subspace_weights[k]),
-                basis=self.basis[:, k, :d].clone(),
-                offset=self.offset[k].clone(),
-                tau=float(self.tau[k].abs()),
+                basis=basis if axes is None else axes.up(basis.T.double()).T.to(basis),
+                offset=offset if axes is None else axes.up(offset.double()).to(offset),
+                tau=float(self.tau[k].abs()) if self.noise == "isotropic" else self._own_tau(k).abs(),
                 mode_weights=self.mode_weights[k, :n],
                 means=self.mean[k, :n, :d].clone(),
                 factors=tuple(self.factor[k, mode, :d, : self.ranks[k][mode]].clone() for mode in range(n)),
+                axes=None if axes is None else axes.matrix(),
             )
+
+    def _own_tau(self, k: int) -> Tensor:
+        """Standard deviation off subspace k, of each coordinate or of all."""
+        return self.tau[min(k, len(self.tau) - 1)]
+
+    def without_axes(self) -> MoLRMoG:
+        """The law of the coordinates u = Q^T x, frozen; itself where it has no axes."""
+        if self.axes is None:
+            return self
+        config = {name: value for name, value in self.config.items() if name not in ("axes", "shape")}
+        law = MoLRMoG.from_config(config).to(self._device, self._dtype)
+        law.load_state_dict({name: t for name, t in self.state_dict().items() if not name.startswith("axes.")})
+        return law.requires_grad_(False)
+
+    def with_axes(self, axes: Axes) -> MoLRMoG:
+        """The law of x = Q u, frozen, where this one is of u.
+
+        Raises:
+            ValueError: this law has axes, or isotropic noise; or they are of another dimension.
+        """
+        if self.axes is not None or self.noise == "isotropic" or axes.dim != self.dim:
+            raise ValueError(
+                f"axes of R^{axes.dim} on a law of R^{self.dim} with {self.noise} noise: pass a law of "
+                "unequal noise, without axes, of that dimension"
+            )
+        law = copy.deepcopy(self).requires_grad_(False)
+        law.axes = copy.deepcopy(axes).to(self._device)
+        return law
 
     def extra_repr(self) -> str:
         """Shapes of the law, for `repr`."""
         return f"dim={self.dim}, latent_dims={self.latent_dims}, modes={self.modes}"
 
     @classmethod
-    def from_subspaces(cls, subspaces: Sequence[Subspace], *, dtype: torch.dtype | None = None) -> MoLRMoG:
+    def from_subspaces(
+        cls, subspaces: Sequence[Subspace], *, shared: bool = False, dtype: torch.dtype | None = None
+    ) -> MoLRMoG:
         """Build a law from its parts, of any shapes.
 
         Args:
             subspaces: each with orthonormal columns in its basis; weights need not be normalised.
+            shared: whether the noise, one number per coordinate, is that of the first for all of them.
             dtype: of the parameters; that of the first basis where not given.
 
         Raises:
-            ValueError: shapes do not fit together, or a basis is not orthonormal.
+            ValueError: shapes do not fit together, a basis is not orthonormal, or some subspaces have other axes or
+                another kind of noise than others.
         """
         parts = list(subspaces) if is_a(subspaces, Sequence) else []
         if not parts or not all(is_a(part, Subspace) for part in parts):
             raise ValueError(f"subspaces = {shown(subspaces)}: a law needs at least one subspace, pass a list of them")
         for k, part in enumerate(subspaces):
             _check_part(k, part)
-        first = subspaces[0].basis
+        first, axes = subspaces[0].basis, subspaces[0].axes
+        unequal = isinstance(subspaces[0].tau, Tensor)
+        for k, part in enumerate(subspaces):
+            if isinstance(part.tau, Tensor) != unequal or not _same_axes(part.axes, axes):
+                raise ValueError(f"subspace {k} has another kind of noise, or other axes, than subspace 0: one for all")
+        if axes is not None and not unequal:
+            raise ValueError("isotropic noise is the same in all axes: leave out axes, or give tau of each coordinate")
         law = cls(
             dim=len(first),
             latent_dims=[part.basis.shape[1] for part in subspaces],
             modes=[len(part.means) for part in subspaces],
             ranks=[[factor.shape[1] for factor in part.factors] for part in subspaces],
+            noise=("shared" if shared else "diagonal") if unequal else "isotropic",
             dtype=dtype or first.dtype,
             device=first.device,
         )
+        if axes is not None:
+            check_orthonormal("axes", axes[None], [len(axes)])
+            law.axes = Axes.of(axes)
         with torch.no_grad():
             for k, part in enumerate(subspaces):
                 d, n = law.latent_dims[k], law.modes[k]
                 gram = part.basis.T @ part.basis
                 if not torch.allclose(gram, torch.eye(d, dtype=gram.dtype, device=gram.device), atol=1e-2):
                     raise ValueError(f"basis {k} is not orthonormal: pass torch.linalg.qr(basis).Q")
-                law.basis[:, k, :d] = part.basis
-                law.offset[k] = part.offset
-                law.tau[k] = part.tau
+                turned = axes is not None and law.axes is not None
+                law.basis[:, k, :d] = law.axes.down(part.basis.T.double()).T if turned else part.basis
+                law.offset[k] = law.axes.down(part.offset.double()) if turned else part.offset
+                if k < len(law.tau):
+                    law.tau[k] = part.tau
                 law.subspace_logits[k] = math.log(part.weight) if part.weight > 0 else -torch.inf
                 law.mode_logits[k, :n] = part.mode_weights.log()
                 law.mean[k, :n, :d] = part.means
@@ -340,8 +414,16 @@ class MoLRMoG(Law):
             )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             dtype = compute_dtype(x.dtype)
-            s, gamma = (level.to(dtype) for level in noise_levels(len(x), s, gamma, self.tau))
-            return denoise_by_top_modes(self.eigenform(dtype), x.to(dtype), s, gamma, top).to(x.dtype)
+            s, gamma = noise_levels(len(x), s, gamma, self._noise)
+            if self.noise == "isotropic":
+                form, levels = self.eigenform(dtype), (level.to(dtype) for level in (s, gamma))
+                return denoise_by_top_modes(form, x.to(dtype), *levels, top).to(x.dtype)
+            out = torch.empty_like(x)
+            for i, rows in enumerate(x.to(dtype)):
+                s_i, gamma_i = (level if len(level) == 1 else level[i, None] for level in (s, gamma))
+                e = Dense(Seen.of(self._levels(s_i, gamma_i)(dtype), self._down(rows)))
+                out[i] = self._up(e.best(top).denoise())
+            return out
 
     @torch.no_grad()
     def moment_matched(self) -> MoLRMoG:
@@ -350,30 +432,33 @@ class MoLRMoG(Law):
         Its axes are the principal directions of all subspaces and mode means together, so it is exact and never
         forms a D x D matrix.
         """
-        form = self.eigenform()
+        form = self._form()(torch.float64)
         K, n, d = form.mean.shape
         w = form.log_weight.exp()[..., None, None]  # (K, n, 1, 1)
-        down = form.down[..., : d + 1].flatten(1)  # m_c - center = down . lifted_c
-        lifted = torch.cat([form.mean, form.mean.new_ones(K, n, 1)], 2)[..., None]  # (K, n, d + 1, 1)
-        blocks = w * lifted @ lifted.mT
-        blocks[..., :d, :d] += w * form.axes.mT @ (form.lam[..., None] * form.axes)
-        mean = (w * lifted).sum((1, 3)).flatten()
-        core = torch.block_diag(*blocks.sum(1)) - mean[:, None] * mean
+        # m_c - center = down . lifted_c
+        down = torch.cat([form.basis, (form.origin - form.center)[..., None]], 2).transpose(0, 1).flatten(1)
+        lifts = torch.cat([form.mean, form.mean.new_ones(K, n, 1)], 2)[..., None]  # (K, n, d + 1, 1)
+        blocks = w * lifts @ lifts.mT
+        blocks[..., :d, :d] += w * form.covariance
+        middle = (w * lifts).sum((1, 3)).flatten()
+        core = torch.block_diag(*blocks.sum(1)) - middle[:, None] * middle
         Q, R = torch.linalg.qr(down)
         variance, axes = torch.linalg.eigh(R @ core @ R.T)
         keep = variance > 1e-12 * variance[-1].clamp(min=0)
         keep[-1] = True  # a law that is one point and noise has no axis of its own, and a subspace needs one
-        remainder = (w.sum((1, 2, 3)) * form.tau2).sum()
+        psi = form.variance_off  # (K or 1, D or 1)
+        off = w.sum((1, 2, 3)) @ psi if len(psi) > 1 else psi[0] * w.sum()
         gaussian = Subspace(
             weight=1.0,
             basis=Q @ axes[:, keep],
-            offset=form.center + down @ mean,
-            tau=float(remainder.sqrt()),
+            offset=form.center + down @ middle,
+            tau=off.sqrt() if self.noise != "isotropic" else float(off.sqrt()),
             mode_weights=torch.ones(1, dtype=Q.dtype),
             means=Q.new_zeros(1, int(keep.sum())),
             factors=(variance[keep].clamp(min=0).sqrt().diag(),),
         )
-        return MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
+        found = MoLRMoG.from_subspaces([gaussian], dtype=self.basis.dtype).requires_grad_(False)
+        return found if self.axes is None else found.with_axes(self.axes)
 
     @torch.no_grad()
     def scaled(self, c: float, shift: Tensor | None = None) -> Self:
@@ -383,16 +468,17 @@ class MoLRMoG(Law):
         for each in (law.offset, law.mean, law.factor, law.tau):
             each.mul_(c)
         if shift is not None:
-            law.offset.copy_(law.offset.double() + shift.to(law.offset.device))
+            law.offset.copy_(law.offset.double() + self._down(shift.to(law.offset.device, torch.float64)))
         return law
 
     @torch.no_grad()
     def _alone(self, k: int) -> Self:
         d, n, r = self.latent_dims[k], self.modes[k], max(self.ranks[k])
-        config = {"dim": self.dim, "latent_dims": [d], "modes": [n], "ranks": [self.ranks[k]]}
+        config = {**self.config, "latent_dims": [d], "modes": [n], "ranks": [self.ranks[k]]}
         alone = type(self).from_config(config).to(self._device, self._dtype).requires_grad_(False)
+        alone.axes = copy.deepcopy(self.axes)
         alone.basis[:, 0] = self.basis[:, k, :d]
-        alone.offset[0], alone.tau[0] = self.offset[k], self.tau[k]
+        alone.offset[0], alone.tau[0] = self.offset[k], self._own_tau(k)
         alone.mean[0], alone.factor[0] = self.mean[k, :n, :d], self.factor[k, :n, :d, :r]
         alone.mode_logits[0] = self.mode_logits[k, :n]
         return alone
@@ -403,127 +489,87 @@ class MoLRMoG(Law):
         return self._settled(lambda e: (e.log_prob,), x, s, gamma, _DENSITY, _faint_density)[0]
 
     def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (e.score(),), x, s, gamma, _SCORE, _faint_score)[0]
+        return self._settled(lambda e: (self._up(e.score()),), x, s, gamma, _SCORE, _faint_score)[0]
 
     def _denoise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (e.denoise(),), x, s, gamma, _DENOISER, _faint_denoiser)[0]
+        return self._settled(lambda e: (self._up(e.denoise()),), x, s, gamma, _DENOISER, self._faint_denoiser)[0]
 
     def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (e.responsibilities[:, self._real_mode],), x, s, gamma, _DENSITY)[0]
+        return self._settled(lambda e: (e.responsibilities[:, self._real_mode.flatten()],), x, s, gamma, _DENSITY)[0]
 
     def _posterior(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def posterior(e: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-            return e.denoise(), e.responsibilities[:, self._real_mode], e.log_prob
+            return self._up(e.denoise()), e.responsibilities[:, self._real_mode.flatten()], e.log_prob
 
-        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY, _faint_posterior)
+        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY, self._faint_posterior)
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        # sum_c r_c (|score_c|^2 - tr Sigma_c^-1) - |score|^2: far from the law two large squares, hence float64.
-        # Where one mode has the row whole, they are the same square.
-        e = self.e_step(x.double(), s, gamma, route=False)
-        norm2 = e.pulls.square().sum(-1) + (e.rho2 / e.v.square())[..., None]  # (K, B, n)
-        trace = e.Lam.reciprocal().sum(-1) + ((self.dim - e.Lam.shape[-1]) / e.v)[..., None]
-        r = e.responsibilities.transpose(0, 1)
-        between = (r * norm2).sum((0, 2)) - e.score().square().sum(1)
-        certain = e.responsibilities.flatten(1).amax(1) == 1
-        return torch.where(certain, 0.0, between) - (r * trace).sum((0, 2))
+        e = self._weighed(x.double(), s, gamma)
+        return e.level.divergence(e)
 
     def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (b, M)."""
-        e = self.e_step(x, s, gamma, route=False)
-        form, s, gamma = e.form, e.rows.s, e.rows.gamma
-        d = form.mean.shape[2]
-
-        def rotated(rows: Tensor) -> Tensor:
-            return rows if onto is None else rows @ onto.T.to(rows.dtype)
-
-        gates = e.responsibilities.transpose(0, 1)  # (K, b, n)
-        mean = rotated(e.denoise())
-        norm2 = 1.0 if onto is None else onto.to(mean.dtype).square().sum(1)
-        total = torch.zeros_like(mean)
-        for k in range(self.subspaces):  # over subspaces, so that one subspace's loadings are held at a time
-            basis = rotated(form.down[:, k, :d].T)  # (d, M)
-            loadings = form.axes[k].flatten(0, 1) @ basis  # (n d, M)
-            v = e.v[k, :, None]  # (b or 1, 1)
-            shrink = gamma[:, None].square() / v
-            isotropic = form.tau2[k] * shrink * gates[k].sum(1, keepdim=True)
-            along = (form.lam[k] / e.Lam[k]) * (shrink.square() * v * gates[k])[..., None]  # (b, n, d)
-            total = total + isotropic * norm2 + along.flatten(1) @ loadings.square()
-
-            z = form.mean[k] + s[:, None, None] * torch.einsum("bni,nid->bnd", form.lam[k] * e.pulls[k], form.axes[k])
-            clean = form.center + s[:, None] * form.tau2[k] / v * e.rows.x + shrink * form.down[:, k, d]
-            apart = (rotated(clean) - mean)[:, None] + shrink[..., None] * (z @ basis)  # (b, n, M)
-            total = total + torch.einsum("bn,bnD->bD", gates[k], apart.square())
-        return total
+        e = self._weighed(x, s, gamma)
+        if self.axes is not None:
+            axes = self.axes.matrix().double()
+            onto = axes if onto is None else onto.double() @ axes
+        return e.level.variance(e, onto)
 
     def _posterior_draw(self, x: Tensor, s: Tensor, gamma: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-        e = self.e_step(x, s, gamma, limit=_DENSITY, route=False)
-        form, B, modes = e.form, len(x), e.form.lam.shape[1]
-        gates = e.responsibilities.flatten(1)
+        e = self._weighed(x, s, gamma)
+        modes = e.level.shapes[2]
+        gates = e.responsibilities
         lost = gates.isnan().any(1)  # rows that hold NaN or inf: nothing to draw, and no other row is to suffer
         component = categorical(gates.masked_fill(lost[:, None], 1.0), n, generator).flatten()  # a row's together
-        row = torch.arange(B, device=x.device).repeat_interleave(n)
-        k, mode = component // modes, component % modes  # (B n,)
-        at = row if e.v.shape[1] > 1 else torch.zeros_like(row)
-        s, gamma = (level.expand(B)[row] for level in (e.rows.s, e.rows.gamma))
-        v, lam, Lam = e.v[k, at], form.lam[k, mode], e.Lam[k, at, mode]  # (B n,), (B n, d)
-        shift = s[:, None] * lam * e.pulls[k, row, mode]
-        spread = (lam * v[:, None] / Lam).sqrt()
-        clean = self._lift(form, k, self._draw_latent(form, k, mode, shift, spread, generator))
-        rest = e.rows.x[row] + s[:, None] * (form.center - clean)
-        noise = normal(tuple(clean.shape), generator, like=clean)
-        tau2 = form.tau2[k]
-        drawn = clean + (s * tau2 / v)[:, None] * rest + (tau2 * gamma.square() / v).sqrt()[:, None] * noise
-        return drawn.view(B, n, self.dim).masked_fill(lost[:, None, None], torch.nan)
+        row = torch.arange(len(x), device=x.device).repeat_interleave(n)
+        drawn = self._up(e.level.draw(e, component // modes, component % modes, row, generator))
+        return drawn.view(len(x), n, self.dim).masked_fill(lost[:, None, None], torch.nan)
 
     def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
-        form = self.eigenform(compute_dtype(self._dtype))
-        form = form if form.ordinary else self.eigenform()
-        z = self._draw_latent(form, k, mode, 0.0, form.lam[k, mode].sqrt(), generator)
-        noise = normal((len(k), self.dim), generator, like=z)
-        std = (s * s * form.tau2[k] + gamma * gamma).sqrt()
-        return s * self._lift(form, k, z) + std[:, None] * noise
+        form = self._form()(compute_dtype(self._dtype))
+        form = form if _ordinary(form.extent) else self._form()(torch.float64)
+        clean = form.origin[k] + lifted(form.basis, k, form.draw_latent(k, mode, generator))
+        noise = normal((len(k), self.dim), generator, like=clean)
+        psi = form.variance_off[k.clamp(max=len(form.variance_off) - 1)]
+        return self._up(s * clean + (s * s * psi + gamma * gamma).sqrt() * noise)
 
-    def _draw_latent(
-        self,
-        form: Eigenform,
-        k: Tensor,
-        mode: Tensor,
-        shift: Tensor | float,
-        spread: Tensor,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """mu_c + V_c (shift + spread eps), with shape (rows, d); k and mode with shape (rows,)."""
-        eps = normal(tuple(spread.shape), generator, like=form.mean)
-        return form.mean[k, mode] + ((shift + spread * eps)[:, None] @ form.axes[k, mode])[:, 0]
+    # --- how a row is explained, and in which precision
 
-    def _lift(self, form: Eigenform, k: Tensor, z: Tensor) -> Tensor:
-        """b_k + A_k z, with shape (rows, D); k with shape (rows,), z with shape (rows, d)."""
-        d = z.shape[1]
-        placed = z.new_zeros(len(z), self.subspaces, d + 1)
-        placed[torch.arange(len(z), device=z.device), k] = torch.cat([z, torch.ones_like(z[:, :1])], 1)
-        return form.center + placed.flatten(1) @ form.down[..., : d + 1].flatten(1).T
-
-    # --- precision
-
-    def e_step(self, x: Tensor, s: Tensor, gamma: Tensor, *, limit: float = _DENSITY, route: bool = True) -> Evidence:
-        """How every mode explains every row, all in float64 where |x - s center|^2 / v exceeds `limit` anywhere.
+    def e_steps(
+        self, x: Tensor, s: Tensor, gamma: Tensor, *, limit: float = _DENSITY
+    ) -> Iterator[tuple[Where, Evidence]]:
+        """How every mode explains every row, piece by piece; in float64 where the size of a row exceeds `limit`.
 
         Args:
             x: rows, with shape (B, D), float32 or float64.
-            s: signal scale, with shape (B or 1,), float64.
-            gamma: noise standard deviation, with shape (B or 1,), float64, such that there is a density.
-            limit: of that ratio; rounding moves the log of a responsibility by 5e-7 of it in nats, at worst.
-            route: whether rows may be routed to the subspaces that matter to them.
+            s: signal scale, with shape (B or 1,), float64; with shape (1,) for unequal noise.
+            gamma: noise standard deviation, with the shape of s, float64, such that there is a density.
+            limit: of |x - s center|^2 / v; rounding moves the log of a responsibility by 5e-7 of it in nats, at worst.
+
+        Yields:
+            Which of the rows, and their evidence.
         """
-        forms = self._eigenforms()
-        form = forms(x.dtype)
-        rows = Noised.of(form, x, s, gamma)
-        if x.dtype == torch.float32 and not (form.ordinary and _all_below(rows.ratio(form), limit)):
-            form = forms(torch.float64)
-            rows = Noised.of(form, x, s, gamma)
-        return e_step(form, rows, route=route)
+        levels = self._levels(s, gamma)
+        seen, fine = self._seen(levels, x)
+        if fine and not _all_below(seen.size, limit):
+            yield from explained(seen, levels(torch.float64))
+        else:
+            yield from explained(seen)
+
+    def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> Dense:
+        """How every mode explains every row, all at once."""
+        levels = self._levels(s, gamma)
+        seen, fine = self._seen(levels, x)
+        if fine and not _all_below(seen.size, _DENSITY):
+            seen = Seen.of(levels(torch.float64), self._down(x.double()))
+        return Dense(seen)
+
+    def _seen(self, levels: Callable[[torch.dtype], Level], x: Tensor) -> tuple[Seen, bool]:
+        """Rows in their own dtype, and whether float64 would see more; in float64 where float32 sees nothing."""
+        if x.dtype == torch.float32 and not _ordinary(self._form()(torch.float32).extent):
+            x = x.double()
+        return Seen.of(levels(x.dtype), self._down(x)), x.dtype == torch.float32
 
     def _settled(
         self,
@@ -532,67 +578,134 @@ class MoLRMoG(Law):
         s: Tensor,
         gamma: Tensor,
         limit: float,
-        faint: Callable[[Evidence, Tensor, Sequence[Tensor]], Tensor] | None = None,
+        faint: Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """`result` of the evidence; of float32 rows whose digits do not suffice, each by itself, of that in float64.
+        """`result` of the evidence; of float32 rows whose digits do not suffice, of that in float64.
 
-        Digits do not suffice where `Noised.ratio` exceeds `limit`, where the first result is `faint`, small beside its
-        rounding, and where a row lies between subspaces or modes while rounding moves their shares: of such a row a
-        score or denoiser needs the shares alone in float64.
+        Digits do not suffice where the size of a row exceeds `limit`, where the first result is `faint`, small beside
+        its rounding, and where a row lies between subspaces or modes while rounding moves their shares.
         """
-        forms = self._eigenforms()
+        rows, levels = len(x), self._levels(s, gamma)
 
-        def explained(x: Tensor, s: Tensor, gamma: Tensor) -> Evidence:
-            form = forms(x.dtype)
-            return e_step(form, Noised.of(form, x, s, gamma))
-
-        def compute(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
-            return result(explained(x, s, gamma))
-
-        def shared_out(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
-            return result(explained(x, s, gamma).narrowed(form))
+        def precise(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+            own = levels if len(x) == rows else self._levels(s, gamma)
+            return tuple(_collected(result, explained(Seen.of(own(torch.float64), self._down(x))), len(x)))
 
         if x.dtype == torch.float64:
-            return compute(x, s, gamma)
-        form = forms(x.dtype)
-        rows = Noised.of(form, x, s, gamma)
-        ratio = rows.ratio(form)
-        if torch.is_grad_enabled() or not form.ordinary or values_hidden(ratio):
+            return precise(x, s, gamma)
+        if not _ordinary(self._form()(torch.float32).extent):
+            return in_float64(precise, x, s, gamma)
+        seen, _ = self._seen(levels, x)
+        if torch.is_grad_enabled() or values_hidden(seen.size):
             # No second look with derivatives; in few dimensions a result is more often small beside its rounding.
-            enough = form.ordinary and self.dim > _FEW and _all_below(ratio, _DENSITY)
-            return compute(x, s, gamma) if enough else in_float64(compute, x, s, gamma)
-        beyond = ~(ratio <= (limit if self.dim > _FEW else _DENSITY))  # NaN, too
+            enough = self.dim > _FEW and _all_below(seen.size, _DENSITY)
+            return result(Dense(seen)) if enough else in_float64(precise, x, s, gamma)
+        size = seen.size.amax(0)
+        narrow = self.axes is None or _all_below(size, _SCORE)  # in which a rotation of float32 shows
+        if seen.few and narrow and not _all_below(size, _DENSITY):
+            out = _collected(result, explained(seen, levels(torch.float64)), len(x))
+            return tuple(each.to(x.dtype) for each in out)
+        limit = limit if self.dim > _FEW else _DENSITY
+        beyond = ~(size <= limit)  # NaN, too
         if int(beyond.sum()) > MANY * len(x):
-            return in_float64(compute, x, s, gamma)
-        e = e_step(form, rows)
-        out = result(e)
-        undecided = e.undecided() if faint is not _faint_density else torch.zeros_like(beyond)
+            return in_float64(precise, x, s, gamma)
+
+        def looked_at(e: Evidence, at: Where) -> tuple[Tensor, ...]:
+            undecided = e.undecided(seen.size[:, at]) if limit > _DENSITY else torch.zeros_like(beyond[at])
+            return (*result(e), undecided)
+
+        parts = explained(seen)
+        *out, undecided = _collected(looked_at, parts, len(x), where=True)
+        beyond |= undecided
         if faint is not None:
-            beyond |= faint(e, ratio, out)
-        weighed = shared_out if limit > _DENSITY else compute
-        refine_(out, weighed, x, s, gamma, undecided & ~beyond)
-        refine_(out, compute, x, s, gamma, beyond)
-        return out
+            beyond |= faint(seen, size, out)
+        refine_(out, precise, x, s, gamma, beyond)
+        return tuple(out)
+
+    def _form(self) -> Callable[[torch.dtype], Eigenform | Factors]:
+        """What the formulas need of the parameters, in any dtype; with derivatives where they are wanted."""
+        return self._prepared(self._formed, self._tensors)
 
     def eigenform(self, dtype: torch.dtype = torch.float64) -> Eigenform:
-        """What the formulas need of the parameters, without derivatives; computed when they have changed."""
+        """What the formulas of isotropic noise need of the parameters; computed when they have changed.
+
+        Raises:
+            ValueError: the noise is not isotropic.
+        """
+        self.require_isotropic("an eigenform")
         with torch.no_grad():
-            return self._eigenforms()(dtype)
+            return cast(Eigenform, self._form()(dtype))
 
-    def _eigenforms(self) -> Callable[[torch.dtype], Eigenform]:
-        """The eigenform in any dtype; with derivatives where they are wanted, built once for all dtypes."""
-        return self._prepared(self._diagonalised, self._tensors)
+    def require_isotropic(self, what: str) -> None:
+        """Refuse what stands on isotropic noise.
 
-    def _diagonalised(self, parameters: Sequence[Tensor], differentiable: bool) -> Eigenform:
+        Args:
+            what: stands on it.
+
+        Raises:
+            ValueError: the noise is not.
+        """
+        if self.noise != "isotropic":
+            raise ValueError(
+                f"{what} needs isotropic noise, and this law has {self.noise} noise: fit it with noise='isotropic'"
+            )
+
+    def level(self, s: float = 1.0, gamma: float = 0.0, dtype: torch.dtype = torch.float64) -> Level:
+        """The law at a noise level, as rows of the coordinates of its axes are weighed, without derivatives."""
+        with torch.no_grad():
+            s1, gamma1 = noise_levels(1, s, gamma, self._noise)
+            return self._levels(s1.expand(1), gamma1.expand(1))(dtype)
+
+    def _levels(self, s: Tensor, gamma: Tensor) -> Callable[[torch.dtype], Level]:
+        """The law at noise levels, in any dtype; those of unequal noise that were asked for last are kept."""
+        forms = self._form()
+        if self.noise == "isotropic":
+            return lambda dtype: forms(dtype).at(s.to(dtype), gamma.to(dtype))  # pyright: ignore
+        form = cast(Factors, forms(torch.float64))
+        hidden = values_hidden(s, gamma) or (torch.is_grad_enabled() and (s.requires_grad or gamma.requires_grad))
+        if hidden or form.differentiable:
+            return functools.cache(form.at(s, gamma).to)
+        return form.kept(float(s), float(gamma))
+
+    def _formed(self, parameters: Sequence[Tensor], differentiable: bool) -> Eigenform | Factors:
         basis, offset, mean, factor, tau, subspace_logits, mode_logits = parameters
         within = mode_logits.double().masked_fill(~self._real_mode, -torch.inf).log_softmax(1)
         log_weight = subspace_logits.double().log_softmax(0)[:, None] + within
+        given = basis, offset, mean, factor, tau, log_weight
+        if self.noise != "isotropic":
+            return Factors.of(*given, latent_dims=self.latent_dims, differentiable=differentiable)
         filled = [d == self.dim for d in self.latent_dims]
-        return Eigenform.of(basis, offset, mean, factor, tau, log_weight, filled=filled, differentiable=differentiable)
+        return Eigenform.of(*given, filled=filled, differentiable=differentiable)
+
+    # --- axes
+
+    def _down(self, x: Tensor) -> Tensor:
+        """Rows in the coordinates of the axes."""
+        return x if self.axes is None else self.axes.down(x)
+
+    def _up(self, u: Tensor) -> Tensor:
+        """Rows in the coordinates of the data."""
+        return u if self.axes is None else self.axes.up(u)
+
+    def _by_rows(self, compute: Compute, x: Rows, s: Noise, gamma: Noise, **how: Any) -> tuple[Rows, ...]:
+        """As `Law._by_rows`; rows of unequal noise in groups of one noise level."""
+        if self.noise == "isotropic" or all(np.ndim(level) == 0 or len(level) == 1 for level in (s, gamma)):
+            return super()._by_rows(compute, x, s, gamma, **how)
+        rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
+        if rows.ndim != 2:
+            return super()._by_rows(compute, x, s, gamma, **how)  # which refuses them
+        s, gamma = (level.expand(len(rows)) for level in noise_levels(len(rows), s, gamma, self._noise))
+        groups = _groups(s, gamma)
+        if not groups:
+            return super()._by_rows(compute, x, 1.0, 1.0, **how)
+        parts = [super(MoLRMoG, self)._by_rows(compute, rows[at], s[at[:1]], gamma[at[:1]], **how) for at in groups]
+        order = torch.cat(groups).argsort()
+        whole = (torch.cat(outs)[order] for outs in zip(*parts, strict=True))
+        return tuple(each if isinstance(x, Tensor) else to_numpy(each) for each in whole)  # pyright: ignore
 
     @property
     def _noise(self) -> Tensor:
-        return self.tau
+        return self.tau.flatten()
 
     @property
     def _tensors(self) -> list[Tensor]:
@@ -610,25 +723,54 @@ class MoLRMoG(Law):
         # Rows with noise levels of their own hold eigenvalues, roots and logarithms of their own, too.
         return self.dim + (8 if own_levels else 1) * K * n * d
 
+    def _faint_denoiser(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
+        """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
+        return squared_norm(out[0]) < (5e-3 * self._form()(torch.float32).extent) ** 2
 
-def _faint_density(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
+    def _faint_posterior(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
+        """Which posteriors have a faint mean or a faint density."""
+        return self._faint_denoiser(seen, size, out) | _faint_density(seen, size, out)
+
+
+def _collected(
+    result: Callable[..., tuple[Tensor, ...]], parts: Iterable[tuple[Where, Evidence]], rows: int, where: bool = False
+) -> list[Tensor]:
+    """`result` of every piece of evidence, of so many rows; it is told which where asked."""
+    found: list[tuple[Where, tuple[Tensor, ...]]] = []
+    for at, e in parts:
+        found.append((at, result(e, at) if where else result(e)))
+    if len(found) == 1:
+        return list(found[0][1])
+    whole = [each.new_empty(rows, *each.shape[1:]) for each in found[0][1]]
+    for at, pieces in found:
+        for out, piece in zip(whole, pieces, strict=True):
+            out[at] = piece
+    return whole
+
+
+def _groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
+    """Indices of rows of one noise level each, where levels may be compared; else of one row each."""
+    if values_hidden(s, gamma) or (torch.is_grad_enabled() and (s.requires_grad or gamma.requires_grad)):
+        return list(torch.arange(len(s), device=s.device)[:, None])
+    _, which = torch.stack([s, gamma], 1).unique(dim=0, return_inverse=True)
+    order = which.argsort(stable=True)
+    return list(order.split(which.bincount().tolist())) if len(s) else []
+
+
+def _ordinary(extent: float) -> bool:
+    """Whether float32 can square the numbers of a law of that size."""
+    return _SMALLEST < extent < _LARGEST
+
+
+def _faint_density(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which log-densities (B,) lie near zero, where rounding of some 2e-7 |x|^2 / v nats is more than 1e-4 of them."""
-    return 2e-3 * ratio > out[-1].abs()
+    return 2e-3 * size > out[-1].abs()
 
 
-def _faint_score(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
+def _faint_score(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
-    return 4e-3 * ratio > (e.rows.norm2 + e.rows.center2(e.form)).sqrt() * squared_norm(out[0]).sqrt()
-
-
-def _faint_denoiser(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
-    """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
-    return squared_norm(out[0]) < (5e-3 * e.form.size) ** 2
-
-
-def _faint_posterior(e: Evidence, ratio: Tensor, out: Sequence[Tensor]) -> Tensor:
-    """Which posteriors have a faint mean or a faint density."""
-    return _faint_denoiser(e, ratio, out) | _faint_density(e, ratio, out)
+    norm = (squared_norm(seen.x) + seen.level.s.square() * seen.level.center.square().sum()).sqrt()
+    return 4e-3 * size > norm * squared_norm(out[0]).sqrt()
 
 
 def _all_below(ratio: Tensor, limit: float) -> bool:
@@ -644,6 +786,10 @@ def _wholes(values: Any, name: str) -> list[int]:
     return [whole(value, f"{name}[{k}]") for k, value in enumerate(found)]
 
 
+def _same_axes(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
 def _check_part(k: int, part: Subspace) -> None:
     """Refuse a subspace whose parts are no tensors, or do not go together.
 
@@ -656,12 +802,15 @@ def _check_part(k: int, part: Subspace) -> None:
     for name, value in named.items():
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             raise ValueError(f"{name} of subspace {k} = {shown(value)}: pass a tensor of real numbers")
-    for name in ("weight", "tau"):
+    numbers = ("weight",) if isinstance(part.tau, Tensor) else ("weight", "tau")
+    for name in numbers:
         if not math.isfinite(real(getattr(part, name), f"{name} of subspace {k}")):
             raise ValueError(f"{name} of subspace {k} is not finite: pass a number")
     d, n = part.basis.shape[-1] if part.basis.ndim == 2 else -1, len(factors)
     wanted = {"basis": (len(part.offset) if part.offset.ndim == 1 else -1, d), "offset": (part.basis.shape[0],)}
     wanted |= {"mode_weights": (n,), "means": (n, d)}
+    if isinstance(part.tau, Tensor):
+        named["tau"], wanted["tau"] = part.tau, wanted["offset"]
     wanted |= {f"factors[{i}]": (d, factor.shape[-1] if factor.ndim else -1) for i, factor in enumerate(factors)}
     for name, shape in wanted.items():
         if named[name].shape != shape:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from molrmog.laws.responsibilities import Eigenform, project, squared_norm
+from molrmog.laws.isotropic import Eigenform
+from molrmog.laws.responsibilities import squared_norm
 
 _CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
 
@@ -59,7 +60,7 @@ def denoise_by_top_modes(form: Eigenform, x: Tensor, s: Tensor, gamma: Tensor, t
     z = z + form.mean.flatten(0, 1)[mode.flatten()[order]]
     lifted = weight * torch.cat([z, torch.ones_like(weight)], 1)  # (B L M, d + 1)
     of_subspace = counts.view(K, n).sum(1).tolist()
-    up = form.down[..., :-1].permute(1, 2, 0)  # (K, d + 1, D)
+    up = torch.cat([form.basis, (form.origin - form.center)[..., None]], 2).mT  # (K, d + 1, D)
     for at, part, basis in zip(rows.flatten()[order].split(of_subspace), lifted.split(of_subspace), up, strict=True):
         out.index_add_(0, at, part @ basis)
     return out.view(-1, L, D)
@@ -78,12 +79,17 @@ def _explain(form: Eigenform, u: Tensor, s: Tensor, v: Tensor, top: int) -> tupl
     B, L, D = u.shape
     K, n, d = form.mean.shape
     rows = u.flatten(0, 1)
-    down, rho2 = project(form, rows, squared_norm(rows), s.repeat_interleave(L)[:, None])
-    rho2 = rho2.T.view(B, L, K)
+    s1 = s.repeat_interleave(L)[:, None]
+    down = rows @ form.down
+    h = (down[:, : K * d] - s1 * form.shift.flatten()).unflatten(1, (K, d))
+    energy = squared_norm(rows)[:, None] - s1 * (2 * down[:, K * d : K * (d + 1)] - s1 * form.offset2)
+    rho2 = (energy - squared_norm(h)).view(B, L, K)
+    if any(form.filled):
+        rho2 = rho2 * torch.tensor([float(not whole) for whole in form.filled]).to(rho2)
     Lam = s[:, None, None, None].square() * form.lam + v[..., None, None]  # (B, K, n, d)
     root = Lam.rsqrt()
     base = form.log_weight - 0.5 * (Lam.log().sum(-1) + (D - d) * v.log()[..., None])  # (B, K, n)
-    white = down.transpose(0, 1) @ form.whiten.flatten(2)
+    white = h.transpose(0, 1) @ form.axes.flatten(1, 2).mT - s1 * form.white_mean.flatten(1)[:, None]  # (K, B L, n d)
     white = white.view(K, B, L, n, d).mul_(root.transpose(0, 1)[:, :, None])
     maha = squared_norm(white).permute(1, 2, 0, 3)  # (B, L, K, n)
     log_joint = base[:, None] - 0.5 * (maha + (rho2 / v[:, None])[..., None])

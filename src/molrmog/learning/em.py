@@ -41,7 +41,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from molrmog.laws.base import Subspace, active_rows, rows_per_chunk
+from molrmog.laws.base import Subspace, rows_per_chunk
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 from molrmog.learning.units import Units
@@ -100,31 +100,36 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistic
 
 def _gather(law: MoLRMoG, x: Tensor, weights: Tensor | None) -> Statistics:
     one = torch.ones(1, dtype=torch.float64, device=x.device)
-    e = law.e_step(x, one, torch.zeros_like(one), limit=_RATIO)
-    form, h, centred = law.eigenform(x.dtype), e.h.to(x.dtype), e.rows.x.to(x.dtype)
+    form = law.eigenform(x.dtype)
     K, n, d = form.mean.shape
-    log_prob, gates = e.log_prob.to(x.dtype), e.responsibilities.to(x.dtype)  # (B,), (B, K, n)
-    if weights is not None:
-        log_prob, gates = log_prob * weights, gates * weights[:, None, None]
-    share = gates.sum(2)  # (B, K)
     # E[z | x, c] = mu + G (h - mu) with G = V lam / Lam V^T
-    G = form.axes.mT @ ((form.lam / e.Lam[:, 0].to(x.dtype))[..., None] * form.axes)  # (K, n, d, d)
+    G = form.axes.mT @ ((form.lam / (form.lam + form.tau2[:, None, None]))[..., None] * form.axes)  # (K, n, d, d)
     rest = form.mean - (G @ form.mean[..., None])[..., 0]
-    first, second, ambient = x.new_zeros(K, n, d), x.new_zeros(K, n * d, d), x.new_zeros(K, d + 1, law.dim)
-    for k, at in enumerate(active_rows(share)):
-        r, own = gates[at, k], h[at, k]  # (b, n), (b, d)
-        weighted = (r[..., None] * own[:, None]).flatten(1)  # (b, n d)
-        zeta = weighted @ G[k].flatten(0, 1) + r @ rest[k]
-        first[k] = r.T @ own
-        second[k] = weighted.T @ own
-        ambient[k] = torch.cat([zeta, share[at, k, None]], 1).T @ centred[at]
+    count, first, second = x.new_zeros(K, n), x.new_zeros(K, n, d), x.new_zeros(K, n * d, d)
+    off, ambient = x.new_zeros(K), x.new_zeros(K, d + 1, law.dim)
+    log_prob = torch.zeros((), dtype=torch.float64, device=x.device)
+    for where, e in law.e_steps(x, one, torch.zeros_like(one), limit=_RATIO):
+        w = None if weights is None else weights[where]
+        log_prob += (e.log_prob if w is None else e.log_prob * w).double().sum()
+        for part in e.parts():
+            r = part.r if w is None else part.r * w[part.at, None]
+            r, own, about = (each.to(x.dtype) for each in (r, part.h, part.about))
+            k, share = part.k, r.sum(1)
+            weighted = (r[..., None] * own[:, None]).flatten(1)  # (b, n d)
+            zeta = weighted @ G[k].flatten(0, 1) + r @ rest[k]
+            count[k] += r.sum(0)
+            first[k] += r.T @ own
+            second[k] += weighted.T @ own
+            off[k] += share @ part.rho2.to(x.dtype)
+            lifts = torch.cat([zeta, share[:, None]], 1)
+            ambient[k] += lifts.T @ about + lifts.sum(0)[:, None] * (form.origin[k] - form.center)
     return Statistics(
         rows=log_prob.new_tensor(len(x)) if weights is None else weights.sum(),
-        log_prob=log_prob.double().sum(),
-        count=gates.sum(0),
+        log_prob=log_prob,
+        count=count,
         first=first,
         second=second.unflatten(1, (n, d)),
-        off=(share.T.to(e.rho2) * e.rho2).sum(1),
+        off=off,
         ambient=ambient,
     )
 

@@ -1,0 +1,353 @@
+"""Unequal noise: a variance psi_kj of each coordinate off the subspaces, of each subspace or common to all.
+
+At a noise level (s, gamma), p_k = 1 / (s^2 psi_k + gamma^2), rows are whitened by P_k^1/2, and so is the law:
+
+    P_k^1/2 A_k = A'_k L_k^T,  A'_k^T A'_k = I         by Cholesky, twice, so that A' is orthonormal to the last digit
+    mu'_c = L_k^T mu_c,   U'_c = L_k^T U_c,   C_c C_c^T = I + s^2 U'_c U'_c^T
+
+after which it is isotropic with unit variance (`molrmog.laws.levels`). Nothing is inverted that noise has not made
+positive. What depends on the level alone costs K D d^2 + sum_c d^3 and is kept for the levels that were asked for last;
+a row then costs what it costs under isotropic noise, two products.
+
+    Cov[z' | x, c]  = F_c F_c^T,   F_c = U'_c M_c^-T/2,   M_c = I + s^2 U'_c^T U'_c
+    Var[x_0j | x, c] = psi_kj gamma^2 p_kj + gamma^4 p_kj |F_c^T a'_kj|^2                    a'_kj the j-th row of A'_k
+    div score       = sum_c r_c ( |score_c|^2 - tr Cov_c^-1 ) - |score|^2,
+                      tr Cov_c^-1 = sum_j p_kj - tr( A'^T P A' (I - (C_c C_c^T)^-1) )
+
+Gradients go through the Cholesky factors.
+
+References:
+    Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers", 1996 (the family, without the subspaces).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from molrmog.laws.base import normal, orthonormal, values_hidden
+from molrmog.laws.levels import Level, center_of, lifted, narrowed, side_by_side
+from molrmog.laws.responsibilities import Dense, spread_of_scores
+
+_LOG_2PI = math.log(2 * math.pi)
+_KEPT = 2**24  # numbers of noise levels that are kept, in float64
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the formulas need of the parameters at any noise level; d is the largest d_k."""
+
+    center: Tensor  # (D,)
+    basis: Tensor  # (K, D, d)      A_k
+    offset: Tensor  # (K, D)        b_k - center
+    mean: Tensor  # (K, n, d)
+    factor: Tensor  # (K, n, d, r)
+    psi: Tensor  # (K or 1, D)
+    log_weight: Tensor  # (K, n)    log w_k + log pi_kl, -inf where padded
+    real: Tensor  # (K, d)          whether a latent is no padding
+    filled: tuple[bool, ...]  # whether each subspace is all of R^D
+    differentiable: bool
+    extent: float  # root mean square distance of x_0 from the origin; NaN where the values are hidden
+    levels: dict[tuple[float, float], dict[torch.dtype, DiagonalLevel]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        basis: Tensor,
+        offset: Tensor,
+        mean: Tensor,
+        factor: Tensor,
+        tau: Tensor,
+        log_weight: Tensor,
+        *,
+        latent_dims: Sequence[int],
+        differentiable: bool,
+    ) -> Factors:
+        """Make bases orthonormal and centre the law.
+
+        Args:
+            basis: A_k, with shape (D, K, d).
+            offset: b_k, with shape (K, D).
+            mean: mu_kl, with shape (K, n, d).
+            factor: U_kl, with shape (K, n, d, r).
+            tau: square roots of psi_k, with shape (K or 1, D).
+            log_weight: log w_k + log pi_kl, with shape (K, n).
+            latent_dims: d_k of each subspace.
+            differentiable: keep the derivatives in the parameters.
+
+        Returns:
+            The factors, in float64.
+        """
+        A = orthonormal(basis.transpose(0, 1))
+        b, mu, U, psi = offset.double(), mean.double(), factor.double(), tau.double().square()
+        center, extent = center_of(A, b, mu, U.square().sum(3), log_weight, psi)
+        d = A.shape[2]
+        real = torch.arange(d, device=A.device) < torch.tensor(latent_dims, device=A.device)[:, None]
+        filled = tuple(each == A.shape[1] for each in latent_dims)
+        return cls(center, A.contiguous(), b - center, mu, U, psi, log_weight, real, filled, differentiable, extent)
+
+    def to(self, dtype: torch.dtype) -> Factors:
+        """The factors in another dtype."""
+        if dtype == self.center.dtype:
+            return self
+        floats = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and t.is_floating_point()}
+        return replace(self, **{name: narrowed(t, dtype) for name, t in floats.items()})
+
+    @property
+    def origin(self) -> Tensor:
+        """b_k, with shape (K, D)."""
+        return self.center + self.offset
+
+    @property
+    def covariance(self) -> Tensor:
+        """U_c U_c^T, with shape (K, n, d, d)."""
+        return self.factor @ self.factor.mT
+
+    @property
+    def variance_off(self) -> Tensor:
+        """psi, with shape (K or 1, D)."""
+        return self.psi
+
+    def draw_latent(self, k: Tensor, mode: Tensor, generator: torch.Generator | None) -> Tensor:
+        """mu_c + U_c eps, with shape (rows, d); k and mode with shape (rows,)."""
+        eps = normal((len(k), self.factor.shape[3]), generator, like=self.mean)
+        return self.mean[k, mode] + (self.factor[k, mode] @ eps[..., None])[..., 0]
+
+    def kept(self, s: float, gamma: float) -> Callable[[torch.dtype], DiagonalLevel]:
+        """The law at a noise level, in any dtype; those that were asked for last are kept."""
+        of = self.levels.pop((s, gamma), None)
+        if of is None:
+            with torch.inference_mode(False), torch.no_grad():
+                level = self.at(
+                    *(torch.tensor([each], dtype=torch.float64, device=self.center.device) for each in (s, gamma))
+                )
+            numbers = sum(t.numel() for t in vars(level).values() if isinstance(t, Tensor))
+            while len(self.levels) >= max(2, _KEPT // numbers):
+                self.levels.pop(next(iter(self.levels)))
+            of = {torch.float64: level}
+        self.levels[s, gamma] = of
+
+        def level_in(dtype: torch.dtype) -> DiagonalLevel:
+            if dtype not in of:
+                with torch.inference_mode(False), torch.no_grad():
+                    of[dtype] = of[torch.float64].to(dtype)
+            return of[dtype]
+
+        return level_in
+
+    def at(self, s: Tensor, gamma: Tensor) -> DiagonalLevel:
+        """The law at one noise level s, gamma (1,), in float64."""
+        s, gamma = s.double(), gamma.double()
+        precision = 1 / (s.square() * self.psi + gamma.square())  # (K or 1, D)
+        root = precision.sqrt()
+        A, L = self.whitened(root)
+        mean = self.mean @ L  # (K, n, d)  mu'
+        factor = L.mT[:, None] @ self.factor  # (K, n, d, r)  U'
+        n, d = mean.shape[1:]
+        one = torch.eye(d, dtype=L.dtype, device=L.device)
+        covariance = factor @ factor.mT
+        C = torch.linalg.cholesky(one + s.square() * covariance)
+        inverse = torch.linalg.solve_triangular(C, one.expand_as(C), upper=False)  # (K, n, d, d)
+        logdet = 2 * C.diagonal(dim1=2, dim2=3).log().sum(2)
+        weighed = root * self.offset  # (K, D)
+        return DiagonalLevel(
+            center=self.center,
+            s=s,
+            gamma2=gamma.square(),
+            down=side_by_side(root[..., None] * A, root * weighed),
+            basis=A,
+            origin=self.origin,
+            shift=(A.mT @ weighed[..., None])[..., 0],
+            offset2=weighed.square().sum(1),
+            v=torch.ones_like(weighed[:, :1]),
+            const=(len(self.center) * _LOG_2PI - precision.log().sum(1, keepdim=True)).expand(len(A), 1),
+            base=(self.log_weight - 0.5 * logdet)[..., None],
+            whiten=torch.cat([inverse, -(inverse @ mean[..., None])], 3).flatten(1, 2),
+            root=None,
+            mean=mean.mT,
+            back=(inverse @ covariance).flatten(1, 2).mT,
+            pull=inverse.flatten(1, 2).mT,
+            filled=self.filled,
+            precision=precision,
+            root_precision=root,
+            psi=self.psi,
+            factor=factor,
+            triangle=L,
+        )
+
+    def whitened(self, root: Tensor) -> tuple[Tensor, Tensor]:
+        """A' (K, D, d) with orthonormal columns and L (K, d, d), lower triangular, with P^1/2 A = A' L^T.
+
+        Args:
+            root: P^1/2, with shape (K or 1, D).
+        """
+        A = root[..., None] * self.basis
+        padded = (~self.real).to(A).diag_embed()
+        L = torch.eye(A.shape[2], dtype=A.dtype, device=A.device).expand(len(A), -1, -1)
+        for _ in range(2):
+            R, failed = torch.linalg.cholesky_ex(A.mT @ A + padded)
+            if not values_hidden(failed) and bool(failed.any()):  # columns that float64 hardly tells apart
+                Q, upper = torch.linalg.qr(A)
+                signs = torch.where(upper.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
+                A, R = Q * signs[:, None], (signs[..., None] * upper).mT
+                A, R = A * self.real[:, None], torch.where(self.real[..., None], R, padded)
+            else:
+                A = torch.linalg.solve_triangular(R.mT, A, upper=True, left=False)
+            L = L @ R
+        return A, L
+
+
+@dataclass(frozen=True)
+class DiagonalLevel(Level):
+    """A law of unequal noise at one noise level; h, rho2 and zeta are whitened.
+
+    Attributes:
+        precision: p_k, with shape (K or 1, D).
+        root_precision: p_k^1/2, with shape (K or 1, D).
+        psi: variances off the subspaces, with shape (K or 1, D).
+        factor: U'_c, with shape (K, n, d, r).
+        triangle: L_k, with mu'_c = L_k^T mu_c and U'_c = L_k^T U_c, with shape (K, d, d).
+    """
+
+    precision: Tensor
+    root_precision: Tensor
+    psi: Tensor
+    factor: Tensor
+    triangle: Tensor
+
+    def energy(self, x: Tensor, norm2: Tensor) -> Tensor:
+        """x^T P_k x, with shape (K or 1, B)."""
+        return self.precision @ x.square().T
+
+    def size(self, energy: Tensor) -> Tensor:
+        """(x - s center)^T P_k (x - s center) + s^2 center^T P_k center of every row, with shape (K, B)."""
+        own = self.s.square() * (self.precision @ self.center.square()[:, None])
+        return (energy + own).expand(len(self.basis), -1)
+
+    def _of(self, k: int, value: Tensor) -> Tensor:
+        return value[min(k, len(value) - 1)]
+
+    def about(self, k: int, x: Tensor) -> Tensor:
+        """y_k = P_k^1/2 (x - s (b_k + center))."""
+        away = torch.addcmul(x, self.s, self.origin[k], value=-1)
+        root = self._of(k, self.root_precision)
+        return away * root if torch.is_grad_enabled() else away.mul_(root)
+
+    def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """P_k^1/2 (s A'_k zeta_k - R_k y_k)."""
+        root = self._of(k, self.root_precision)
+        if self.filled[k]:
+            return (z @ self.basis[k].T).mul_(root)
+        return about.mul_(-R).addmm_(z * self.s, self.basis[k].T).mul_(root)
+
+    def denoised_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """R_k b_k + gamma^2 P_k^1/2 A'_k zeta_k + s psi_k p_k^1/2 R_k y_k."""
+        root, psi = self._of(k, self.root_precision), self._of(k, self.psi)
+        up = (z * self.gamma2 @ self.basis[k].T).mul_(root)
+        return up.addcmul_(about.mul_(R), self.s * psi * root).addcmul_(R, self.origin[k])
+
+    def score_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
+        """sum_k [ s (P_k^1/2 A'_k zeta_k + R_k P_k b_k) - R_k P_k x ]."""
+        K, _, d = self.basis.shape
+        scale = self.s
+        if any(self.filled):
+            whole = torch.tensor(self.filled, device=R.device)
+            R = R * self.open
+            inside = torch.where(whole, 1.0, self.s).repeat_interleave(d)
+            rest = torch.cat([torch.where(whole, 0.0, self.s), self.s.new_zeros(up.shape[1] - K * (d + 1))])
+            scale = torch.cat([inside, rest])
+        off = self._mixed(R, self.precision)
+        if torch.is_grad_enabled():
+            return (up * scale) @ self.down.T - off * x
+        return torch.addmm(off.mul_(x).neg_(), up.mul_(scale), self.down.T)
+
+    def denoised_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
+        """sum_k [ gamma^2 (P_k^1/2 A'_k zeta_k + R_k P_k b_k) + s R_k psi_k p_k x ]."""
+        keep = self._mixed(R, self.s * self.psi * self.precision)
+        if torch.is_grad_enabled():
+            return self.center + (up * self.gamma2) @ self.down.T + keep * x
+        return torch.addmm(keep.mul_(x).add_(self.center), up.mul_(self.gamma2), self.down.T)
+
+    @staticmethod
+    def _mixed(R: Tensor, value: Tensor) -> Tensor:
+        """sum_k R_k value_k, with shape (B, D); R with shape (K, B), value with shape (K or 1, D)."""
+        return R.sum(0)[:, None] * value if len(value) == 1 else R.T @ value
+
+    # --- what is asked for less often, in float64
+
+    @functools.cached_property
+    def posterior_factor(self) -> Tensor:
+        """F_c, with shape (K, n, d, r)."""
+        U = self.factor
+        one = torch.eye(U.shape[3], dtype=U.dtype, device=U.device)
+        M = torch.linalg.cholesky(one + self.s.square() * U.mT @ U)
+        return torch.linalg.solve_triangular(M, U.mT, upper=False).mT
+
+    def divergence(self, e: Dense) -> Tensor:
+        """Divergence of the score, with shape (B,)."""
+        _, K, n, d = self.shapes
+        inverse = self.pull.mT.unflatten(1, (n, d))  # C_c^-1
+        pulls = (inverse.mT @ e.white.unflatten(1, (n, d))).permute(0, 3, 1, 2)  # (K, B, n, d)
+        norms, traces = [], []
+        for k in range(K):
+            A, p = self.basis[k], self._of(k, self.precision)
+            gram = A.T @ (p[:, None] * A)  # A'^T P A'
+            norm2 = torch.einsum("bnd,de,bne->bn", pulls[k], gram, pulls[k])
+            within = torch.einsum("nij,jk,nik->n", inverse[k], gram, inverse[k])
+            if self.filled[k]:
+                traces.append(within.expand_as(norm2))
+            else:
+                y = self.about(k, e.seen.x + self.s[:, None] * self.center)
+                across = y - (y @ A) @ A.T
+                weighed = across * p
+                norm2 = norm2 + (across * weighed).sum(1, keepdim=True)
+                norm2 = norm2 + 2 * torch.einsum("bd,bnd->bn", weighed @ A, pulls[k])
+                traces.append((p.sum() - gram.trace() + within).expand_as(norm2))
+            norms.append(norm2)
+        r = e.shares.permute(0, 2, 1)
+        return spread_of_scores(e, r, torch.stack(norms), torch.stack(traces))
+
+    def variance(self, e: Dense, onto: Tensor | None) -> Tensor:
+        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
+        _, K, n, d = self.shapes
+        s, gamma2 = self.s, self.gamma2
+
+        def turned(rows: Tensor) -> Tensor:
+            return rows if onto is None else rows @ onto.T.to(rows.dtype)
+
+        r = e.shares.permute(0, 2, 1)  # (K, B, n)
+        latents = (self.back.mT.unflatten(1, (n, d)).mT @ e.white.unflatten(1, (n, d))).permute(0, 3, 1, 2)
+        mean = turned(e.denoise())
+        total = torch.zeros_like(mean)
+        for k in range(K):
+            p, root, psi = (self._of(k, value) for value in (self.precision, self.root_precision, self.psi))
+            up = gamma2 * root * self.basis[k].T  # (d, D)
+            loadings = turned((self.posterior_factor[k].mT @ up).flatten(0, 1))  # (n r, M)
+            off = gamma2 * psi * p
+            off = off if onto is None else onto.square().to(off) @ off
+            weights = r[k].repeat_interleave(self.factor.shape[3], 1)  # (B, n r)
+            total = total + r[k].sum(1, keepdim=True) * off + weights @ loadings.square()
+            z = self.mean[k].T + s * latents[k]  # (B, n, d)
+            clean = self.origin[k] + s * psi * p * (e.seen.x + s * (self.center - self.origin[k]))
+            apart = (turned(clean) - mean)[:, None] + z @ turned(up)
+            total = total + torch.einsum("bn,bnm->bm", r[k], apart.square())
+        return total
+
+    def draw(self, e: Dense, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Samples of x_0 given rows, with shape (any, D); k, mode, row with shape (any,)."""
+        _, _, n, d = self.shapes
+        white = e.white.unflatten(1, (n, d))[k, mode, :, row]  # (any, d)
+        back, F = self.back.mT.unflatten(1, (n, d)), self.posterior_factor
+        z = self.mean[k, :, mode] + self.s * (white[:, None] @ back[k, mode])[:, 0]
+        z = z + (F[k, mode] @ normal((len(k), F.shape[3]), generator, like=z)[..., None])[..., 0]
+        own = k.clamp(max=len(self.psi) - 1)
+        p, root, psi = (value[own] for value in (self.precision, self.root_precision, self.psi))
+        clean = self.origin[k] + lifted(self.basis, k, z) / root
+        rest = e.seen.x[row] + self.s * (self.center - clean)
+        noise = normal(tuple(clean.shape), generator, like=clean)
+        return clean + self.s * psi * p * rest + (psi * self.gamma2 * p).sqrt() * noise

@@ -1,0 +1,218 @@
+"""A law at one noise level: what a row needs to be weighed by its modes and to be taken back up to R^D.
+
+Whatever its noise off the subspaces, a law at a level (s, gamma) is isotropic with unit variance in whitened rows
+
+    y_k = P_k^1/2 (x - s b_k),      P_k = diag(p_k),  p_kj = 1 / (s^2 psi_kj + gamma^2),
+
+where its subspaces have orthonormal bases A'_k again, and latents h'_k = A'_k^T y_k:
+
+    rho2_k = |y_k|^2 - |h'_k|^2                                      off-subspace energy
+    w_c    = C_c^-1 (h'_k - s mu'_c),     C_c C_c^T = I + s^2 Sigma'_c     whitened latent of a mode
+    log N_c(x) = -1/2 [ |w_c|^2 + rho2_k + log det C_c C_c^T - sum_j log p_kj + D log 2 pi ]
+    E[z' | x, c] = mu'_c + s Sigma'_c C_c^-T w_c
+    score      = sum_k [ s (P_k^1/2 A'_k zeta'_k + R_k P_k b_k) - R_k P_k x ],        zeta'_k = sum_l r_kl E[z' | x, kl]
+    denoise    = sum_k [ gamma^2 (P_k^1/2 A'_k zeta'_k + R_k P_k b_k) + s R_k psi_k p_k x ]
+
+Isotropic noise has y_k = (x - s b_k) / v_k^1/2 and bases that do not depend on the level: there h, rho2 and zeta are kept
+in data units, v_k stands beside them, and every row may have a level of its own (`molrmog.laws.isotropic`). Unequal
+noise has a `Level` per pair (s, gamma), shared by all its rows (`molrmog.laws.diagonal`).
+
+References:
+    The whitening of factor analysers: Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers", 1996.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from molrmog.laws.base import values_hidden
+
+WIDTH = 16  # products whose width is no multiple of it are slow
+
+
+@dataclass(frozen=True)
+class Level:
+    """A law about its center at the noise level of a row; L is 1, or the number of rows where each has its own.
+
+    Attributes:
+        center: origin of the rows, with shape (D,).
+        s: signal scale, with shape (L,).
+        gamma2: variance of the noise, with shape (L,).
+        down: from rows to latents, [A_k | b_k | 0], or [P_k^1/2 A'_k | P_k b_k | 0], b_k less the center, with shape (D, K d + K + padding).
+        basis: A_k or A'_k, with shape (K, D, d).
+        origin: b_k, with shape (K, D).
+        shift: A_k^T b_k, or A'_k^T P_k^1/2 b_k, of b_k less the center, with shape (K, d).
+        offset2: |b_k|^2, or b_k^T P_k b_k, of the same, with shape (K,).
+        v: variance off the subspaces in the units of rho2, with shape (K, L).
+        const: what the log-densities of a subspace have in common, twice, with shape (K, L).
+        base: log-weight less half the log-determinant of each mode, with shape (K, n, L).
+        whiten: from [h, s] to w, up to the factor `root`, with shape (K, n d, d + 1).
+        root: a factor of w that differs from row to row, with shape (K, n d, L); None where there is none.
+        mean: mu_c or mu'_c, with shape (K, d, n).
+        back: from w (times `root`) to E[z | x, c] - mu_c, up to s, with shape (K, d, n d).
+        pull: from w (times `root`) to minus the score inside the subspace, with shape (K, d, n d).
+        filled: whether each subspace is all of R^D, so that nothing lies off it.
+    """
+
+    center: Tensor
+    s: Tensor
+    gamma2: Tensor
+    down: Tensor
+    basis: Tensor
+    origin: Tensor
+    shift: Tensor
+    offset2: Tensor
+    v: Tensor
+    const: Tensor
+    base: Tensor
+    whiten: Tensor
+    root: Tensor | None
+    mean: Tensor
+    back: Tensor
+    pull: Tensor
+    filled: tuple[bool, ...]
+
+    @property
+    def shapes(self) -> tuple[int, int, int, int]:
+        """D, K, n and d."""
+        K, d, n = self.mean.shape
+        return len(self.center), K, n, d
+
+    @property
+    def open(self) -> Tensor:
+        """One where a subspace is not all of R^D, zero where it is, with shape (K, 1)."""
+        return torch.tensor([[float(not each)] for each in self.filled]).to(self.center)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The level in another dtype."""
+        if dtype == self.center.dtype:
+            return self
+        return replace(self, **{name: narrowed(t, dtype) for name, t in vars(self).items() if isinstance(t, Tensor)})
+
+    def own(self, at: Tensor | slice) -> Self:
+        """The level of some of the rows."""
+        if len(self.s) == 1:
+            return self
+        per_row = {name: getattr(self, name)[..., at] for name in ("s", "gamma2", "v", "const", "base")}
+        per_row["root"] = None if self.root is None else self.root[..., at]
+        return replace(self, **per_row)
+
+    def solved(self, white: Tensor) -> Tensor:
+        """What takes the place of w, where w carries derivatives that its factor does not, with shape (K, n d, B)."""
+        return white
+
+    def spread(self, white: Tensor) -> Tensor:
+        """sum_l of E[z | x, kl] - mu_kl over s, weighed, with shape (K, d, B), from weighed w (times `root`)."""
+        return self.back @ white
+
+    @abstractmethod
+    def energy(self, x: Tensor, norm2: Tensor) -> Tensor:
+        """|x|^2, or x^T P_k x, of rows x - s center (B, D), with shape (K or 1, B)."""
+
+    @abstractmethod
+    def size(self, energy: Tensor) -> Tensor:
+        """What rounding is relative to: the energy of every row in units of the least variance, with shape (K, B)."""
+
+    @abstractmethod
+    def about(self, k: int, x: Tensor) -> Tensor:
+        """x - s b_k, or y_k, of rows x (b, D); a new tensor."""
+
+    @abstractmethod
+    def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """The share of subspace k in the score of rows, with shape (b, D); `about` is made use of.
+
+        Args:
+            k: the subspace.
+            about: as above, with shape (b, D).
+            z: zeta_k; in a subspace that is all of R^D minus the pull, with shape (b, d).
+            R: responsibility, with shape (b, 1).
+        """
+
+    @abstractmethod
+    def denoised_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """The share of subspace k in the posterior mean less the center; arguments as of :meth:`score_of`."""
+
+    @abstractmethod
+    def score_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
+        """The score, with shape (B, D), from what goes up.
+
+        Args:
+            R: responsibilities of the subspaces, with shape (K, B).
+            x: x - s center, with shape (B, D).
+            up: [zeta_k | R_k | 0] of all subspaces, as wide as `down`, with shape (B, K d + K + padding), scaled here.
+        """
+
+    @abstractmethod
+    def denoised_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
+        """The posterior mean, with shape (B, D); arguments as of :meth:`score_by`."""
+
+    @abstractmethod
+    def divergence(self, e: Any) -> Tensor:
+        """Divergence of the score, with shape (B,), from dense evidence in float64."""
+
+    @abstractmethod
+    def variance(self, e: Any, onto: Tensor | None) -> Tensor:
+        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
+
+    @abstractmethod
+    def draw(self, e: Any, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Samples of x_0 given rows, from the modes named, with shape (any, D); k, mode, row with shape (any,)."""
+
+
+def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in another dtype, without those that float32 holds as denormal numbers, which slow products tenfold.
+
+    What is cut off is a constant, so that entries which are zero keep their derivative.
+    """
+    fixed = value.detach()
+    return (value - (fixed - nn.functional.hardshrink(fixed, 1e-30)).nan_to_num(0.0)).to(dtype)  # inf - inf
+
+
+def side_by_side(basis: Tensor, offset: Tensor) -> Tensor:
+    """[A_k of all k | b_k of all k | 0], with shape (D, K d + K + padding)."""
+    K, D, d = basis.shape
+    columns = [basis.transpose(0, 1).reshape(D, K * d), offset.T]
+    return torch.cat([*columns, offset.new_zeros(D, -(K * d + K) % WIDTH)], 1)
+
+
+def lifted(basis: Tensor, k: Tensor, z: Tensor) -> Tensor:
+    """A_k z, with shape (rows, D).
+
+    Args:
+        basis: A_k, with shape (K, D, d).
+        k: the subspace of each row, with shape (rows,).
+        z: latents, with shape (rows, d).
+    """
+    K, D, d = basis.shape
+    placed = z.new_zeros(len(z), K, d)
+    placed[torch.arange(len(z), device=z.device), k] = z
+    return placed.flatten(1) @ basis.transpose(1, 2).reshape(K * d, D)
+
+
+def center_of(
+    basis: Tensor, offset: Tensor, mean: Tensor, lam: Tensor, log_weight: Tensor, psi: Tensor
+) -> tuple[Tensor, float]:
+    """The mean of x_0, which only keeps numbers small, and the root mean square distance of x_0 from the origin.
+
+    Nothing depends on the center, so it carries no derivative; the distance is NaN where the values are hidden.
+
+    Args:
+        basis: A_k, with shape (K, D, d).
+        offset: b_k, with shape (K, D).
+        mean: mu_kl, with shape (K, n, d).
+        lam: variances inside the subspaces, with shape (K, n, any).
+        log_weight: with shape (K, n).
+        psi: variances off the subspaces, with shape (K or 1, D or 1).
+    """
+    A, b, mu, lam, w = (t.detach() for t in (basis, offset, mean, lam, log_weight.exp()))
+    away = b[:, None] + mu @ A.mT  # (K, n, D)  m_c
+    center = torch.einsum("kn,knD->D", w, away)
+    square = away.square().sum(2) + lam.sum(2)
+    square = square + psi.detach().expand(-1, len(center)).sum(1)[:, None]
+    return center, math.nan if values_hidden(square) else float((w * square).sum().sqrt())
