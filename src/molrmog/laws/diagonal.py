@@ -42,9 +42,9 @@ _KEPT = 2**24  # numbers of noise levels that are kept, in float64
 class Factors:
     """What the formulas need of the parameters at any noise level; d is the largest d_k."""
 
-    center: Tensor  # (D,)
+    center: Tensor  # (D,)          the mean of x_0
     basis: Tensor  # (K, D, d)      A_k
-    offset: Tensor  # (K, D)        b_k - center
+    offset: Tensor  # (K, D)        b_k
     mean: Tensor  # (K, n, d)
     factor: Tensor  # (K, n, d, r)
     psi: Tensor  # (K or 1, D)
@@ -68,7 +68,7 @@ class Factors:
         latent_dims: Sequence[int],
         differentiable: bool,
     ) -> Factors:
-        """Make bases orthonormal and centre the law.
+        """Make bases orthonormal.
 
         Args:
             basis: A_k, with shape (D, K, d).
@@ -89,19 +89,14 @@ class Factors:
         d = A.shape[2]
         real = torch.arange(d, device=A.device) < torch.tensor(latent_dims, device=A.device)[:, None]
         filled = tuple(each == A.shape[1] for each in latent_dims)
-        return cls(center, A.contiguous(), b - center, mu, U, psi, log_weight, real, filled, differentiable, extent)
+        return cls(center, A.contiguous(), b, mu, U, psi, log_weight, real, filled, differentiable, extent)
 
     def to(self, dtype: torch.dtype) -> Factors:
         """The factors in another dtype."""
-        if dtype == self.center.dtype:
+        if dtype == self.offset.dtype:
             return self
         floats = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and t.is_floating_point()}
         return replace(self, **{name: narrowed(t, dtype) for name, t in floats.items()})
-
-    @property
-    def origin(self) -> Tensor:
-        """b_k, with shape (K, D)."""
-        return self.center + self.offset
 
     @property
     def covariance(self) -> Tensor:
@@ -124,7 +119,7 @@ class Factors:
         if of is None:
             with torch.inference_mode(False), torch.no_grad():
                 level = self.at(
-                    *(torch.tensor([each], dtype=torch.float64, device=self.center.device) for each in (s, gamma))
+                    *(torch.tensor([each], dtype=torch.float64, device=self.offset.device) for each in (s, gamma))
                 )
             numbers = sum(t.numel() for t in vars(level).values() if isinstance(t, Tensor))
             while len(self.levels) >= max(2, _KEPT // numbers):
@@ -154,18 +149,20 @@ class Factors:
         C = torch.linalg.cholesky(one + s.square() * covariance)
         inverse = torch.linalg.solve_triangular(C, one.expand_as(C), upper=False)  # (K, n, d, d)
         logdet = 2 * C.diagonal(dim1=2, dim2=3).log().sum(2)
-        weighed = root * self.offset  # (K, D)
+        weighed = root * (self.offset - self.center)  # (K, D)
+        far = (s.square() * (precision @ self.center.square()[:, None])).expand(len(A), 1)
         return DiagonalLevel(
             center=self.center,
             s=s,
             gamma2=gamma.square(),
             down=side_by_side(root[..., None] * A, root * weighed),
             basis=A,
-            origin=self.origin,
+            offset=self.offset,
             shift=(A.mT @ weighed[..., None])[..., 0],
             offset2=weighed.square().sum(1),
+            far=far,
             v=torch.ones_like(weighed[:, :1]),
-            const=(len(self.center) * _LOG_2PI - precision.log().sum(1, keepdim=True)).expand(len(A), 1),
+            const=(self.offset.shape[1] * _LOG_2PI - precision.log().sum(1, keepdim=True)).expand(len(A), 1),
             base=(self.log_weight - 0.5 * logdet)[..., None],
             whiten=torch.cat([inverse, -(inverse @ mean[..., None])], 3).flatten(1, 2),
             root=None,
@@ -220,63 +217,48 @@ class DiagonalLevel(Level):
     factor: Tensor
     triangle: Tensor
 
-    def energy(self, x: Tensor, norm2: Tensor) -> Tensor:
+    def energy(self, x: Tensor) -> Tensor:
         """x^T P_k x, with shape (K or 1, B)."""
         return self.precision @ x.square().T
-
-    def size(self, energy: Tensor) -> Tensor:
-        """(x - s center)^T P_k (x - s center) + s^2 center^T P_k center of every row, with shape (K, B)."""
-        own = self.s.square() * (self.precision @ self.center.square()[:, None])
-        return (energy + own).expand(len(self.basis), -1)
 
     def _of(self, k: int, value: Tensor) -> Tensor:
         return value[min(k, len(value) - 1)]
 
     def about(self, k: int, x: Tensor) -> Tensor:
-        """y_k = P_k^1/2 (x - s (b_k + center))."""
-        away = torch.addcmul(x, self.s, self.origin[k], value=-1)
-        root = self._of(k, self.root_precision)
-        return away * root if torch.is_grad_enabled() else away.mul_(root)
+        """y_k = P_k^1/2 (x - s b_k)."""
+        return torch.addcmul(x, self.s, self.offset[k], value=-1) * self._of(k, self.root_precision)
+
+    def about_(self, k: int, x: Tensor) -> Tensor:
+        """The same in place."""
+        return x.addcmul_(self.s, self.offset[k], value=-1).mul_(self._of(k, self.root_precision))
 
     def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
         """P_k^1/2 (s A'_k zeta_k - R_k y_k)."""
         root = self._of(k, self.root_precision)
         if self.filled[k]:
-            return (z @ self.basis[k].T).mul_(root)
+            return torch.mm(z, self.basis[k].T, out=about).mul_(root)
         return about.mul_(-R).addmm_(z * self.s, self.basis[k].T).mul_(root)
 
-    def denoised_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """R_k b_k + gamma^2 P_k^1/2 A'_k zeta_k + s psi_k p_k^1/2 R_k y_k."""
-        root, psi = self._of(k, self.root_precision), self._of(k, self.psi)
-        up = (z * self.gamma2 @ self.basis[k].T).mul_(root)
-        return up.addcmul_(about.mul_(R), self.s * psi * root).addcmul_(R, self.origin[k])
+    def mean_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """R_k b_k + P_k^1/2 (gamma^2 A'_k zeta_k + s psi_k R_k y_k)."""
+        about.mul_(self.s * self._of(k, self.psi)).mul_(R).addmm_(z * self.gamma2, self.basis[k].T)
+        return about.mul_(self._of(k, self.root_precision)).addcmul_(R, self.offset[k])
 
-    def score_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
-        """sum_k [ s (P_k^1/2 A'_k zeta_k + R_k P_k b_k) - R_k P_k x ]."""
-        K, _, d = self.basis.shape
-        scale = self.s
-        if any(self.filled):
-            whole = torch.tensor(self.filled, device=R.device)
-            R = R * self.open
-            inside = torch.where(whole, 1.0, self.s).repeat_interleave(d)
-            rest = torch.cat([torch.where(whole, 0.0, self.s), self.s.new_zeros(up.shape[1] - K * (d + 1))])
-            scale = torch.cat([inside, rest])
-        off = self._mixed(R, self.precision)
-        if torch.is_grad_enabled():
-            return (up * scale) @ self.down.T - off * x
-        return torch.addmm(off.mul_(x).neg_(), up.mul_(scale), self.down.T)
+    def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """s, s and -p_k; 1, 0 and 0 where a subspace is all of R^D."""
+        inside = self.s.expand(len(self.basis), 1)
+        if not any(self.filled):
+            return inside, inside, -self.precision
+        return inside.where(self.open > 0, 1.0), inside * self.open, -self.precision * self.open
 
-    def denoised_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
-        """sum_k [ gamma^2 (P_k^1/2 A'_k zeta_k + R_k P_k b_k) + s R_k psi_k p_k x ]."""
-        keep = self._mixed(R, self.s * self.psi * self.precision)
-        if torch.is_grad_enabled():
-            return self.center + (up * self.gamma2) @ self.down.T + keep * x
-        return torch.addmm(keep.mul_(x).add_(self.center), up.mul_(self.gamma2), self.down.T)
+    def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """gamma^2, gamma^2 and s psi_k p_k."""
+        inside = self.gamma2.expand(len(self.basis), 1)
+        return inside, inside, self.s * self.psi * self.precision
 
-    @staticmethod
-    def _mixed(R: Tensor, value: Tensor) -> Tensor:
-        """sum_k R_k value_k, with shape (B, D); R with shape (K, B), value with shape (K or 1, D)."""
-        return R.sum(0)[:, None] * value if len(value) == 1 else R.T @ value
+    def mixed(self, R: Tensor, share: Tensor) -> Tensor:
+        """sum_k R_k share_k, with shape (B, D)."""
+        return R.sum(0)[:, None] * share if len(share) == 1 else R.T @ share
 
     # --- what is asked for less often, in float64
 
@@ -302,7 +284,7 @@ class DiagonalLevel(Level):
             if self.filled[k]:
                 traces.append(within.expand_as(norm2))
             else:
-                y = self.about(k, e.seen.x + self.s[:, None] * self.center)
+                y = self.about(k, e.seen.rows)
                 across = y - (y @ A) @ A.T
                 weighed = across * p
                 norm2 = norm2 + (across * weighed).sum(1, keepdim=True)
@@ -333,7 +315,7 @@ class DiagonalLevel(Level):
             weights = r[k].repeat_interleave(self.factor.shape[3], 1)  # (B, n r)
             total = total + r[k].sum(1, keepdim=True) * off + weights @ loadings.square()
             z = self.mean[k].T + s * latents[k]  # (B, n, d)
-            clean = self.origin[k] + s * psi * p * (e.seen.x + s * (self.center - self.origin[k]))
+            clean = self.offset[k] + s * psi * p * (e.seen.rows - s * self.offset[k])
             apart = (turned(clean) - mean)[:, None] + z @ turned(up)
             total = total + torch.einsum("bn,bnm->bm", r[k], apart.square())
         return total
@@ -347,7 +329,7 @@ class DiagonalLevel(Level):
         z = z + (F[k, mode] @ normal((len(k), F.shape[3]), generator, like=z)[..., None])[..., 0]
         own = k.clamp(max=len(self.psi) - 1)
         p, root, psi = (value[own] for value in (self.precision, self.root_precision, self.psi))
-        clean = self.origin[k] + lifted(self.basis, k, z) / root
-        rest = e.seen.x[row] + self.s * (self.center - clean)
+        clean = self.offset[k] + lifted(self.basis, k, z) / root
+        rest = e.seen.rows[row] - self.s * clean
         noise = normal(tuple(clean.shape), generator, like=clean)
         return clean + self.s * psi * p * rest + (psi * self.gamma2 * p).sqrt() * noise

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.base import normal, orthonormal
-from molrmog.laws.levels import Level, center_of, lifted, narrowed, side_by_side
+from molrmog.laws.levels import Level, center_of, lifted, narrowed, side_by_side, squared_norm
 from molrmog.laws.responsibilities import Dense, spread_of_scores
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -41,9 +41,9 @@ _LOG_2PI = math.log(2 * math.pi)
 class Eigenform:
     """What the formulas need of the parameters, computed once per parameter change; d is the largest d_k."""
 
-    center: Tensor  # (D,)
+    center: Tensor  # (D,)          the mean of x_0
     basis: Tensor  # (K, D, d)      A_k
-    origin: Tensor  # (K, D)        b_k
+    offset: Tensor  # (K, D)        b_k
     down: Tensor  # (D, K d + K + padding)
     shift: Tensor  # (K, d)         A_k^T (b_k - center)
     offset2: Tensor  # (K,)         |b_k - center|^2
@@ -56,7 +56,6 @@ class Eigenform:
     coupling: Tensor | None  # (K, n, d, d)  E, zero in value; present where derivatives are wanted
     filled: tuple[bool, ...]  # whether each subspace is all of R^D, so that nothing lies off it
     least: Tensor  # (K,)           smallest variance of x_0 off a subspace, or inside one that is all of R^D
-    center2: Tensor  # ()           |center|^2
     extent: float  # root mean square distance of x_0 from the origin; NaN where the values are hidden
 
     @classmethod
@@ -93,22 +92,22 @@ class Eigenform:
         V = torch.linalg.eigh(covariance.detach()).eigenvectors
         spectral = V.mT @ covariance @ V
         lam = spectral.diagonal(dim1=2, dim2=3)
-        center, extent = center_of(A, b, mu, lam, log_weight, tau.double().square()[:, None])
-        b = b - center
+        tau2 = tau.double().square()
+        center, extent = center_of(A, b, mu, lam, log_weight, tau2[:, None])
+        about = b - center
         # What is left of a variance by rounding is none; it keeps its derivative.
         lam = lam - torch.where(lam > 1e-14 * lam.amax(2, keepdim=True), 0.0, lam).detach()
         real, whole = log_weight.isfinite()[..., None], torch.tensor(filled, device=lam.device)
         flattest = (
             torch.where(real, lam.detach(), torch.inf).flatten(1).amin(1) if lam.numel() else lam.new_zeros(len(b))
         )
-        tau2 = tau.double().square()
         return cls(
             center=center,
             basis=A.contiguous(),
-            origin=center + b,
-            down=side_by_side(A, b),
-            shift=(A.mT @ b[..., None])[..., 0],
-            offset2=b.square().sum(1),
+            offset=b,
+            down=side_by_side(A, about),
+            shift=(A.mT @ about[..., None])[..., 0],
+            offset2=about.square().sum(1),
             axes=V.mT.contiguous(),
             mean=mu,
             white_mean=(V.mT @ mu[..., None])[..., 0],
@@ -118,13 +117,12 @@ class Eigenform:
             coupling=spectral - lam.diag_embed() - (spectral - lam.diag_embed()).detach() if differentiable else None,
             filled=tuple(filled),
             least=tau2.detach() + torch.where(whole, flattest, 0.0),
-            center2=center.square().sum(),
             extent=extent,
         )
 
     def to(self, dtype: torch.dtype) -> Eigenform:
         """The eigenform in another dtype."""
-        if dtype == self.center.dtype:
+        if dtype == self.offset.dtype:
             return self
         return replace(self, **{name: narrowed(t, dtype) for name, t in vars(self).items() if isinstance(t, Tensor)})
 
@@ -147,7 +145,7 @@ class Eigenform:
     def at(self, s: Tensor, gamma: Tensor) -> IsotropicLevel:
         """The law at noise levels s, gamma (L,) in the dtype of the form, L = 1 or one per row."""
         K, n, d = self.mean.shape
-        D = len(self.center)
+        D = self.offset.shape[1]
         v = s.square() * self.tau2[:, None] + gamma.square()  # (K, L)
         Lam = s.square() * self.lam[..., None] + v[:, None, None]  # (K, n, d, L)
         root = Lam.rsqrt()
@@ -158,15 +156,17 @@ class Eigenform:
         if self.coupling is not None:
             squares = self.coupling.square() @ root.square()
             logdet = logdet - 0.5 * s**4 * (squares * root.square()).sum(2)
+        least = s.square() * self.least[:, None] + gamma.square()
         return IsotropicLevel(
             center=self.center,
             s=s,
             gamma2=gamma.square(),
             down=self.down,
             basis=self.basis,
-            origin=self.origin,
+            offset=self.offset,
             shift=self.shift,
             offset2=self.offset2,
+            far=s.square() * self.center.square().sum() / least,
             v=v,
             const=(D - d) * v.log() + D * _LOG_2PI,
             base=self.log_weight[..., None] - 0.5 * logdet,
@@ -177,6 +177,7 @@ class Eigenform:
             pull=(fold * self.axes).flatten(1, 2).mT,
             filled=self.filled,
             form=self,
+            least=least,
             Lam=Lam,
         )
 
@@ -187,72 +188,61 @@ class IsotropicLevel(Level):
 
     Attributes:
         form: that it is made of.
+        least: least variance that rounding shows in, with shape (K, L).
         Lam: s^2 lam + v, with shape (K, n, d, L).
     """
 
     form: Eigenform
+    least: Tensor
     Lam: Tensor
 
     def own(self, at: Tensor | slice) -> IsotropicLevel:
         """The level of some of the rows."""
         found = super().own(at)
-        return found if len(self.s) == 1 else replace(found, Lam=self.Lam[..., at])
+        return found if len(self.s) == 1 else replace(found, least=self.least[:, at], Lam=self.Lam[..., at])
 
-    def energy(self, x: Tensor, norm2: Tensor) -> Tensor:
-        """|x - s center|^2, with shape (1, B)."""
-        return norm2[None]
+    def energy(self, x: Tensor) -> Tensor:
+        """|x|^2, with shape (1, B)."""
+        return squared_norm(x)[None]
 
     def size(self, energy: Tensor) -> Tensor:
-        """(|x|^2 + |s center|^2) / v of every row, with shape (K, B)."""
-        s2 = self.s.square()
-        return (energy + s2 * self.form.center2) / (s2 * self.form.least[:, None] + self.gamma2)
+        """|x - s center|^2, or |s (b_k - center)|^2 where that is larger, over the least variance."""
+        return torch.maximum(energy, self.s.square() * self.offset2[:, None]) / self.least
 
     def about(self, k: int, x: Tensor) -> Tensor:
         """x - s b_k."""
-        return torch.addcmul(x, self.s[:, None], self.origin[k], value=-1)
+        return torch.addcmul(x, self.s[:, None], self.offset[k], value=-1)
+
+    def about_(self, k: int, x: Tensor) -> Tensor:
+        """The same in place."""
+        return x.addcmul_(self.s[:, None], self.offset[k], value=-1)
 
     def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
         """(1 / v_k) [ s A_k zeta_k - R_k (x - s b_k) ]."""
         if self.filled[k]:
-            return z @ self.basis[k].T
+            return torch.mm(z, self.basis[k].T, out=about)
         over = self.v[k, :, None].reciprocal()
         return about.mul_(-R * over).addmm_(z * (over * self.s[:, None]), self.basis[k].T)
 
-    def denoised_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+    def mean_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
         """R_k b_k + (1 / v_k) [ gamma^2 A_k zeta_k + s tau_k^2 R_k (x - s b_k) ]."""
         over = self.v[k, :, None].reciprocal()
         out = about.mul_(R * (over * self.s[:, None] * self.form.tau2[k]))
-        return out.addmm_(z * (over * self.gamma2[:, None]), self.basis[k].T).addcmul_(R, self.origin[k])
+        return out.addmm_(z * (over * self.gamma2[:, None]), self.basis[k].T).addcmul_(R, self.offset[k])
 
-    def score_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
-        """sum_k (1 / v_k) [ s (R_k b_k + A_k zeta_k) - R_k x ]."""
+    def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """s / v_k, s / v_k and -1 / v_k; 1, 0 and 0 where a subspace is all of R^D."""
         over = self.v.reciprocal()
+        inside = over * self.s
         if any(self.filled):
             over = over * self.open
-        up = self._scaled(up, self.s * over, ones_where=self.filled)
-        off = (R * over).sum(0)[:, None]
-        if torch.is_grad_enabled():
-            return up @ self.down.T - off * x
-        return torch.addmm(x * -off, up, self.down.T)
+            inside = inside.where(self.open > 0, 1.0)
+        return inside, over * self.s, -over
 
-    def denoised_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
-        """sum_k (1 / v_k) [ gamma^2 (R_k b_k + A_k zeta_k) + s tau_k^2 R_k x ]."""
+    def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """gamma^2 / v_k, gamma^2 / v_k and s tau_k^2 / v_k."""
         over = self.v.reciprocal()
-        keep = (R * (self.s * self.form.tau2[:, None] * over)).sum(0)[:, None]
-        up = self._scaled(up, self.gamma2 * over)
-        if torch.is_grad_enabled():
-            return self.center + up @ self.down.T + keep * x
-        return torch.addmm(torch.addcmul(self.center, keep, x), up, self.down.T)
-
-    def _scaled(self, up: Tensor, share: Tensor, ones_where: Sequence[bool] = ()) -> Tensor:
-        """[zeta_k | R_k | 0] times the shares (K, L) of the subspaces; zeta_k is left as it is where said."""
-        K, _, d = self.basis.shape[0], 0, self.basis.shape[2]
-        inside = share
-        if any(ones_where):
-            inside = torch.where(torch.tensor(ones_where, device=share.device)[:, None], 1.0, share)
-        columns = torch.cat([inside.repeat_interleave(d, 0), share], 0).T  # (L, K d + K)
-        scale = torch.cat([columns, columns.new_zeros(len(columns), up.shape[1] - K * (d + 1))], 1)
-        return up * scale if torch.is_grad_enabled() else up.mul_(scale)
+        return over * self.gamma2, over * self.gamma2, over * (self.s * self.form.tau2[:, None])
 
     def solved(self, white: Tensor) -> Tensor:
         """(I + s^2 Lam^-1/2 E Lam^-1/2)^-1 w, by its Neumann series."""
@@ -263,11 +253,11 @@ class IsotropicLevel(Level):
         return white + first + second
 
     def spread(self, white: Tensor) -> Tensor:
-        """sum_l V (lam + E) of what the modes weigh, with shape (K, d, B)."""
+        """sum_l V (lam + E) of what the modes weigh, with shape (K, B, d)."""
         if self.form.coupling is None:
-            return self.back @ white
+            return white.mT @ self.back.mT
         lam = self.form.lam.flatten(1)[..., None]
-        return self.pull @ (lam * white + self._coupled(white))
+        return (lam * white + self._coupled(white)).mT @ self.pull.mT
 
     def _coupled(self, white: Tensor) -> Tensor:
         """E of every mode times its numbers, with shape (K, n d, B)."""
@@ -311,8 +301,7 @@ class IsotropicLevel(Level):
             along = (form.lam[k] / Lam) * (shrink.square() * v * r[k])[..., None]  # (B, n, d)
             total = total + isotropic * norm2 + along.flatten(1) @ loadings.square()
             z = form.mean[k] + s[:, None, None] * torch.einsum("bni,nid->bnd", form.lam[k] * pulls[k], form.axes[k])
-            offset = form.origin[k] - form.center
-            clean = form.center + s[:, None] * form.tau2[k] / v * e.seen.x + shrink * offset
+            clean = s[:, None] * form.tau2[k] / v * e.seen.rows + shrink * form.offset[k]
             apart = (turned(clean) - mean)[:, None] + shrink[..., None] * (z @ basis)  # (B, n, M)
             total = total + torch.einsum("bn,bnm->bm", r[k], apart.square())
         return total
@@ -325,8 +314,8 @@ class IsotropicLevel(Level):
         z = form.mean[k, mode] + self._turned(k, mode, s * lam * self.pulls(e)[k, row, mode])
         eps = normal(tuple(z.shape), generator, like=z)
         z = z + self._turned(k, mode, (lam * v / Lam).sqrt() * eps)
-        clean = form.origin[k] + lifted(form.basis, k, z)
-        rest = e.seen.x[row] + s * (form.center - clean)
+        clean = form.offset[k] + lifted(form.basis, k, z)
+        rest = e.seen.rows[row] - s * clean
         noise = normal(tuple(clean.shape), generator, like=clean)
         tau2 = form.tau2[k, None]
         return clean + s * tau2 / v * rest + (tau2 * gamma2 / v).sqrt() * noise

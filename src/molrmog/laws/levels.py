@@ -38,17 +38,18 @@ WIDTH = 16  # products whose width is no multiple of it are slow
 
 @dataclass(frozen=True)
 class Level:
-    """A law about its center at the noise level of a row; L is 1, or the number of rows where each has its own.
+    """A law at the noise level of a row; L is 1, or the number of rows where each has its own.
 
     Attributes:
-        center: origin of the rows, with shape (D,).
+        center: where rows are taken about, which only keeps numbers small, with shape (D,).
         s: signal scale, with shape (L,).
         gamma2: variance of the noise, with shape (L,).
         down: from rows to latents, [A_k | b_k | 0], or [P_k^1/2 A'_k | P_k b_k | 0], b_k less the center, with shape (D, K d + K + padding).
         basis: A_k or A'_k, with shape (K, D, d).
-        origin: b_k, with shape (K, D).
-        shift: A_k^T b_k, or A'_k^T P_k^1/2 b_k, of b_k less the center, with shape (K, d).
-        offset2: |b_k|^2, or b_k^T P_k b_k, of the same, with shape (K,).
+        offset: b_k, with shape (K, D).
+        shift: A_k^T b_k, or A'_k^T P_k^1/2 b_k, b_k less the center, with shape (K, d).
+        offset2: |b_k|^2, or b_k^T P_k b_k, b_k less the center, with shape (K,).
+        far: what moving rows to the center costs, |s center|^2 over v as `size`, with shape (K, L).
         v: variance off the subspaces in the units of rho2, with shape (K, L).
         const: what the log-densities of a subspace have in common, twice, with shape (K, L).
         base: log-weight less half the log-determinant of each mode, with shape (K, n, L).
@@ -65,9 +66,10 @@ class Level:
     gamma2: Tensor
     down: Tensor
     basis: Tensor
-    origin: Tensor
+    offset: Tensor
     shift: Tensor
     offset2: Tensor
+    far: Tensor
     v: Tensor
     const: Tensor
     base: Tensor
@@ -82,16 +84,21 @@ class Level:
     def shapes(self) -> tuple[int, int, int, int]:
         """D, K, n and d."""
         K, d, n = self.mean.shape
-        return len(self.center), K, n, d
+        return self.basis.shape[1], K, n, d
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all its numbers."""
+        return self.offset.dtype
 
     @property
     def open(self) -> Tensor:
         """One where a subspace is not all of R^D, zero where it is, with shape (K, 1)."""
-        return torch.tensor([[float(not each)] for each in self.filled]).to(self.center)
+        return torch.tensor([[float(not each)] for each in self.filled]).to(self.offset)
 
     def to(self, dtype: torch.dtype) -> Self:
         """The level in another dtype."""
-        if dtype == self.center.dtype:
+        if dtype == self.dtype:
             return self
         return replace(self, **{name: narrowed(t, dtype) for name, t in vars(self).items() if isinstance(t, Tensor)})
 
@@ -99,7 +106,7 @@ class Level:
         """The level of some of the rows."""
         if len(self.s) == 1:
             return self
-        per_row = {name: getattr(self, name)[..., at] for name in ("s", "gamma2", "v", "const", "base")}
+        per_row = {name: getattr(self, name)[..., at] for name in ("s", "gamma2", "far", "v", "const", "base")}
         per_row["root"] = None if self.root is None else self.root[..., at]
         return replace(self, **per_row)
 
@@ -108,24 +115,28 @@ class Level:
         return white
 
     def spread(self, white: Tensor) -> Tensor:
-        """sum_l of E[z | x, kl] - mu_kl over s, weighed, with shape (K, d, B), from weighed w (times `root`)."""
-        return self.back @ white
+        """sum_l of E[z | x, kl] - mu_kl over s, weighed, with shape (K, B, d), from weighed w (times `root`)."""
+        return white.mT @ self.back.mT
 
     @abstractmethod
-    def energy(self, x: Tensor, norm2: Tensor) -> Tensor:
+    def energy(self, x: Tensor) -> Tensor:
         """|x|^2, or x^T P_k x, of rows x - s center (B, D), with shape (K or 1, B)."""
 
-    @abstractmethod
     def size(self, energy: Tensor) -> Tensor:
-        """What rounding is relative to: the energy of every row in units of the least variance, with shape (K, B)."""
+        """What rounding is relative to: the energy of rows, or of a law that is larger, over v; with shape (K, B)."""
+        return torch.maximum(energy, self.s.square() * self.offset2[:, None]) / self.v
 
     @abstractmethod
     def about(self, k: int, x: Tensor) -> Tensor:
         """x - s b_k, or y_k, of rows x (b, D); a new tensor."""
 
     @abstractmethod
+    def about_(self, k: int, x: Tensor) -> Tensor:
+        """The same in place."""
+
+    @abstractmethod
     def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """The share of subspace k in the score of rows, with shape (b, D); `about` is made use of.
+        """The share of subspace k in the score of rows, with shape (b, D), written over `about`.
 
         Args:
             k: the subspace.
@@ -135,22 +146,29 @@ class Level:
         """
 
     @abstractmethod
-    def denoised_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """The share of subspace k in the posterior mean less the center; arguments as of :meth:`score_of`."""
+    def mean_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """The share of subspace k in the posterior mean; arguments as of :meth:`score_of`."""
 
     @abstractmethod
-    def score_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
-        """The score, with shape (B, D), from what goes up.
+    def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the parts of a score are multiplied by: zeta_k, R_k b_k and R_k x, b_k and x about the center.
 
-        Args:
-            R: responsibilities of the subspaces, with shape (K, B).
-            x: x - s center, with shape (B, D).
-            up: [zeta_k | R_k | 0] of all subspaces, as wide as `down`, with shape (B, K d + K + padding), scaled here.
+        Returns:
+            With shapes (K, L), (K, L) and (K, L); (K or 1, D) where x is weighed by coordinates.
         """
 
     @abstractmethod
-    def denoised_by(self, R: Tensor, x: Tensor, up: Tensor) -> Tensor:
-        """The posterior mean, with shape (B, D); arguments as of :meth:`score_by`."""
+    def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the parts of a posterior mean less the center are multiplied by; as :meth:`score_shares`."""
+
+    def mixed(self, R: Tensor, share: Tensor) -> Tensor:
+        """sum_k R_k share_k, with shape (B, D) or (B, 1).
+
+        Args:
+            R: responsibilities of the subspaces, with shape (K, B).
+            share: with shape (K, L), or (K or 1, D) where x is weighed by coordinates.
+        """
+        return (R * share).sum(0)[:, None]
 
     @abstractmethod
     def divergence(self, e: Any) -> Tensor:
@@ -198,7 +216,7 @@ def lifted(basis: Tensor, k: Tensor, z: Tensor) -> Tensor:
 def center_of(
     basis: Tensor, offset: Tensor, mean: Tensor, lam: Tensor, log_weight: Tensor, psi: Tensor
 ) -> tuple[Tensor, float]:
-    """The mean of x_0, which only keeps numbers small, and the root mean square distance of x_0 from the origin.
+    """The mean of x_0, and the root mean square distance of x_0 from the origin.
 
     Nothing depends on the center, so it carries no derivative; the distance is NaN where the values are hidden.
 
@@ -210,9 +228,15 @@ def center_of(
         log_weight: with shape (K, n).
         psi: variances off the subspaces, with shape (K or 1, D or 1).
     """
-    A, b, mu, lam, w = (t.detach() for t in (basis, offset, mean, lam, log_weight.exp()))
+    A, b, mu, lam, w, psi = (t.detach() for t in (basis, offset, mean, lam, log_weight.exp(), psi))
     away = b[:, None] + mu @ A.mT  # (K, n, D)  m_c
     center = torch.einsum("kn,knD->D", w, away)
-    square = away.square().sum(2) + lam.sum(2)
-    square = square + psi.detach().expand(-1, len(center)).sum(1)[:, None]
+    square = away.square().sum(2) + lam.sum(2) + psi.expand(-1, len(center)).sum(1)[:, None]
     return center, math.nan if values_hidden(square) else float((w * square).sum().sqrt())
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """Squared norm over the last axis."""
+    if torch.is_grad_enabled():
+        return x.square().sum(-1)  # smooth at zero
+    return torch.linalg.vector_norm(x, dim=-1).square()  # one pass over memory

@@ -16,7 +16,7 @@ How a row is weighed by its modes and taken up to a score or a denoiser: `molrmo
 `molrmog.laws.responsibilities` goes the way. A row costs one product with all A_k down, d_k^2 numbers per mode, and one
 product up.
 
-Precision.  What float32 does to a row grows with |x - s center|^2 / v, v = s^2 psi + gamma^2. Responsibilities are right
+Precision.  What float32 does to a row grows with |x|^2 / v, v = s^2 psi + gamma^2. Responsibilities are right
 to 1e-3 nats, everything else to a relative 1e-4: rows that would miss that are computed in float64, by the few subspaces
 that matter to them where these are few. With derivatives, and where a quarter of the rows need it, the whole chunk is.
 
@@ -61,8 +61,8 @@ from molrmog.laws.base import (
 )
 from molrmog.laws.diagonal import Factors
 from molrmog.laws.isotropic import Eigenform
-from molrmog.laws.levels import Level, lifted
-from molrmog.laws.responsibilities import Dense, Evidence, Seen, Where, explained, squared_norm
+from molrmog.laws.levels import Level, lifted, squared_norm
+from molrmog.laws.responsibilities import Blocked, Dense, Evidence, Seen, Sparse, Where, is_plain, looks
 from molrmog.laws.top_modes import denoise_by_top_modes
 from molrmog.models import Noise
 from molrmog.seeds import torch_generator
@@ -436,7 +436,7 @@ class MoLRMoG(Law):
         K, n, d = form.mean.shape
         w = form.log_weight.exp()[..., None, None]  # (K, n, 1, 1)
         # m_c - center = down . lifted_c
-        down = torch.cat([form.basis, (form.origin - form.center)[..., None]], 2).transpose(0, 1).flatten(1)
+        down = torch.cat([form.basis, (form.offset - form.center)[..., None]], 2).transpose(0, 1).flatten(1)
         lifts = torch.cat([form.mean, form.mean.new_ones(K, n, 1)], 2)[..., None]  # (K, n, d + 1, 1)
         blocks = w * lifts @ lifts.mT
         blocks[..., :d, :d] += w * form.covariance
@@ -486,20 +486,26 @@ class MoLRMoG(Law):
     # --- what it says of rows
 
     def _log_prob(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (e.log_prob,), x, s, gamma, _DENSITY, _faint_density)[0]
+        return self._settled(lambda e, _: (e.log_prob,), x, s, gamma, _DENSITY, _faint_density)[0]
 
     def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (self._up(e.score()),), x, s, gamma, _SCORE, _faint_score)[0]
+        return self._settled(lambda e, into: (self._up(e.score(into)),), x, s, gamma, _SCORE, _faint_score)[0]
 
     def _denoise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (self._up(e.denoise()),), x, s, gamma, _DENOISER, self._faint_denoiser)[0]
+        def denoised(e: Evidence, into: Tensor | None) -> tuple[Tensor]:
+            return (self._up(e.denoise(into)),)
+
+        return self._settled(denoised, x, s, gamma, _DENOISER, self._faint_denoiser)[0]
 
     def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e: (e.responsibilities[:, self._real_mode.flatten()],), x, s, gamma, _DENSITY)[0]
+        real = self._real_mode.flatten()
+        return self._settled(lambda e, _: (e.responsibilities[:, real],), x, s, gamma, _DENSITY)[0]
 
     def _posterior(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        def posterior(e: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-            return self._up(e.denoise()), e.responsibilities[:, self._real_mode.flatten()], e.log_prob
+        real = self._real_mode.flatten()
+
+        def posterior(e: Evidence, into: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return self._up(e.denoise(into)), e.responsibilities[:, real], e.log_prob
 
         mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY, self._faint_posterior)
         return mean, responsibilities, log_prob
@@ -529,7 +535,7 @@ class MoLRMoG(Law):
     def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
         form = self._form()(compute_dtype(self._dtype))
         form = form if _ordinary(form.extent) else self._form()(torch.float64)
-        clean = form.origin[k] + lifted(form.basis, k, form.draw_latent(k, mode, generator))
+        clean = form.offset[k] + lifted(form.basis, k, form.draw_latent(k, mode, generator))
         noise = normal((len(k), self.dim), generator, like=clean)
         psi = form.variance_off[k.clamp(max=len(form.variance_off) - 1)]
         return self._up(s * clean + (s * s * psi + gamma * gamma).sqrt() * noise)
@@ -545,35 +551,36 @@ class MoLRMoG(Law):
             x: rows, with shape (B, D), float32 or float64.
             s: signal scale, with shape (B or 1,), float64; with shape (1,) for unequal noise.
             gamma: noise standard deviation, with the shape of s, float64, such that there is a density.
-            limit: of |x - s center|^2 / v; rounding moves the log of a responsibility by 5e-7 of it in nats, at worst.
+            limit: of |x|^2 / v; rounding moves the log of a responsibility by 5e-7 of it in nats, at worst.
 
         Yields:
             Which of the rows, and their evidence.
         """
-        levels = self._levels(s, gamma)
-        seen, fine = self._seen(levels, x)
-        if fine and not _all_below(seen.size, limit):
-            yield from explained(seen, levels(torch.float64))
-        else:
-            yield from explained(seen)
+        levels, x = self._levels(s, gamma), self._fit_for(x)
+        for at, seen in looks(levels(x.dtype), self._down(x)):
+            precise = None
+            if not (x.dtype == torch.float64 or _all_below(seen.size + seen.level.far, limit)):
+                precise = levels(torch.float64).own(at)
+            if seen.few:
+                yield at, Sparse(seen, precise, precise)
+            else:
+                yield at, _evidence(seen if precise is None else Seen.of(precise, seen.rows, in_scratch=True))
 
     def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> Dense:
         """How every mode explains every row, all at once."""
-        levels = self._levels(s, gamma)
-        seen, fine = self._seen(levels, x)
-        if fine and not _all_below(seen.size, _DENSITY):
+        levels, x = self._levels(s, gamma), self._fit_for(x)
+        seen = Seen.of(levels(x.dtype), self._down(x))
+        if x.dtype == torch.float32 and not _all_below(seen.size + seen.level.far, _DENSITY):
             seen = Seen.of(levels(torch.float64), self._down(x.double()))
         return Dense(seen)
 
-    def _seen(self, levels: Callable[[torch.dtype], Level], x: Tensor) -> tuple[Seen, bool]:
-        """Rows in their own dtype, and whether float64 would see more; in float64 where float32 sees nothing."""
-        if x.dtype == torch.float32 and not _ordinary(self._form()(torch.float32).extent):
-            x = x.double()
-        return Seen.of(levels(x.dtype), self._down(x)), x.dtype == torch.float32
+    def _fit_for(self, x: Tensor) -> Tensor:
+        """Rows in float64, where float32 cannot square the numbers of the law."""
+        return x if _ordinary(self._form()(torch.float32).extent) else x.double()
 
     def _settled(
         self,
-        result: Callable[[Evidence], tuple[Tensor, ...]],
+        result: Callable[[Evidence, Tensor | None], tuple[Tensor, ...]],
         x: Tensor,
         s: Tensor,
         gamma: Tensor,
@@ -585,42 +592,64 @@ class MoLRMoG(Law):
         Digits do not suffice where the size of a row exceeds `limit`, where the first result is `faint`, small beside
         its rounding, and where a row lies between subspaces or modes while rounding moves their shares.
         """
-        rows, levels = len(x), self._levels(s, gamma)
+        levels, rows = self._levels(s, gamma), len(x)
+        limit = limit if self.dim > _FEW else _DENSITY
+
+        u = self._down(x)
+        into = torch.empty_like(u) if is_plain(u) and self.axes is None and len(u) else None
 
         def precise(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
             own = levels if len(x) == rows else self._levels(s, gamma)
-            return tuple(_collected(result, explained(Seen.of(own(torch.float64), self._down(x))), len(x)))
+            pieces = looks(own(torch.float64), self._down(x))
+            return _put_together(((at, result(_evidence(seen), None)) for at, seen in pieces), len(x))
 
         if x.dtype == torch.float64:
             return precise(x, s, gamma)
         if not _ordinary(self._form()(torch.float32).extent):
             return in_float64(precise, x, s, gamma)
-        seen, _ = self._seen(levels, x)
-        if torch.is_grad_enabled() or values_hidden(seen.size):
-            # No second look with derivatives; in few dimensions a result is more often small beside its rounding.
-            enough = self.dim > _FEW and _all_below(seen.size, _DENSITY)
-            return result(Dense(seen)) if enough else in_float64(precise, x, s, gamma)
-        size = seen.size.amax(0)
-        narrow = self.axes is None or _all_below(size, _SCORE)  # in which a rotation of float32 shows
-        if seen.few and narrow and not _all_below(size, _DENSITY):
-            out = _collected(result, explained(seen, levels(torch.float64)), len(x))
-            return tuple(each.to(x.dtype) for each in out)
-        limit = limit if self.dim > _FEW else _DENSITY
-        beyond = ~(size <= limit)  # NaN, too
-        if int(beyond.sum()) > MANY * len(x):
-            return in_float64(precise, x, s, gamma)
 
-        def looked_at(e: Evidence, at: Where) -> tuple[Tensor, ...]:
-            undecided = e.undecided(seen.size[:, at]) if limit > _DENSITY else torch.zeros_like(beyond[at])
-            return (*result(e), undecided)
+        def settled(at: Where, seen: Seen) -> tuple[Tensor, ...]:
+            """The result of some of the rows."""
+            x_s_gamma = x[at], *(level if len(level) == 1 else level[at] for level in (s, gamma))
+            if torch.is_grad_enabled() or values_hidden(seen.size):
+                # No second look with derivatives; in few dimensions a result is more often small beside its rounding.
+                enough = self.dim > _FEW and _all_below(seen.size + seen.level.far, _DENSITY)
+                return result(Dense(seen), None) if enough else in_float64(precise, *x_s_gamma)
+            size = (seen.size + seen.level.far).amax(0)
+            most = float(size.max()) if len(size) else 0.0
+            own = None if into is None else into[at]
+            if seen.few and (self.axes is None or most <= _SCORE):  # beyond, a rotation in float32 shows
+                level = levels(torch.float64).own(at)
+                beyond = ~(size <= limit)
+                if limit <= _DENSITY and not most <= limit:
+                    lift = None if most <= _SCORE else level
+                    return tuple(each.to(x.dtype) for each in result(Sparse(seen, level, lift, all_of=True), own))
+                if int(beyond.sum()) > MANY * len(beyond):
+                    return tuple(each.to(x.dtype) for each in result(Sparse(seen, level, level), own))
+                e = Sparse(seen, all_of=limit <= _DENSITY)
+                out = result(e, own)
+                undecided = e.undecided(seen.size) & ~beyond
+                for which, lift in ((undecided, None), (beyond, level)):
+                    if bool(which.any()):
+                        again = which.nonzero()[:, 0]
+                        lift = None if lift is None else lift.own(again)
+                        finer = result(Sparse(seen[again], level.own(again), lift), None)
+                        for coarse, fine in zip(out, finer, strict=True):
+                            coarse[again] = fine.to(coarse.dtype)
+            else:
+                beyond = ~(size <= limit)  # NaN, too
+                if int(beyond.sum()) > MANY * len(beyond):
+                    return in_float64(precise, *x_s_gamma)
+                e = _evidence(seen)
+                out = result(e, own)
+                if limit > _DENSITY:
+                    beyond |= e.undecided(seen.size)
+            if faint is not None:
+                beyond |= faint(seen, size, out)
+            refine_(out, precise, *x_s_gamma, beyond)
+            return out
 
-        parts = explained(seen)
-        *out, undecided = _collected(looked_at, parts, len(x), where=True)
-        beyond |= undecided
-        if faint is not None:
-            beyond |= faint(seen, size, out)
-        refine_(out, precise, x, s, gamma, beyond)
-        return tuple(out)
+        return _put_together(((at, settled(at, seen)) for at, seen in looks(levels(x.dtype), u)), rows, into)
 
     def _form(self) -> Callable[[torch.dtype], Eigenform | Factors]:
         """What the formulas need of the parameters, in any dtype; with derivatives where they are wanted."""
@@ -732,20 +761,28 @@ class MoLRMoG(Law):
         return self._faint_denoiser(seen, size, out) | _faint_density(seen, size, out)
 
 
-def _collected(
-    result: Callable[..., tuple[Tensor, ...]], parts: Iterable[tuple[Where, Evidence]], rows: int, where: bool = False
-) -> list[Tensor]:
-    """`result` of every piece of evidence, of so many rows; it is told which where asked."""
-    found: list[tuple[Where, tuple[Tensor, ...]]] = []
-    for at, e in parts:
-        found.append((at, result(e, at) if where else result(e)))
-    if len(found) == 1:
-        return list(found[0][1])
-    whole = [each.new_empty(rows, *each.shape[1:]) for each in found[0][1]]
-    for at, pieces in found:
-        for out, piece in zip(whole, pieces, strict=True):
-            out[at] = piece
-    return whole
+def _evidence(seen: Seen) -> Evidence:
+    """How the modes explain rows, in the dtype in which they are seen."""
+    return Sparse(seen, all_of=True) if seen.few else Blocked(seen) if seen.plain else Dense(seen)
+
+
+def _put_together(
+    pieces: Iterable[tuple[Where, tuple[Tensor, ...]]], rows: int, into: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Results of pieces of so many rows; the first may be where it is to go already."""
+    whole: list[Tensor] = []
+    for at, results in pieces:
+        if isinstance(at, slice) and at == slice(None):
+            return results
+        if not whole:
+            whole = [each.new_empty(rows, *each.shape[1:]) for each in results[1:]]
+            first = results[0]
+            fits = into is not None and first.shape[1:] == into.shape[1:] and first.dtype == into.dtype
+            whole.insert(0, into if fits and into is not None else first.new_empty(rows, *first.shape[1:]))
+        for out, piece in zip(whole, results, strict=True):
+            if piece.data_ptr() != out[at].data_ptr():
+                out[at] = piece
+    return tuple(whole)
 
 
 def _groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
@@ -769,8 +806,7 @@ def _faint_density(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
 
 def _faint_score(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
     """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
-    norm = (squared_norm(seen.x) + seen.level.s.square() * seen.level.center.square().sum()).sqrt()
-    return 4e-3 * size > norm * squared_norm(out[0]).sqrt()
+    return 4e-3 * size > (squared_norm(seen.rows) * squared_norm(out[0])).sqrt()
 
 
 def _all_below(ratio: Tensor, limit: float) -> bool:

@@ -11,7 +11,7 @@ No mode of subspace k can reach more than the
     ceiling_k = max_l [ log w_k pi_kl - 1/2 log det C_kl C_kl^T ] - 1/2 [ rho2_k - sum_j log p_kj + D log 2 pi ]
 
 so after the modes of the most promising subspace are weighed, a subspace whose ceiling lies 40 nats below what they
-reached (a share of 4e-18) need not see the row. Where most subspaces are out of reach, as at low noise, rows are weighed
+reached (a share of 4e-18; 24 nats and 4e-11 for a score of float32) need not see the row. Where most subspaces are out of reach, as at low noise, rows are weighed
 and lifted by the few that are left (`Sparse`), which are seen again for that: in float64 where rounding would show, as
 it costs little then. Elsewhere all modes weigh all rows (`Dense`), block by block, so that their numbers stay in the
 cache; so they do where derivatives are wanted, and on a GPU.
@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,9 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.laws.base import values_hidden
-from molrmog.laws.levels import Level
+from molrmog.laws.levels import Level, squared_norm
 
-_OUT_OF_REACH = 40.0  # nats
+_OUT_OF_REACH = {torch.float64: 40.0, torch.float32: 24.0}  # nats, where results are in that dtype
 _ROUNDED = 1e-6  # what float32 may do to a ceiling, in nats per unit of a row's size, at worst
 # What float32 does to the log of a responsibility, in nats per unit of size, at worst: between subspaces, and between
 # modes of one; the largest share of a row that is shared at all, and the log of one that is none.
@@ -38,8 +40,37 @@ _BETWEEN_SUBSPACES, _BETWEEN_MODES, _SHARED, _FAINT_SHARE = 5e-7, 1e-7, 1 - 1e-5
 _CANCELS = 1e9  # size from which float64 takes the off-subspace energy from the residual
 _MOSTLY = 0.35  # share of pairs of a row and a subspace from which all subspaces weigh all rows
 _CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
+_OUTER = 1 << 20
+_STREAMED = 1 << 22  # numbers of rows at a time, where few subspaces weigh them
+_SCRATCH = 1 << 22  # numbers of the largest scratch that is kept
 
 Where = Tensor | slice  # indices (b,) of rows, or all
+
+
+class _Scratch(threading.local):
+    """Memory that is used again: what is fresh from the system costs more than what is written to it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def of(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """Memory with a shape and the dtype of `like`, until the next call of that name; on the CPU."""
+        numbers, key = math.prod(shape), (name, like.dtype)
+        if numbers > _SCRATCH:
+            return like.new_empty(shape)
+        if key not in self.kept or self.kept[key].numel() < numbers:
+            with torch.inference_mode(False):
+                self.kept[key] = torch.empty(numbers, dtype=like.dtype)
+        return self.kept[key][:numbers].view(shape)
+
+
+_scratch = _Scratch()
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether rows are computed on a CPU, in the open and without derivatives, so that memory may be used again."""
+    on_cpu = all(t.device.type == "cpu" for t in tensors)
+    return on_cpu and not (torch.is_grad_enabled() or values_hidden(*tensors))
 
 
 @dataclass(frozen=True)
@@ -50,9 +81,10 @@ class Seen:
         level: of the law, in the dtype of what follows.
         rows: x_t, with shape (B, D).
         x: x_t - s center, with shape (B, D).
-        h: latents of all subspaces side by side, with shape (B, K d).
+        h: latents of all subspaces and s, with shape (B, K, d + 1).
         rho2: off-subspace energy, with shape (K, B).
         size: what rounding is relative to, with shape (K, B).
+        plain: whether memory may be used again.
     """
 
     level: Level
@@ -61,40 +93,47 @@ class Seen:
     h: Tensor
     rho2: Tensor
     size: Tensor
+    plain: bool
 
     @classmethod
-    def of(cls, level: Level, rows: Tensor) -> Seen:
-        """See rows x_t (B, D) in one product down, in the dtype of the level."""
+    def of(cls, level: Level, rows: Tensor, *, in_scratch: bool = False) -> Seen:
+        """See rows x_t (B, D) in one product down, in the dtype of the level.
+
+        Args:
+            level: of the law.
+            rows: with shape (B, D).
+            in_scratch: h may be overwritten by the next rows that are seen.
+        """
         _, K, _, d = level.shapes
-        x = rows.to(level.center) - level.s[:, None] * level.center
-        norm2 = squared_norm(x)
-        down = x @ level.down
-        s = level.s[:, None]
-        h = down[:, : K * d] - s * level.shift.flatten()
-        energy = level.energy(x, norm2)
+        B, s, rows = len(rows), level.s, rows.to(level.dtype)
+        plain = is_plain(rows, level.s, level.offset, level.base)
+        if plain and in_scratch:
+            x = torch.sub(rows, s[:, None] * level.center, out=_scratch.of("x", *rows.shape, like=rows))
+            down = torch.mm(x, level.down, out=_scratch.of("down", B, level.down.shape[1], like=x))
+            h = _scratch.of("h", B, K, d + 1, like=x)
+            torch.sub(down[:, : K * d].unflatten(1, (K, d)), s[:, None, None] * level.shift, out=h[..., :d])
+            h[..., d] = s[:, None]
+        else:
+            x = rows - s[:, None] * level.center
+            down = x @ level.down
+            h = (down[:, : K * d] - s[:, None] * level.shift.flatten()).unflatten(1, (K, d))
+            h = torch.cat([h, s[:, None, None].expand(B, K, 1)], 2)
+        energy = level.energy(x)
         size = level.size(energy)
-        if cls._cancels(level, size):
-            away = (level.about(k, rows.to(x)) for k in range(K))
+        if cancels(level, size):
+            away = (level.about(k, rows) for k in range(K))
             apart = (each - each @ A @ A.T for each, A in zip(away, level.basis, strict=True))
             rho2 = torch.stack([squared_norm(each) for each in apart])
         else:
-            s = level.s
-            inside = h.unflatten(1, (K, d)).square().sum(2).T
+            inside = h[..., :d].square().sum(2).T
             rho2 = energy - s * (2 * down[:, K * d : K * (d + 1)].T - s * level.offset2[:, None]) - inside
         if any(level.filled):
             rho2 = rho2 * level.open
-        return cls(level, rows, x, h, rho2, size)
+        return cls(level, rows, x, h, rho2, size, plain)
 
-    @staticmethod
-    def _cancels(level: Level, size: Tensor) -> bool:
-        """Whether a difference of squares costs float64 a digit that is seen in a density."""
-        if size.dtype != torch.float64 or not size.shape[1] or all(level.filled) or values_hidden(size):
-            return False
-        return not float(size.detach().max()) <= _CANCELS
-
-    def __getitem__(self, at: Where) -> Seen:
-        own = self.level.own(at)
-        return Seen(own, self.rows[at], self.x[at], self.h[at], self.rho2[:, at], self.size[:, at])
+    def __getitem__(self, at: Tensor) -> Seen:
+        size, rho2 = self.size[:, at], self.rho2[:, at]
+        return Seen(self.level.own(at), self.rows[at], self.x[at], self.h[at], rho2, size, self.plain)
 
     @functools.cached_property
     def shell(self) -> Tensor:
@@ -109,10 +148,19 @@ class Seen:
     @functools.cached_property
     def few(self) -> bool:
         """Whether few of many subspaces can have a share in most rows."""
-        if len(self.rho2) == 1 or not len(self.x):
+        if not self.plain or len(self.rho2) == 1 or not len(self.rows):
             return False
-        near = self.ceiling + _ROUNDED * self.size > self.ceiling.amax(0) - _OUT_OF_REACH
+        # What is reached lies below a ceiling by half of |w|^2, which is d or so.
+        reached = self.ceiling.amax(0) - 0.5 * self.h.shape[2]
+        near = self.ceiling + _ROUNDED * self.size > reached - _OUT_OF_REACH[torch.float32]
         return float(near.sum()) < _MOSTLY * near.numel()
+
+
+def cancels(level: Level, size: Tensor) -> bool:
+    """Whether a difference of squares costs float64 a digit that is seen in a density."""
+    if size.dtype != torch.float64 or not size.shape[-1] or all(level.filled) or values_hidden(size):
+        return False
+    return not float(size.detach().max()) <= _CANCELS
 
 
 @dataclass(frozen=True)
@@ -173,26 +221,26 @@ class Evidence:
         Args:
             size: of the rows, with shape (K, B).
         """
-        D = self.level.shapes[0]
-        nats = min(1e-3, 1e-5 * D)  # in few dimensions modes that differ weigh more in the result
-        share = self.shares.sum(1).clamp(min=1e-30).log()
-        moved = _BETWEEN_SUBSPACES * size
-        size = size.where(share + moved > _FAINT_SHARE, 0.0).amax(0)
-        whole = self.shares.sum(1).amax(0), self.shares.flatten(0, 1).amax(0)
-        return ((whole[0] < _SHARED) & (size * _BETWEEN_SUBSPACES > nats)) | (
-            (whole[1] < _SHARED) & (size * _BETWEEN_MODES > nats)
+        nats = min(1e-3, 1e-5 * self.level.shapes[0])  # in few dimensions modes that differ weigh more in the result
+        share = self.shares.sum(1)
+        near = share.clamp(min=1e-30).log() + _BETWEEN_SUBSPACES * size > _FAINT_SHARE
+        size = size.where(near, 0.0).amax(0)
+        between_subspaces = share.amax(0) < _SHARED
+        between_modes = self.shares.amax((0, 1)) < _SHARED
+        return (between_subspaces & (size * _BETWEEN_SUBSPACES > nats)) | (
+            between_modes & (size * _BETWEEN_MODES > nats)
         )
 
     def parts(self) -> Iterator[Part]:
         """What each subspace sees of the rows that it has a share in, and of these rows the shares of its modes."""
         raise NotImplementedError
 
-    def score(self) -> Tensor:
-        """Gradient of log p_t, with shape (B, D); once, where no derivatives are wanted."""
+    def score(self, into: Tensor | None = None) -> Tensor:
+        """Gradient of log p_t, with shape (B, D), written where it is to go; once, where no derivatives are wanted."""
         raise NotImplementedError
 
-    def denoise(self) -> Tensor:
-        """E[x_0 | x_t], with shape (B, D); once, where no derivatives are wanted."""
+    def denoise(self, into: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], with shape (B, D), written where it is to go; once, where no derivatives are wanted."""
         raise NotImplementedError
 
 
@@ -205,23 +253,16 @@ class Dense(Evidence):
     """
 
     def __init__(self, seen: Seen) -> None:
+        """Weigh rows that are seen."""
         level = self.level = seen.level
-        _, K, n, d = level.shapes
+        _, _, n, d = level.shapes
         self.seen = seen
-        h = self.latents
-        ones = (level.s if len(level.s) > 1 else level.s.expand(h.shape[2])).expand(K, 1, -1)
-        white = level.whiten @ torch.cat([h, ones], 1)  # (K, n d, B)
-        if level.root is not None:
-            white = white * level.root
+        white = level.whiten @ seen.h.permute(1, 2, 0)
+        white = white if level.root is None else white * level.root
         self.white = level.solved(white)
-        maha = (white.square() if self.white is white else white * self.white).unflatten(1, (n, d)).sum(2)
+        squares = white.square() if self.white is white else white * self.white
+        maha = squares.unflatten(1, (n, d)).sum(2)
         self.log_joint = (level.base - 0.5 * (maha + seen.shell[:, None])).flatten(0, 1)
-
-    def parts(self) -> Iterator[Part]:
-        h = self.latents
-        for k, r in enumerate(self.shares):
-            about = self.level.about(k, self.seen.rows.to(h))
-            yield Part(k, slice(None), r.T, h[k].T, self.seen.rho2[k], about)
 
     def best(self, top: int) -> Dense:
         """The same evidence of the modes that explain each row best, so many of them."""
@@ -230,155 +271,324 @@ class Dense(Evidence):
         best.log_joint = self.log_joint.masked_fill(self.log_joint < least, -torch.inf)
         return best
 
-    @property
-    def latents(self) -> Tensor:
-        """h, with shape (K, d, B)."""
-        _, K, _, d = self.level.shapes
-        return self.seen.h.unflatten(1, (K, d)).permute(1, 2, 0)
+    def score(self, into: Tensor | None = None) -> Tensor:
+        """Gradient of log p_t, with shape (B, D)."""
+        return self._lifted(*self.level.score_shares(), self.level.filled, into)
 
-    def score(self) -> Tensor:
-        return self.level.score_by(self.shares.sum(1), self.seen.x, self._up(self.level.filled))
+    def denoise(self, into: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], with shape (B, D)."""
+        less = self._lifted(*self.level.mean_shares(), (False,) * len(self.level.filled), into)
+        return less.add_(self.level.center) if self.seen.plain else less + self.level.center
 
-    def denoise(self) -> Tensor:
-        return self.level.denoised_by(self.shares.sum(1), self.seen.x, self._up((False,) * len(self.level.filled)))
+    def _lifted(
+        self, inside: Tensor, along: Tensor, of_x: Tensor, pulled: tuple[bool, ...], into: Tensor | None
+    ) -> Tensor:
+        """sum_k of inside_k A_k zeta_k + along_k R_k b_k + of_x_k R_k x, with shape (B, D).
 
-    def _up(self, pulled: tuple[bool, ...]) -> Tensor:
-        """[zeta_k | R_k | 0] of all subspaces, with shape (B, K d + K + padding); minus the pull where `pulled`."""
-        level, r = self.level, self.shares
+        Where `pulled`, zeta_k is minus the pull.
+        """
+        level, r, x = self.level, self.shares, self.seen.x
         _, K, n, d = level.shapes
-        weight = r[:, :, None]  # (K, n, 1, B)
-        white = self.white.unflatten(1, (n, d))
-        white = white * weight if torch.is_grad_enabled() else white.mul_(weight)
-        white = white.flatten(1, 2)
-        if level.root is not None:
-            white = white * level.root
-        zeta = level.mean @ r + level.s * level.spread(white)  # (K, d, B)
+        R = r.sum(1)  # (K, B)
+        white = (self.white.unflatten(1, (n, d)) * r[:, :, None]).flatten(1, 2)
+        white = white if level.root is None else white * level.root
+        zeta = level.s[:, None] * level.spread(white) + r.mT @ level.mean.mT  # (K, B, d)
         if any(pulled):
-            inside = torch.tensor(pulled, device=zeta.device)[:, None, None]
-            zeta = torch.where(inside, -(level.pull @ white), zeta)
-        columns = [zeta.permute(2, 0, 1).flatten(1), r.sum(1).T]
-        return torch.cat([*columns, zeta.new_zeros(zeta.shape[2], level.down.shape[1] - K * (d + 1))], 1)
+            filled = torch.tensor(pulled, device=zeta.device)[:, None, None]
+            zeta = torch.where(filled, -(white.mT @ level.pull.mT), zeta)
+        columns = [(inside[..., None] * zeta).transpose(0, 1).flatten(1), (along * R).T]
+        up = torch.cat([*columns, zeta.new_zeros(len(x), level.down.shape[1] - K * (d + 1))], 1)
+        return level.mixed(R, of_x) * x + up @ level.down.T
+
+
+class Blocked(Evidence):
+    """Rows that all modes weigh, block by block, so that what the modes say of a block stays in the cache.
+
+    What the subspaces say of the rows is lifted in one product. Where lifting is wanted, it is prepared while the rows
+    are weighed.
+    """
+
+    def __init__(self, seen: Seen) -> None:
+        """Weigh rows that are seen, when something is asked of them."""
+        self.level, self.seen = seen.level, seen
+        self._joint: Tensor | None = None
+
+    @property
+    def log_joint(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Log w + log pi + log N, with shape (K n, B)."""
+        if self._joint is None:
+            self._weigh(None)
+        assert self._joint is not None
+        return self._joint
+
+    def _weigh(self, pulled: tuple[bool, ...] | None) -> Tensor | None:
+        """Weigh the rows; where lifting is wanted, also zeta_k, or minus the pull where `pulled`, with shape (B, K, d)."""
+        level, seen = self.level, self.seen
+        _, K, n, d = level.shapes
+        B, like = len(seen.rows), seen.h
+        joint = self._joint = like.new_empty(K * n, B)
+        zeta = None if pulled is None else _scratch.of("zeta", B, K, d, like=like)
+        shares = like.new_empty(K, n, B)
+        size = max(32, _CACHED // (K * n * d) // 32 * 32)
+        h, shell = seen.h.permute(1, 2, 0), seen.shell
+        for start in range(0, B, size):
+            at = slice(start, min(B, start + size))
+            own = level.own(at)
+            shape = K, n * d, at.stop - start
+            white = torch.bmm(own.whiten, h[..., at], out=_scratch.of("white", *shape, like=like))
+            if own.root is not None:
+                white.mul_(own.root)
+            maha = _scratch.of("maha", K, n, shape[2], like=like)
+            squares = _scratch.of("squares", *shape[1:], like=like)
+            for k in range(K):
+                torch.mul(white[k], white[k], out=squares)
+                torch.sum(squares.unflatten(0, (n, d)), 1, out=maha[k])
+            maha.add_(shell[:, None, at])
+            joint[:, at] = torch.add(own.base, maha, alpha=-0.5).flatten(0, 1)
+            if zeta is None or pulled is None:
+                continue
+            # Shares this small change no digit of any result, but as denormal numbers they slow products tenfold.
+            r = nn.functional.threshold(joint[:, at].softmax(0), 1e-20, 0.0).unflatten(0, (K, n))
+            shares[..., at] = r
+            white.unflatten(1, (n, d)).mul_(r[:, :, None])
+            if own.root is not None:
+                white.mul_(own.root)
+            latent = torch.bmm(white.mT, own.back.mT, out=_scratch.of("latent", K, shape[2], d, like=like))
+            latent.mul_(own.s[:, None]).baddbmm_(r.mT, own.mean.mT)
+            for k in range(K):
+                if pulled[k]:
+                    latent[k] = -(white[k].T @ own.pull[k].T)
+            zeta[at] = latent.transpose(0, 1)
+        if zeta is not None:
+            self.__dict__["shares"] = shares
+        return zeta
+
+    def parts(self) -> Iterator[Part]:
+        """What each subspace sees of the rows, and of these rows the shares of its modes."""
+        d = self.level.shapes[3]
+        for k, r in enumerate(self.shares):
+            about = self.level.about(k, self.seen.rows)
+            yield Part(k, slice(None), r.T, self.seen.h[:, k, :d], self.seen.rho2[k], about)
+
+    def score(self, into: Tensor | None = None) -> Tensor:
+        """Gradient of log p_t, with shape (B, D)."""
+        return self._lifted(*self.level.score_shares(), self.level.filled, into)
+
+    def denoise(self, into: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], with shape (B, D)."""
+        less = self._lifted(*self.level.mean_shares(), (False,) * len(self.level.filled), into)
+        return less.add_(self.level.center) if self.seen.plain else less + self.level.center
+
+    def _lifted(
+        self, inside: Tensor, along: Tensor, of_x: Tensor, pulled: tuple[bool, ...], into: Tensor | None
+    ) -> Tensor:
+        """As that of :class:`Dense`."""
+        level, x = self.level, self.seen.x
+        _, K, _, d = level.shapes
+        zeta = self._weigh(pulled)
+        assert zeta is not None
+        R = self.shares.sum(1)  # (K, B)
+        up = _scratch.of("up", len(x), level.down.shape[1], like=x)
+        torch.mul(zeta, inside.T[..., None], out=up[:, : K * d].unflatten(1, (K, d)))
+        up[:, K * d : K * (d + 1)] = (along * R).T
+        up[:, K * (d + 1) :] = 0
+        out = torch.empty_like(x) if into is None else into
+        return torch.mm(up, level.down.T, out=out).addcmul_(x, level.mixed(R, of_x))
 
 
 @dataclass(frozen=True)
 class _Weighed:
-    """Rows that the modes of one subspace weigh, as in a :class:`Part`, and w of the modes, with shape (b, n, d)."""
+    """Rows that the modes of one subspace weigh.
+
+    Attributes:
+        k: the subspace.
+        at: which rows, where they are sorted by the subspace that explains them best.
+        h: with shape (b, d).
+        rho2: with shape (b,).
+        white: w of the modes, with shape (b, n, d).
+    """
 
     k: int
-    at: Tensor
-    about: Tensor
+    at: Where
     h: Tensor
     rho2: Tensor
     white: Tensor
 
-    def __getitem__(self, mine: Tensor) -> _Weighed:
-        own = (getattr(self, name)[mine] for name in ("at", "about", "h", "rho2", "white"))
-        return _Weighed(self.k, *own)
-
 
 class Sparse(Evidence):
-    """Rows that few subspaces weigh.
+    """Rows that few subspaces weigh: the most promising one, and those that are in its reach.
 
-    Weighing makes use of less memory than all subspaces would; lifting makes use of what was weighed.
+    The rows are sorted by the most promising subspace, so that each works on rows side by side.
     """
 
-    def __init__(self, seen: Seen, level: Level) -> None:
-        """Weigh rows that are seen, at the same level in the same dtype or a wider one."""
+    def __init__(
+        self, seen: Seen, level: Level | None = None, lift: Level | None = None, *, all_of: bool = False
+    ) -> None:
+        """Weigh rows that are seen.
+
+        Args:
+            seen: the rows.
+            level: the same in the dtype to weigh them in; as they were seen where not given.
+            lift: the same in the dtype to keep and lift them in; as they were seen where not given.
+            all_of: whether small responsibilities are wanted for themselves.
+        """
+        self.level = level = level or seen.level
+        self._lift, self._seen = lift or seen.level, seen
         _, K, n, _ = level.shapes
-        self.level = level
-        self._parts: list[_Weighed] = []
-        self._rows = seen.rows
-        self._joint = level.center.new_full((K, len(seen.x), n), -torch.inf)
         ceiling = seen.ceiling
         first = ceiling.argmax(0)
-        for k in range(K):
-            self._weigh(k, (first == k).nonzero()[:, 0])
-        reached = self._joint.amax((0, 2)).to(ceiling)
-        active = ceiling + _ROUNDED * seen.size > reached - _OUT_OF_REACH
-        for k, mine in enumerate(active & (first != torch.arange(K, device=first.device)[:, None])):
-            self._weigh(k, mine.nonzero()[:, 0])
-        self.log_joint = self._joint.transpose(1, 2).flatten(0, 1)
+        self._order = order = first.argsort(stable=True)
+        self._joint = level.offset.new_full((K, n, len(order)), -torch.inf)
+        self._first: list[_Weighed] = []
+        self._further: list[_Weighed] = []
+        start = 0
+        for k, count in enumerate(first.bincount(minlength=K).tolist()):
+            if count:
+                self._first.append(self._weigh(k, slice(start, start + count)))
+                start += count
+        reached = self._joint.amax((0, 1)).to(ceiling)
+        near = (ceiling + _ROUNDED * seen.size)[:, order] > reached - _OUT_OF_REACH[
+            torch.float64 if all_of else self._lift.dtype
+        ]
+        near[first[order], torch.arange(len(order))] = False
+        for k, count in enumerate(near.sum(1).tolist()):
+            if count:
+                self._further.append(self._weigh(k, near[k].nonzero()[:, 0]))
 
-    def _weigh(self, k: int, at: Tensor) -> None:
-        if not len(at):
-            return
-        level = self.level.own(at)
+    @functools.cached_property
+    def _sorted(self) -> Tensor:
+        """The rows in the order of the subspaces that explain them best, to keep and to lift, with shape (B, D)."""
+        rows = self._seen.rows
+        kept = _scratch.of("sorted", *rows.shape, like=rows)
+        return torch.index_select(rows, 0, self._order, out=kept).to(self._lift.dtype)
+
+    @functools.cached_property
+    def log_joint(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Log w + log pi + log N, with shape (K n, B)."""
+        joint = self._joint.flatten(0, 1)
+        return torch.empty_like(joint).index_copy_(1, self._order, joint)
+
+    def _weigh(self, k: int, at: Where) -> _Weighed:
+        """Weigh sorted rows by the modes of a subspace."""
+        level, seen, own = self._own(self.level, at), self._seen, self._order[at]
         _, _, n, d = level.shapes
-        about = level.about(k, self._rows[at].to(level.center))
-        h = about @ level.basis[k]
-        if Seen._cancels(level, squared_norm(about)[None] / level.v[k]):
-            rho2 = squared_norm(about - h @ level.basis[k].T)
+        if level.dtype == seen.level.dtype:
+            h, rho2 = seen.h[own, k, :d], seen.rho2[k, own]
         else:
-            rho2 = squared_norm(about) - squared_norm(h)
-        if level.filled[k]:
-            rho2 = torch.zeros_like(rho2)
+            fine = _scratch.of("fine", len(own), seen.rows.shape[1], like=level.offset)
+            fine = level.about_(k, fine.copy_(self._sorted[at] if isinstance(at, slice) else seen.rows[own]))
+            h = fine @ level.basis[k]
+            rho2 = squared_norm(fine)
+            if level.filled[k]:
+                rho2 = torch.zeros_like(rho2)
+            elif cancels(level, rho2 / level.v[k]):
+                rho2 = squared_norm(fine - h @ level.basis[k].T)
+            else:
+                rho2 = rho2 - squared_norm(h)
         whiten = level.whiten[k]
         white = torch.addmm(level.s[:, None] * whiten[:, d], h, whiten[:, :d].T)  # (b, n d)
         white = white if level.root is None else white * level.root[k].T
         white = white.unflatten(1, (n, d))
-        shell = rho2 / level.v[k] + level.const[k]
-        self._joint[k, at] = level.base[k].T - 0.5 * (white.square().sum(2) + shell[:, None])
-        self._parts.append(_Weighed(k, at, about, h, rho2, white))
+        maha = squared_norm(white).T
+        self._joint[k, :, at] = level.base[k] - 0.5 * (maha + (rho2 / level.v[k] + level.const[k]))
+        return _Weighed(k, at, h, rho2, white)
 
-    def score(self) -> Tensor:
-        return self._lifted(pulled=True)
+    def _own(self, level: Level, at: Where) -> Level:
+        return level if len(level.s) == 1 else level.own(self._order[at])
 
-    def denoise(self) -> Tensor:
-        return self._lifted(pulled=False)
+    def score(self, into: Tensor | None = None) -> Tensor:
+        """Gradient of log p_t, with shape (B, D)."""
+        return self._lifted(True, into)
 
-    def _lifted(self, *, pulled: bool) -> Tensor:
-        out = torch.zeros_like(self._rows, dtype=self.level.center.dtype)
-        for part, r in self._shared_out():
-            level, k = self.level.own(part.at), part.k
-            white = (
-                part.white * r[..., None]
-                if level.root is None
-                else part.white * (r[..., None] * level.root[k].T.unflatten(1, part.white.shape[1:]))
-            )
-            white = white.flatten(1)
-            if pulled and level.filled[k]:
-                z = -(white @ level.pull[k].T)
-            else:
-                z = r @ level.mean[k].T + level.s[:, None] * (white @ level.back[k].T)
-            lift = level.score_of if pulled else level.denoised_of
-            out.index_add_(0, part.at, lift(k, part.about, z, r.sum(1, keepdim=True)))
-        return out
+    def denoise(self, into: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], with shape (B, D)."""
+        return self._lifted(False, into)
+
+    def _lifted(self, pulled: bool, into: Tensor | None) -> Tensor:
+        shares, lifted = self._sorted_shares, self._sorted
+        further: list[tuple[Tensor, Tensor]] = []
+        for part in self._further:
+            r = shares[part.k][:, part.at].T
+            mine = self._has_a_share(r)
+            if bool(mine.any()):
+                part, r = _of_rows(part, mine), r[mine]
+                assert isinstance(part.at, Tensor)
+                further.append((part.at, self._lifted_part(part, lifted[part.at], r, pulled)))
+        for part in self._first:  # in place
+            self._lifted_part(part, lifted[part.at], shares[part.k][:, part.at].T, pulled)
+        for at, part in further:
+            lifted.index_add_(0, at, part)
+        out = torch.empty_like(lifted) if into is None or into.dtype != lifted.dtype else into
+        return out.index_copy_(0, self._order, lifted)
+
+    def _lifted_part(self, part: _Weighed, rows: Tensor, r: Tensor, pulled: bool) -> Tensor:
+        """The share of a subspace in the result of rows (b, D), written over them."""
+        fine, lift, k = self._own(self.level, part.at), self._own(self._lift, part.at), part.k
+        white = part.white * r[..., None]
+        if fine.root is not None:
+            white = white * fine.root[k].T.unflatten(1, white.shape[1:])
+        white = white.flatten(1)
+        if pulled and fine.filled[k]:
+            z = -(white @ fine.pull[k].T)
+        else:
+            z = r @ fine.mean[k].T + fine.s[:, None] * (white @ fine.back[k].T)
+        share = lift.score_of if pulled else lift.mean_of
+        return share(k, lift.about_(k, rows), z.to(lift.dtype), r.sum(1, keepdim=True).to(lift.dtype))
+
+    @functools.cached_property
+    def _sorted_shares(self) -> Tensor:
+        """r_c(x) of the sorted rows, with shape (K, n, B)."""
+        return self.shares[..., self._order]
+
+    def _has_a_share(self, r: Tensor) -> Tensor:
+        """Which rows have responsibilities (b, n) worth a digit of what they are kept in."""
+        return ~(r.sum(1) <= 1e-2 * torch.finfo(self._lift.dtype).eps)  # NaN, too
 
     def parts(self) -> Iterator[Part]:
-        for part, r in self._shared_out():
-            yield Part(part.k, part.at, r, part.h, part.rho2, part.about)
-
-    def _shared_out(self) -> Iterator[tuple[_Weighed, Tensor]]:
-        """What was weighed, with the responsibilities (b, n), but for rows of which a subspace has no share."""
-        for part in self._parts:
-            r = self.shares[part.k][:, part.at].T
-            mine = ~(r.sum(1) <= 1e-2 * torch.finfo(self._rows.dtype).eps)  # NaN, too
-            if bool(mine.all()):
-                yield part, r
-            elif bool(mine.any()):
-                yield part[mine], r[mine]
+        """What each subspace sees of the rows that it has a share in, and of these rows the shares of its modes."""
+        for part in (*self._first, *self._further):
+            r = self._sorted_shares[part.k][:, part.at].T
+            mine = self._has_a_share(r)
+            if bool(mine.any()):
+                if not bool(mine.all()):
+                    part, r = _of_rows(part, mine), r[mine]
+                at = self._order[part.at]
+                about = self._own(self._lift, part.at).about_(part.k, self._seen.rows[at].to(self._lift.dtype))
+                yield Part(part.k, at, r, part.h, part.rho2, about)
 
 
-def explained(seen: Seen, precise: Level | None = None) -> Iterator[tuple[Where, Evidence]]:
-    """The evidence of rows, in as many pieces as serve the processor.
+def _of_rows(part: _Weighed, mine: Tensor) -> _Weighed:
+    """What was weighed, of some of the rows."""
+    at = part.at[mine] if isinstance(part.at, Tensor) else torch.arange(part.at.start, part.at.stop)[mine]
+    return _Weighed(part.k, at, part.h[mine], part.rho2[mine], part.white[mine])
+
+
+def looks(level: Level, rows: Tensor) -> Iterator[tuple[Where, Seen]]:
+    """Rows as they are seen, in pieces that stay in a processor's cache while all modes weigh them.
+
+    Where few subspaces weigh them, the pieces are larger: there are many short products then. What a piece saw is
+    overwritten by the next.
 
     Args:
-        seen: the rows.
-        precise: the level in float64, where the shares of these rows need it.
+        level: in the dtype to see them in.
+        rows: with shape (B, D).
 
     Yields:
-        Which of the rows, and their evidence.
+        Which of the rows, and how they are seen.
     """
-    _, K, n, d = seen.level.shapes
-    if torch.is_grad_enabled() or values_hidden(seen.rho2) or seen.x.device.type != "cpu":
-        yield slice(None), Dense(seen if precise is None else Seen.of(precise, seen.rows))
-    elif seen.few:
-        yield slice(None), Sparse(seen, precise or seen.level)
-    else:
-        size = max(64, _CACHED // (K * n * d) // 64 * 64)
-        for start in range(0, len(seen.x), size):
-            at = slice(start, start + size)
-            yield at, Dense(seen[at] if precise is None else Seen.of(precise.own(at), seen.rows[at]))
+    D, K, _, d = level.shapes
+    size = max(64, _OUTER // (D + K * d) // 64 * 64)
+    if len(rows) <= size or not is_plain(rows, level.s, level.offset, level.base):
+        yield slice(None), Seen.of(level, rows, in_scratch=True)
+        return
+    start = 0
+    few = False
+    while start < len(rows):
+        at = slice(start, min(len(rows), start + (max(size, _STREAMED // D) if few else size)))
+        seen = Seen.of(level.own(at), rows[at], in_scratch=True)
+        few = seen.few
+        yield at, seen
+        start = at.stop
 
 
 def spread_of_scores(e: Dense, r: Tensor, norm2: Tensor, trace: Tensor) -> Tensor:
@@ -395,10 +605,3 @@ def spread_of_scores(e: Dense, r: Tensor, norm2: Tensor, trace: Tensor) -> Tenso
     between = (r * norm2).sum((0, 2)) - e.score().square().sum(1)
     certain = r.amax((0, 2)) == 1
     return torch.where(certain, 0.0, between) - (r * trace).sum((0, 2))
-
-
-def squared_norm(x: Tensor) -> Tensor:
-    """Squared norm over the last axis."""
-    if torch.is_grad_enabled():
-        return x.square().sum(-1)  # smooth at zero
-    return torch.linalg.vector_norm(x, dim=-1).square()  # one pass over memory

@@ -60,7 +60,7 @@ def denoise_by_top_modes(form: Eigenform, x: Tensor, s: Tensor, gamma: Tensor, t
     z = z + form.mean.flatten(0, 1)[mode.flatten()[order]]
     lifted = weight * torch.cat([z, torch.ones_like(weight)], 1)  # (B L M, d + 1)
     of_subspace = counts.view(K, n).sum(1).tolist()
-    up = torch.cat([form.basis, (form.origin - form.center)[..., None]], 2).mT  # (K, d + 1, D)
+    up = torch.cat([form.basis, (form.offset - form.center)[..., None]], 2).mT  # (K, d + 1, D)
     for at, part, basis in zip(rows.flatten()[order].split(of_subspace), lifted.split(of_subspace), up, strict=True):
         out.index_add_(0, at, part @ basis)
     return out.view(-1, L, D)
@@ -71,7 +71,7 @@ def _explain(form: Eigenform, u: Tensor, s: Tensor, v: Tensor, top: int) -> tupl
 
     Args:
         form: of the law.
-        u: centred rows x - s center, with shape (B, L, D).
+        u: rows x - s center, with shape (B, L, D).
         s: with shape (B,).
         v: with shape (B, K).
         top: M.

@@ -61,7 +61,7 @@ class Statistics:
         first: H1_c, with shape (K, n, d).
         second: H2_c, with shape (K, n, d, d).
         off: off-subspace energy, with shape (K,).
-        ambient: sum of [zeta_k, R_k] (x - center)^T, with shape (K, d + 1, D).
+        ambient: sum of [zeta_k, R_k] x^T, with shape (K, d + 1, D).
     """
 
     rows: Tensor
@@ -122,7 +122,7 @@ def _gather(law: MoLRMoG, x: Tensor, weights: Tensor | None) -> Statistics:
             second[k] += weighted.T @ own
             off[k] += share @ part.rho2.to(x.dtype)
             lifts = torch.cat([zeta, share[:, None]], 1)
-            ambient[k] += lifts.T @ about + lifts.sum(0)[:, None] * (form.origin[k] - form.center)
+            ambient[k] += lifts.T @ about + lifts.sum(0)[:, None] * form.offset[k]
     return Statistics(
         rows=log_prob.new_tensor(len(x)) if weights is None else weights.sum(),
         log_prob=log_prob,
@@ -310,7 +310,7 @@ def _new_modes(
         mu = H1 / N[:, None]
         center = H1.sum(0) / N_k
         # b_k becomes the mean of the subspace's rows.
-        mean = law.eigenform().center + statistics.ambient[k, -1] / statistics.count[k].sum()
+        mean = statistics.ambient[k, -1] / statistics.count[k].sum()
         across = mean - offset - basis @ (basis.T @ (mean - offset))
         off = off - N_k * across.square().sum()
         offset = mean
@@ -378,9 +378,7 @@ def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) ->
     zz = zz.sum(0)
     zx = statistics.ambient[k, :d]  # (d, D)
     z = (N * mu + pulled).sum(0)
-    if zero_mean:
-        zx = zx + z[:, None] * form.center
-    else:
+    if not zero_mean:
         zz = zz - z[:, None] * z / N.sum()
         zx = zx - z[:, None] * statistics.ambient[k, -1] / N.sum()
     keep = 1e-9 * zz.diagonal().mean() + torch.finfo(zz.dtype).tiny  # directions without variance stay where they are
