@@ -13,7 +13,7 @@ import molrmog
 import molrmog.laws.base
 from oracles.autograd import divergence_of, score_of
 from oracles.dense import DenseLaw
-from oracles.laws import head_tail_law, noised_rows, ragged_law, ragged_laws
+from oracles.laws import head_tail_law, noised_rows, ragged_law, ragged_laws, unequal_law, unequal_laws
 
 F64 = {"rtol": 1e-7, "atol": 1e-8}
 
@@ -23,13 +23,15 @@ def head_tail_laws(draw):
     return head_tail_law(draw(st.integers(0, 100)), tail=draw(st.integers(0, 3)), tau=draw(st.sampled_from([0.0, 0.3])))
 
 
-LAWS = st.one_of(ragged_laws(), ragged_laws(), head_tail_laws())
+LAWS = st.one_of(ragged_laws(), unequal_laws(), head_tail_laws())
 
 
-@pytest.fixture(params=["pure", "head and tail", "head and nothing left"])
+@pytest.fixture(params=["pure", "unequal", "shared, turned", "head and tail", "head and nothing left"])
 def law(request, device):
     made = {
         "pure": lambda: ragged_law(1, taus=(0.3, 0.15, 0.2)),
+        "unequal": lambda: unequal_law(1),
+        "shared, turned": lambda: unequal_law(1, "shared", "matrix"),
         "head and tail": lambda: head_tail_law(1),
         "head and nothing left": lambda: head_tail_law(1, dim=7, tail=2, tau=0.0),
     }

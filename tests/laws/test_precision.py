@@ -12,11 +12,11 @@ from oracles.autograd import score_of
 from oracles.digits import METHODS, any_law, relative, rows_of
 
 
-@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"tail": True}, {"unequal": True}], ids=["pure", "tail", "unequal"])
 @pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in (1, 2, 3))])
-def test_float32_keeps_four_digits(block, tail):
+def test_float32_keeps_four_digits(block, kind):
     for seed in range(25 * block, 25 * block + 25):
-        law, draw = any_law(seed, tail)
+        law, draw = any_law(seed, **kind)
         exact = copy.deepcopy(law).double()
         x, s, gamma = rows_of(law, draw, seed)
         for name in METHODS:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from molrmog import HeadTail, MoLRMoG, Subspace
+from molrmog.laws.axes import Axes
 
 
 def ragged_law(
@@ -57,14 +58,14 @@ def unequal_law(
     """A law like `ragged_law`, with noise that differs between coordinates, from `least` to ten times that or more."""
     draw = torch.Generator().manual_seed(seed + 2)
     isotropic = ragged_law(seed, **shapes)
-    dim, K = isotropic.dim, isotropic.subspaces
+    dim = isotropic.dim
     law = MoLRMoG(
         dim, isotropic.latent_dims, isotropic.modes, isotropic.ranks, noise=noise, axes=axes, dtype=isotropic.tau.dtype
     )
     spread = least * 10 ** (2 * torch.rand(law.tau.shape, generator=draw, dtype=torch.float64))
     law.load_state_dict({**isotropic.state_dict(), "tau": spread.to(law.tau.dtype)}, strict=False)
     if axes == "matrix":
-        law.axes.columns.copy_(torch.linalg.qr(torch.randn(dim, dim, generator=draw, dtype=torch.float64)).Q)
+        law.axes = Axes.of(torch.linalg.qr(torch.randn(dim, dim, generator=draw, dtype=torch.float64)).Q)
     return law
 
 
@@ -92,6 +93,22 @@ def ragged_laws(draw: st.DrawFn, noiseless: bool = True) -> MoLRMoG:
         ranks=ranks,
         taus=[draw(tau) for _ in latent_dims],
         factors=draw(st.sampled_from(["any", "orthonormal", "deficient"])),
+    )
+
+
+@st.composite
+def unequal_laws(draw: st.DrawFn) -> MoLRMoG:
+    """Laws like those of `ragged_laws` with noise that differs by a hundredfold, diagonal or shared, in any axes."""
+    dim = draw(st.integers(1, 6))
+    latent_dims = draw(st.lists(st.integers(1, dim), min_size=1, max_size=3))
+    return unequal_law(
+        seed=draw(st.integers(0, 10_000)),
+        noise=draw(st.sampled_from(["diagonal", "shared"])),
+        axes=draw(st.sampled_from([None, "matrix", "dct"])),
+        dim=dim,
+        latent_dims=latent_dims,
+        ranks=[draw(st.lists(st.integers(0, d), min_size=1, max_size=3)) for d in latent_dims],
+        taus=[0.1] * len(latent_dims),
     )
 
 

@@ -70,6 +70,7 @@ from molrmog.seeds import torch_generator
 # |x|^2 / v up to which float32 has the digits of a score, of a denoiser, of a density.
 _SCORE, _DENOISER, _DENSITY = 1e5, 1e6, 2e3
 _FEW = 16  # dimensions
+_TURNED = 1e4  # the same up to which float32 has the digits of a rotation
 _SMALLEST, _LARGEST = 2.0**-20, 2.0**20  # sizes of a law that float32 can square
 NOISES = ("isotropic", "diagonal", "shared")
 
@@ -593,7 +594,9 @@ class MoLRMoG(Law):
         its rounding, and where a row lies between subspaces or modes while rounding moves their shares.
         """
         levels, rows = self._levels(s, gamma), len(x)
-        limit = limit if self.dim > _FEW else _DENSITY
+        if self.dim <= _FEW or (self.noise != "isotropic" and self.dim in self.latent_dims):
+            limit = _DENSITY
+        limit = limit if self.axes is None else min(limit, _TURNED)
 
         u = self._down(x)
         into = torch.empty_like(u) if is_plain(u) and self.axes is None and len(u) else None
@@ -618,7 +621,7 @@ class MoLRMoG(Law):
             size = (seen.size + seen.level.far).amax(0)
             most = float(size.max()) if len(size) else 0.0
             own = None if into is None else into[at]
-            if seen.few and (self.axes is None or most <= _SCORE):  # beyond, a rotation in float32 shows
+            if seen.few and (self.axes is None or most <= _TURNED):
                 level = levels(torch.float64).own(at)
                 beyond = ~(size <= limit)
                 if limit <= _DENSITY and not most <= limit:
@@ -642,7 +645,7 @@ class MoLRMoG(Law):
                     return in_float64(precise, *x_s_gamma)
                 e = _evidence(seen)
                 out = result(e, own)
-                if limit > _DENSITY:
+                if faint is not _faint_density:
                     beyond |= e.undecided(seen.size)
             if faint is not None:
                 beyond |= faint(seen, size, out)
@@ -754,7 +757,7 @@ class MoLRMoG(Law):
 
     def _faint_denoiser(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Which posterior means (B, D) are small beside the law, whose numbers they are sums of."""
-        return squared_norm(out[0]) < (5e-3 * self._form()(torch.float32).extent) ** 2
+        return squared_norm(out[0]) < (1e-2 * self._form()(torch.float32).extent) ** 2
 
     def _faint_posterior(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Which posteriors have a faint mean or a faint density."""
