@@ -210,7 +210,7 @@ class IsotropicLevel(Level):
         return torch.maximum(energy, self.s.square() * self.offset2[:, None]) / self.least
 
     def about(self, k: int, x: Tensor) -> Tensor:
-        """x - s b_k."""
+        """X - s b_k."""
         return torch.addcmul(x, self.s[:, None], self.offset[k], value=-1)
 
     def about_(self, k: int, x: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class IsotropicLevel(Level):
         return out.addmm_(z * (over * self.gamma2[:, None]), self.basis[k].T).addcmul_(R, self.offset[k])
 
     def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """s / v_k, s / v_k and -1 / v_k; 1, 0 and 0 where a subspace is all of R^D."""
+        """S / v_k, s / v_k and -1 / v_k; 1, 0 and 0 where a subspace is all of R^D."""
         over = self.v.reciprocal()
         inside = over * self.s
         if any(self.filled):

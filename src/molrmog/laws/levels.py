@@ -128,7 +128,7 @@ class Level:
 
     @abstractmethod
     def about(self, k: int, x: Tensor) -> Tensor:
-        """x - s b_k, or y_k, of rows x (b, D); a new tensor."""
+        """X - s b_k, or y_k, of rows x (b, D); a new tensor."""
 
     @abstractmethod
     def about_(self, k: int, x: Tensor) -> Tensor:

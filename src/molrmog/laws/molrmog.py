@@ -594,8 +594,8 @@ class MoLRMoG(Law):
         its rounding, and where a row lies between subspaces or modes while rounding moves their shares.
         """
         levels, rows = self._levels(s, gamma), len(x)
-        if self.dim <= _FEW or (self.noise != "isotropic" and self.dim in self.latent_dims):
-            limit = _DENSITY
+        if self.dim <= _FEW or (self.noise != "isotropic" and 2 * max(self.latent_dims) > self.dim):
+            limit = _DENSITY  # where next to nothing lies off a subspace, scores are small beside whitened rows
         limit = limit if self.axes is None else min(limit, _TURNED)
 
         u = self._down(x)
