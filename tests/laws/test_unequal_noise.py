@@ -19,7 +19,7 @@ from oracles.laws import noised_rows, ragged_law, unequal_law, unequal_laws
 
 
 def scaled_log_joint(law, x, s, gamma):
-    """log weight_c + log N_c(x) of dense covariances, in units of the noise of every coordinate, where they are tame."""
+    """Log weight_c + log N_c(x) of dense covariances in units of each coordinate's noise, where they are tame."""
     dense, u = DenseLaw.of(law.without_axes()), law._down(x)
     unit = (s * s * law.tau.double().square() + gamma * gamma).sqrt().expand(law.subspaces, -1)  # (K, D)
     unit = unit.repeat_interleave(torch.tensor(law.modes), 0)

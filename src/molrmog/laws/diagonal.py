@@ -143,7 +143,7 @@ class Factors:
         A, L = self.whitened(root)
         mean = self.mean @ L  # (K, n, d)  mu'
         factor = L.mT[:, None] @ self.factor  # (K, n, d, r)  U'
-        n, d = mean.shape[1:]
+        d = mean.shape[2]
         one = torch.eye(d, dtype=L.dtype, device=L.device)
         covariance = factor @ factor.mT
         C = torch.linalg.cholesky(one + s.square() * covariance)
@@ -225,7 +225,7 @@ class DiagonalLevel(Level):
         return value[min(k, len(value) - 1)]
 
     def about(self, k: int, x: Tensor) -> Tensor:
-        """y_k = P_k^1/2 (x - s b_k)."""
+        """Whitened rows y_k = P_k^1/2 (x - s b_k)."""
         return torch.addcmul(x, self.s, self.offset[k], value=-1) * self._of(k, self.root_precision)
 
     def about_(self, k: int, x: Tensor) -> Tensor:
@@ -245,14 +245,14 @@ class DiagonalLevel(Level):
         return about.mul_(self._of(k, self.root_precision)).addcmul_(R, self.offset[k])
 
     def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """s, s and -p_k; 1, 0 and 0 where a subspace is all of R^D."""
+        """Shares s, s and -p_k; 1, 0 and 0 where a subspace is all of R^D."""
         inside = self.s.expand(len(self.basis), 1)
         if not any(self.filled):
             return inside, inside, -self.precision
         return inside.where(self.open > 0, 1.0), inside * self.open, -self.precision * self.open
 
     def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """gamma^2, gamma^2 and s psi_k p_k."""
+        """Shares gamma^2, gamma^2 and s psi_k p_k."""
         inside = self.gamma2.expand(len(self.basis), 1)
         return inside, inside, self.s * self.psi * self.precision
 

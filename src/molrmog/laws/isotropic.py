@@ -144,8 +144,7 @@ class Eigenform:
 
     def at(self, s: Tensor, gamma: Tensor) -> IsotropicLevel:
         """The law at noise levels s, gamma (L,) in the dtype of the form, L = 1 or one per row."""
-        K, n, d = self.mean.shape
-        D = self.offset.shape[1]
+        D, d = self.basis.shape[1:]
         v = s.square() * self.tau2[:, None] + gamma.square()  # (K, L)
         Lam = s.square() * self.lam[..., None] + v[:, None, None]  # (K, n, d, L)
         root = Lam.rsqrt()
@@ -240,7 +239,7 @@ class IsotropicLevel(Level):
         return inside, over * self.s, -over
 
     def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """gamma^2 / v_k, gamma^2 / v_k and s tau_k^2 / v_k."""
+        """Shares gamma^2 / v_k, gamma^2 / v_k and s tau_k^2 / v_k."""
         over = self.v.reciprocal()
         return over * self.gamma2, over * self.gamma2, over * (self.s * self.form.tau2[:, None])
 
@@ -281,7 +280,7 @@ class IsotropicLevel(Level):
     def variance(self, e: Dense, onto: Tensor | None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
         form, s, gamma2 = self.form, self.s, self.gamma2
-        K, n, d = form.mean.shape
+        K = len(form.mean)
 
         def turned(rows: Tensor) -> Tensor:
             return rows if onto is None else rows @ onto.T.to(rows.dtype)

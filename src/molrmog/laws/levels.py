@@ -13,9 +13,9 @@ where its subspaces have orthonormal bases A'_k again, and latents h'_k = A'_k^T
     score      = sum_k [ s (P_k^1/2 A'_k zeta'_k + R_k P_k b_k) - R_k P_k x ],        zeta'_k = sum_l r_kl E[z' | x, kl]
     denoise    = sum_k [ gamma^2 (P_k^1/2 A'_k zeta'_k + R_k P_k b_k) + s R_k psi_k p_k x ]
 
-Isotropic noise has y_k = (x - s b_k) / v_k^1/2 and bases that do not depend on the level: there h, rho2 and zeta are kept
-in data units, v_k stands beside them, and every row may have a level of its own (`molrmog.laws.isotropic`). Unequal
-noise has a `Level` per pair (s, gamma), shared by all its rows (`molrmog.laws.diagonal`).
+Isotropic noise has y_k = (x - s b_k) / v_k^1/2 and bases that do not depend on the level: there h, rho2 and zeta are
+kept in data units, v_k stands beside them, and every row may have a level of its own (`molrmog.laws.isotropic`).
+Unequal noise has a `Level` per pair (s, gamma), shared by all its rows (`molrmog.laws.diagonal`).
 
 References:
     The whitening of factor analysers: Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers", 1996.
@@ -44,7 +44,8 @@ class Level:
         center: where rows are taken about, which only keeps numbers small, with shape (D,).
         s: signal scale, with shape (L,).
         gamma2: variance of the noise, with shape (L,).
-        down: from rows to latents, [A_k | b_k | 0], or [P_k^1/2 A'_k | P_k b_k | 0], b_k less the center, with shape (D, K d + K + padding).
+        down: from rows to latents, [A_k | b_k | 0] or [P_k^1/2 A'_k | P_k b_k | 0], b_k less the center, with shape
+            (D, K d + K + padding).
         basis: A_k or A'_k, with shape (K, D, d).
         offset: b_k, with shape (K, D).
         shift: A_k^T b_k, or A'_k^T P_k^1/2 b_k, b_k less the center, with shape (K, d).

@@ -4,8 +4,8 @@ Data.  k ~ Cat(w) picks a subspace, l | k ~ Cat(pi_k) a mode inside it, and
 
     z | k,l ~ N(mu_kl, U_kl U_kl^T),      x_0 = b_k + A_k z + tau_k e,      A_k^T A_k = I,  e ~ N(0, I_D).
 
-Unequal noise puts a variance psi_kj of each coordinate in the place of tau_k^2, of each subspace ("diagonal") or one for
-all ("shared"), in the coordinates of the data or of orthonormal axes Q: then u = Q^T x follows the law above.
+Unequal noise puts a variance psi_kj of each coordinate in the place of tau_k^2, of each subspace ("diagonal") or one
+for all ("shared"), in the coordinates of the data or of orthonormal axes Q: then u = Q^T x follows the law above.
 
 Noise.  x_t = s x_0 + gamma eps stays in the family: with c = (k, l), m_c = b_k + A_k mu_c,
 
@@ -16,9 +16,8 @@ How a row is weighed by its modes and taken up to a score or a denoiser: `molrmo
 `molrmog.laws.responsibilities` goes the way. A row costs one product with all A_k down, d_k^2 numbers per mode, and one
 product up.
 
-Precision.  What float32 does to a row grows with |x|^2 / v, v = s^2 psi + gamma^2. Responsibilities are right
-to 1e-3 nats, everything else to a relative 1e-4: rows that would miss that are computed in float64, by the few subspaces
-that matter to them where these are few. With derivatives, and where a quarter of the rows need it, the whole chunk is.
+In which precision a row is computed is `molrmog.laws.precision`: responsibilities are right to 1e-3 nats, everything
+else to a relative 1e-4.
 
 References:
     Yang, Li, Jiang, Chen, Li, "Multi-Subspace Multi-Modal Modeling for Diffusion Models: Estimation, Convergence and
@@ -32,7 +31,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -43,7 +42,6 @@ from molrmog.arguments import floating, is_a, one_of, real, shown, whole
 from molrmog.checks import check_orthonormal
 from molrmog.laws.axes import Axes
 from molrmog.laws.base import (
-    MANY,
     Compute,
     Law,
     Rows,
@@ -51,27 +49,34 @@ from molrmog.laws.base import (
     as_tensor,
     categorical,
     compute_dtype,
-    in_float64,
     known_subspace,
     noise_levels,
     normal,
-    refine_,
     to_numpy,
     values_hidden,
 )
 from molrmog.laws.diagonal import Factors
 from molrmog.laws.isotropic import Eigenform
 from molrmog.laws.levels import Level, lifted, squared_norm
-from molrmog.laws.responsibilities import Blocked, Dense, Evidence, Seen, Sparse, Where, is_plain, looks
+from molrmog.laws.precision import (
+    DENOISER,
+    DENSITY,
+    SCORE,
+    TURNED,
+    Faint,
+    Question,
+    all_below,
+    evidence,
+    faint_density,
+    faint_score,
+    ordinary,
+)
+from molrmog.laws.responsibilities import Dense, Evidence, Seen, Sparse, Where, looks
 from molrmog.laws.top_modes import denoise_by_top_modes
 from molrmog.models import Noise
 from molrmog.seeds import torch_generator
 
-# |x|^2 / v up to which float32 has the digits of a score, of a denoiser, of a density.
-_SCORE, _DENOISER, _DENSITY = 1e5, 1e6, 2e3
 _FEW = 16  # dimensions
-_TURNED = 1e4  # the same up to which float32 has the digits of a rotation
-_SMALLEST, _LARGEST = 2.0**-20, 2.0**20  # sizes of a law that float32 can square
 NOISES = ("isotropic", "diagonal", "shared")
 
 
@@ -326,9 +331,8 @@ class MoLRMoG(Law):
                 gram = part.basis.T @ part.basis
                 if not torch.allclose(gram, torch.eye(d, dtype=gram.dtype, device=gram.device), atol=1e-2):
                     raise ValueError(f"basis {k} is not orthonormal: pass torch.linalg.qr(basis).Q")
-                turned = axes is not None and law.axes is not None
-                law.basis[:, k, :d] = law.axes.down(part.basis.T.double()).T if turned else part.basis
-                law.offset[k] = law.axes.down(part.offset.double()) if turned else part.offset
+                law.basis[:, k, :d] = law._down(part.basis.T.double()).T
+                law.offset[k] = law._down(part.offset.double())
                 if k < len(law.tau):
                     law.tau[k] = part.tau
                 law.subspace_logits[k] = math.log(part.weight) if part.weight > 0 else -torch.inf
@@ -422,7 +426,7 @@ class MoLRMoG(Law):
             out = torch.empty_like(x)
             for i, rows in enumerate(x.to(dtype)):
                 s_i, gamma_i = (level if len(level) == 1 else level[i, None] for level in (s, gamma))
-                e = Dense(Seen.of(self._levels(s_i, gamma_i)(dtype), self._down(rows)))
+                e = Dense(Seen.of(self._levels(s_i.double(), gamma_i.double())(dtype), self._down(rows)))
                 out[i] = self._up(e.best(top).denoise())
             return out
 
@@ -487,20 +491,18 @@ class MoLRMoG(Law):
     # --- what it says of rows
 
     def _log_prob(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e, _: (e.log_prob,), x, s, gamma, _DENSITY, _faint_density)[0]
+        return self._asked(lambda e, _: (e.log_prob,), DENSITY, faint_density).answer(x, s, gamma)[0]
 
     def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        return self._settled(lambda e, into: (self._up(e.score(into)),), x, s, gamma, _SCORE, _faint_score)[0]
+        return self._asked(lambda e, into: (self._up(e.score(into)),), SCORE, faint_score).answer(x, s, gamma)[0]
 
     def _denoise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        def denoised(e: Evidence, into: Tensor | None) -> tuple[Tensor]:
-            return (self._up(e.denoise(into)),)
-
-        return self._settled(denoised, x, s, gamma, _DENOISER, self._faint_denoiser)[0]
+        asked = self._asked(lambda e, into: (self._up(e.denoise(into)),), DENOISER, self._faint_denoiser)
+        return asked.answer(x, s, gamma)[0]
 
     def _responsibilities(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         real = self._real_mode.flatten()
-        return self._settled(lambda e, _: (e.responsibilities[:, real],), x, s, gamma, _DENSITY)[0]
+        return self._asked(lambda e, _: (e.responsibilities[:, real],), DENSITY).answer(x, s, gamma)[0]
 
     def _posterior(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         real = self._real_mode.flatten()
@@ -508,7 +510,7 @@ class MoLRMoG(Law):
         def posterior(e: Evidence, into: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             return self._up(e.denoise(into)), e.responsibilities[:, real], e.log_prob
 
-        mean, responsibilities, log_prob = self._settled(posterior, x, s, gamma, _DENSITY, self._faint_posterior)
+        mean, responsibilities, log_prob = self._asked(posterior, DENSITY, self._faint_posterior).answer(x, s, gamma)
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
@@ -535,7 +537,7 @@ class MoLRMoG(Law):
 
     def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
         form = self._form()(compute_dtype(self._dtype))
-        form = form if _ordinary(form.extent) else self._form()(torch.float64)
+        form = form if ordinary(form.extent) else self._form()(torch.float64)
         clean = form.offset[k] + lifted(form.basis, k, form.draw_latent(k, mode, generator))
         noise = normal((len(k), self.dim), generator, like=clean)
         psi = form.variance_off[k.clamp(max=len(form.variance_off) - 1)]
@@ -544,7 +546,7 @@ class MoLRMoG(Law):
     # --- how a row is explained, and in which precision
 
     def e_steps(
-        self, x: Tensor, s: Tensor, gamma: Tensor, *, limit: float = _DENSITY
+        self, x: Tensor, s: Tensor, gamma: Tensor, *, limit: float = DENSITY
     ) -> Iterator[tuple[Where, Evidence]]:
         """How every mode explains every row, piece by piece; in float64 where the size of a row exceeds `limit`.
 
@@ -560,99 +562,47 @@ class MoLRMoG(Law):
         levels, x = self._levels(s, gamma), self._fit_for(x)
         for at, seen in looks(levels(x.dtype), self._down(x)):
             precise = None
-            if not (x.dtype == torch.float64 or _all_below(seen.size + seen.level.far, limit)):
+            if x.dtype == torch.float32 and not all_below(seen.whole_size, limit):
                 precise = levels(torch.float64).own(at)
             if seen.few:
                 yield at, Sparse(seen, precise, precise)
             else:
-                yield at, _evidence(seen if precise is None else Seen.of(precise, seen.rows, in_scratch=True))
+                yield at, evidence(seen if precise is None else Seen.of(precise, seen.rows, in_scratch=True))
 
     def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> Dense:
         """How every mode explains every row, all at once."""
         levels, x = self._levels(s, gamma), self._fit_for(x)
         seen = Seen.of(levels(x.dtype), self._down(x))
-        if x.dtype == torch.float32 and not _all_below(seen.size + seen.level.far, _DENSITY):
+        if x.dtype == torch.float32 and not all_below(seen.whole_size, DENSITY):
             seen = Seen.of(levels(torch.float64), self._down(x.double()))
         return Dense(seen)
 
     def _fit_for(self, x: Tensor) -> Tensor:
         """Rows in float64, where float32 cannot square the numbers of the law."""
-        return x if _ordinary(self._form()(torch.float32).extent) else x.double()
+        return x if ordinary(self._form()(torch.float32).extent) else x.double()
 
-    def _settled(
+    def _asked(
         self,
         result: Callable[[Evidence, Tensor | None], tuple[Tensor, ...]],
-        x: Tensor,
-        s: Tensor,
-        gamma: Tensor,
         limit: float,
-        faint: Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """`result` of the evidence; of float32 rows whose digits do not suffice, of that in float64.
-
-        Digits do not suffice where the size of a row exceeds `limit`, where the first result is `faint`, small beside
-        its rounding, and where a row lies between subspaces or modes while rounding moves their shares.
-        """
-        levels, rows = self._levels(s, gamma), len(x)
-        if self.dim <= _FEW or (self.noise != "isotropic" and 2 * max(self.latent_dims) > self.dim):
-            limit = _DENSITY  # where next to nothing lies off a subspace, scores are small beside whitened rows
-        limit = limit if self.axes is None else min(limit, _TURNED)
-
-        u = self._down(x)
-        into = torch.empty_like(u) if is_plain(u) and self.axes is None and len(u) else None
-
-        def precise(x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
-            own = levels if len(x) == rows else self._levels(s, gamma)
-            pieces = looks(own(torch.float64), self._down(x))
-            return _put_together(((at, result(_evidence(seen), None)) for at, seen in pieces), len(x))
-
-        if x.dtype == torch.float64:
-            return precise(x, s, gamma)
-        if not _ordinary(self._form()(torch.float32).extent):
-            return in_float64(precise, x, s, gamma)
-
-        def settled(at: Where, seen: Seen) -> tuple[Tensor, ...]:
-            """The result of some of the rows."""
-            x_s_gamma = x[at], *(level if len(level) == 1 else level[at] for level in (s, gamma))
-            if torch.is_grad_enabled() or values_hidden(seen.size):
-                # No second look with derivatives; in few dimensions a result is more often small beside its rounding.
-                enough = self.dim > _FEW and _all_below(seen.size + seen.level.far, _DENSITY)
-                return result(Dense(seen), None) if enough else in_float64(precise, *x_s_gamma)
-            size = (seen.size + seen.level.far).amax(0)
-            most = float(size.max()) if len(size) else 0.0
-            own = None if into is None else into[at]
-            if seen.few and (self.axes is None or most <= _TURNED):
-                level = levels(torch.float64).own(at)
-                beyond = ~(size <= limit)
-                if limit <= _DENSITY and not most <= limit:
-                    lift = None if most <= _SCORE else level
-                    return tuple(each.to(x.dtype) for each in result(Sparse(seen, level, lift, all_of=True), own))
-                if int(beyond.sum()) > MANY * len(beyond):
-                    return tuple(each.to(x.dtype) for each in result(Sparse(seen, level, level), own))
-                e = Sparse(seen, all_of=limit <= _DENSITY)
-                out = result(e, own)
-                undecided = e.undecided(seen.size) & ~beyond
-                for which, lift in ((undecided, None), (beyond, level)):
-                    if bool(which.any()):
-                        again = which.nonzero()[:, 0]
-                        lift = None if lift is None else lift.own(again)
-                        finer = result(Sparse(seen[again], level.own(again), lift), None)
-                        for coarse, fine in zip(out, finer, strict=True):
-                            coarse[again] = fine.to(coarse.dtype)
-            else:
-                beyond = ~(size <= limit)  # NaN, too
-                if int(beyond.sum()) > MANY * len(beyond):
-                    return in_float64(precise, *x_s_gamma)
-                e = _evidence(seen)
-                out = result(e, own)
-                if faint is not _faint_density:
-                    beyond |= e.undecided(seen.size)
-            if faint is not None:
-                beyond |= faint(seen, size, out)
-            refine_(out, precise, *x_s_gamma, beyond)
-            return out
-
-        return _put_together(((at, settled(at, seen)) for at, seen in looks(levels(x.dtype), u)), rows, into)
+        faint: Faint | None = None,
+    ) -> Question:
+        """What is asked of rows; `limit` and `faint` say how far float32 answers it."""
+        few_dimensions, shares = self.dim <= _FEW, limit <= DENSITY
+        # Where next to nothing lies off a subspace, scores are small beside whitened rows.
+        if few_dimensions or (self.noise != "isotropic" and 2 * max(self.latent_dims) > self.dim):
+            limit = DENSITY
+        return Question(
+            result,
+            self._levels,
+            self._down,
+            limit=limit if self.axes is None else min(limit, TURNED),
+            faint=faint,
+            shares=shares,
+            in_place=self.axes is None,
+            ordinary=ordinary(self._form()(torch.float32).extent),
+            few_dimensions=few_dimensions,
+        )
 
     def _form(self) -> Callable[[torch.dtype], Eigenform | Factors]:
         """What the formulas need of the parameters, in any dtype; with derivatives where they are wanted."""
@@ -721,7 +671,7 @@ class MoLRMoG(Law):
 
     def _by_rows(self, compute: Compute, x: Rows, s: Noise, gamma: Noise, **how: Any) -> tuple[Rows, ...]:
         """As `Law._by_rows`; rows of unequal noise in groups of one noise level."""
-        if self.noise == "isotropic" or all(np.ndim(level) == 0 or len(level) == 1 for level in (s, gamma)):
+        if self.noise == "isotropic" or all(_is_one(level) for level in (s, gamma)):
             return super()._by_rows(compute, x, s, gamma, **how)
         rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
         if rows.ndim != 2:
@@ -761,31 +711,11 @@ class MoLRMoG(Law):
 
     def _faint_posterior(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Which posteriors have a faint mean or a faint density."""
-        return self._faint_denoiser(seen, size, out) | _faint_density(seen, size, out)
+        return self._faint_denoiser(seen, size, out) | faint_density(seen, size, out)
 
 
-def _evidence(seen: Seen) -> Evidence:
-    """How the modes explain rows, in the dtype in which they are seen."""
-    return Sparse(seen, all_of=True) if seen.few else Blocked(seen) if seen.plain else Dense(seen)
-
-
-def _put_together(
-    pieces: Iterable[tuple[Where, tuple[Tensor, ...]]], rows: int, into: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Results of pieces of so many rows; the first may be where it is to go already."""
-    whole: list[Tensor] = []
-    for at, results in pieces:
-        if isinstance(at, slice) and at == slice(None):
-            return results
-        if not whole:
-            whole = [each.new_empty(rows, *each.shape[1:]) for each in results[1:]]
-            first = results[0]
-            fits = into is not None and first.shape[1:] == into.shape[1:] and first.dtype == into.dtype
-            whole.insert(0, into if fits and into is not None else first.new_empty(rows, *first.shape[1:]))
-        for out, piece in zip(whole, results, strict=True):
-            if piece.data_ptr() != out[at].data_ptr():
-                out[at] = piece
-    return tuple(whole)
+def _is_one(level: Any) -> bool:
+    return np.ndim(level) == 0 or len(level) == 1
 
 
 def _groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
@@ -795,25 +725,6 @@ def _groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
     _, which = torch.stack([s, gamma], 1).unique(dim=0, return_inverse=True)
     order = which.argsort(stable=True)
     return list(order.split(which.bincount().tolist())) if len(s) else []
-
-
-def _ordinary(extent: float) -> bool:
-    """Whether float32 can square the numbers of a law of that size."""
-    return _SMALLEST < extent < _LARGEST
-
-
-def _faint_density(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
-    """Which log-densities (B,) lie near zero, where rounding of some 2e-7 |x|^2 / v nats is more than 1e-4 of them."""
-    return 2e-3 * size > out[-1].abs()
-
-
-def _faint_score(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
-    """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
-    return 4e-3 * size > (squared_norm(seen.rows) * squared_norm(out[0])).sqrt()
-
-
-def _all_below(ratio: Tensor, limit: float) -> bool:
-    return not values_hidden(ratio) and (not len(ratio) or float(ratio.detach().max()) <= limit)  # NaN is not below
 
 
 def _wholes(values: Any, name: str) -> list[int]:

@@ -11,10 +11,11 @@ No mode of subspace k can reach more than the
     ceiling_k = max_l [ log w_k pi_kl - 1/2 log det C_kl C_kl^T ] - 1/2 [ rho2_k - sum_j log p_kj + D log 2 pi ]
 
 so after the modes of the most promising subspace are weighed, a subspace whose ceiling lies 40 nats below what they
-reached (a share of 4e-18; 24 nats and 4e-11 for a score of float32) need not see the row. Where most subspaces are out of reach, as at low noise, rows are weighed
-and lifted by the few that are left (`Sparse`), which are seen again for that: in float64 where rounding would show, as
-it costs little then. Elsewhere all modes weigh all rows (`Dense`), block by block, so that their numbers stay in the
-cache; so they do where derivatives are wanted, and on a GPU.
+reached (a share of 4e-18; 24 nats and 4e-11 for a score of float32) need not see the row. Three kinds of evidence:
+
+    Dense    all modes weigh all rows at once: with derivatives, and on a GPU
+    Blocked  the same in blocks whose numbers stay in the cache
+    Sparse   where most subspaces are out of reach, as at low noise, rows are weighed and lifted by the few left
 """
 
 from __future__ import annotations
@@ -134,6 +135,11 @@ class Seen:
     def __getitem__(self, at: Tensor) -> Seen:
         size, rho2 = self.size[:, at], self.rho2[:, at]
         return Seen(self.level.own(at), self.rows[at], self.x[at], self.h[at], rho2, size, self.plain)
+
+    @functools.cached_property
+    def whole_size(self) -> Tensor:
+        """The size with what moving rows to the center costs, with shape (K, B)."""
+        return self.size + self.level.far
 
     @functools.cached_property
     def shell(self) -> Tensor:
@@ -322,7 +328,7 @@ class Blocked(Evidence):
         return self._joint
 
     def _weigh(self, pulled: tuple[bool, ...] | None) -> Tensor | None:
-        """Weigh the rows; where lifting is wanted, also zeta_k, or minus the pull where `pulled`, with shape (B, K, d)."""
+        """Weigh the rows, and give what is to be lifted: zeta_k, or minus the pull where `pulled`, (B, K, d)."""
         level, seen = self.level, self.seen
         _, K, n, d = level.shapes
         B, like = len(seen.rows), seen.h
@@ -447,9 +453,8 @@ class Sparse(Evidence):
                 self._first.append(self._weigh(k, slice(start, start + count)))
                 start += count
         reached = self._joint.amax((0, 1)).to(ceiling)
-        near = (ceiling + _ROUNDED * seen.size)[:, order] > reached - _OUT_OF_REACH[
-            torch.float64 if all_of else self._lift.dtype
-        ]
+        reach = _OUT_OF_REACH[torch.float64 if all_of else self._lift.dtype]
+        near = (ceiling + _ROUNDED * seen.size)[:, order] > reached - reach
         near[first[order], torch.arange(len(order))] = False
         for k, count in enumerate(near.sum(1).tolist()):
             if count:

@@ -1,0 +1,168 @@
+"""In which precision a row is computed: float32 where its digits suffice, float64 where they do not.
+
+What float32 does to a row grows with its size |x - s center|^2 / v (`Seen.size`) and with that of the center. A density
+is right to 1e-3 nats up to a size of 2e3, a score and a denoiser to a relative 1e-4 up to 1e5 and 1e6, unless
+
+    a row lies between subspaces or modes while rounding moves their shares   (`Evidence.undecided`)
+    the result is small beside the numbers that it is a sum of                (`faint`)
+
+Such rows are computed again in float64; those that few subspaces weigh, by these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molrmog.laws.base import MANY, in_float64, refine_, values_hidden
+from molrmog.laws.levels import Level, squared_norm
+from molrmog.laws.responsibilities import Blocked, Dense, Evidence, Seen, Sparse, Where, is_plain, looks
+
+SCORE, DENOISER, DENSITY = 1e5, 1e6, 2e3  # sizes up to which float32 has their digits
+TURNED = 1e4  # the same of rows that are turned to other axes
+_SMALLEST, _LARGEST = 2.0**-20, 2.0**20  # sizes of a law that float32 can square
+
+Levels = Callable[[torch.dtype], Level]
+Faint = Callable[[Seen, Tensor, Sequence[Tensor]], Tensor]
+Result = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of rows.
+
+    Attributes:
+        result: of the evidence, told where the first of its tensors may be written.
+        levels: the law at noise levels s, gamma, in any dtype.
+        down: rows in the coordinates of the law.
+        limit: size of a row up to which float32 answers.
+        faint: which results (B,) are small beside their rounding, from rows as they are seen, their sizes, and results.
+        shares: whether small responsibilities, or densities, are wanted for themselves.
+        in_place: whether rows are in the coordinates of the law, so that results may be written where they are to go.
+        ordinary: whether float32 can square the numbers of the law.
+        few_dimensions: whether results are often small beside their rounding.
+    """
+
+    result: Callable[[Evidence, Tensor | None], Result]
+    levels: Callable[[Tensor, Tensor], Levels]
+    down: Callable[[Tensor], Tensor]
+    limit: float
+    faint: Faint | None
+    shares: bool
+    in_place: bool
+    ordinary: bool
+    few_dimensions: bool
+
+    def answer(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
+        """The result for rows x (B, D), float32 or float64, at noise levels s, gamma (B or 1,) in float64."""
+        if x.dtype == torch.float64:
+            return self._precise(x, s, gamma)
+        if not self.ordinary:
+            return in_float64(self._precise, x, s, gamma)
+        levels, u = self.levels(s, gamma), self.down(x)
+        into = torch.empty_like(u) if self.in_place and is_plain(u) and len(u) else None
+
+        def of_some(at: Where, seen: Seen) -> Result:
+            level = [level if len(level) == 1 else level[at] for level in (s, gamma)]
+            again = x[at], level[0], level[1]
+            if torch.is_grad_enabled() or values_hidden(seen.size):
+                # No second look with derivatives.
+                enough = not self.few_dimensions and all_below(seen.whole_size, DENSITY)
+                return self.result(Dense(seen), None) if enough else in_float64(self._precise, *again)
+            own = None if into is None else into[at]
+            if seen.few and (self.in_place or all_below(seen.whole_size, TURNED)):
+                return self._of_few(seen, levels(torch.float64).own(at), own, *again)
+            return self._of_many(seen, own, *again)
+
+        pieces = ((at, of_some(at, seen)) for at, seen in looks(levels(x.dtype), u))
+        return _put_together(pieces, len(x), into)
+
+    def _precise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
+        """The result in float64."""
+        pieces = looks(self.levels(s, gamma)(torch.float64), self.down(x))
+        return _put_together(((at, self.result(evidence(seen), None)) for at, seen in pieces), len(x))
+
+    def _of_few(self, seen: Seen, level: Level, into: Tensor | None, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
+        """The result of rows that few subspaces weigh; `level` is in float64."""
+        size = seen.whole_size.amax(0)
+        beyond = ~(size <= self.limit)  # NaN, too
+        if self.shares and bool(beyond.any()):
+            lift = None if all_below(size, SCORE) else level
+            return _narrowed(self.result(Sparse(seen, level, lift, all_of=True), into), x.dtype)
+        if int(beyond.sum()) > MANY * len(x):
+            return _narrowed(self.result(Sparse(seen, level, level), into), x.dtype)
+        e = Sparse(seen, all_of=self.shares)
+        out = self.result(e, into)
+        undecided = e.undecided(seen.size) & ~beyond
+        for which, lift in ((undecided, None), (beyond, level)):
+            again = which.nonzero()[:, 0]
+            if len(again):
+                finer = Sparse(seen[again], level.own(again), None if lift is None else lift.own(again))
+                for coarse, fine in zip(out, self.result(finer, None), strict=True):
+                    coarse[again] = fine.to(coarse.dtype)
+        if self.faint is not None:
+            refine_(out, self._precise, x, s, gamma, self.faint(seen, size, out))
+        return out
+
+    def _of_many(self, seen: Seen, into: Tensor | None, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
+        """The result of rows that many subspaces weigh."""
+        size = seen.whole_size.amax(0)
+        beyond = ~(size <= self.limit)
+        if int(beyond.sum()) > MANY * len(x):
+            return in_float64(self._precise, x, s, gamma)
+        e = evidence(seen)
+        out = self.result(e, into)
+        if not self.shares:
+            beyond |= e.undecided(seen.size)
+        if self.faint is not None:
+            beyond |= self.faint(seen, size, out)
+        refine_(out, self._precise, x, s, gamma, beyond)
+        return out
+
+
+def evidence(seen: Seen) -> Evidence:
+    """How the modes explain rows, in the dtype in which they are seen."""
+    return Sparse(seen, all_of=True) if seen.few else Blocked(seen) if seen.plain else Dense(seen)
+
+
+def faint_density(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
+    """Which log-densities (B,) lie near zero, where rounding of some 2e-7 of the size is more than 1e-4 of them."""
+    return 2e-3 * size > out[-1].abs()
+
+
+def faint_score(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
+    """Which scores (B, D) are small beside |x| / v, whose rounding they carry."""
+    return 4e-3 * size > (squared_norm(seen.rows) * squared_norm(out[0])).sqrt()
+
+
+def ordinary(extent: float) -> bool:
+    """Whether float32 can square the numbers of a law of that extent."""
+    return _SMALLEST < extent < _LARGEST
+
+
+def all_below(size: Tensor, limit: float) -> bool:
+    """Whether sizes are known, and none of them is above a limit or NaN."""
+    return not values_hidden(size) and (not size.numel() or float(size.detach().max()) <= limit)
+
+
+def _narrowed(results: Result, dtype: torch.dtype) -> Result:
+    return tuple(each.to(dtype) for each in results)
+
+
+def _put_together(pieces: Iterable[tuple[Where, Result]], rows: int, into: Tensor | None = None) -> Result:
+    """Results of pieces of so many rows; the first may be where it is to go already."""
+    whole: list[Tensor] = []
+    for at, results in pieces:
+        if isinstance(at, slice) and at == slice(None):
+            return results
+        if not whole:
+            whole = [each.new_empty(rows, *each.shape[1:]) for each in results]
+            if into is not None and results[0].shape[1:] == into.shape[1:] and results[0].dtype == into.dtype:
+                whole[0] = into
+        for out, piece in zip(whole, results, strict=True):
+            if piece.data_ptr() != out[at].data_ptr():
+                out[at] = piece
+    return tuple(whole)
