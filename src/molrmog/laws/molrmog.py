@@ -258,6 +258,34 @@ class MoLRMoG(Law):
         """Standard deviation off subspace k, of each coordinate or of all."""
         return self.tau[min(k, len(self.tau) - 1)]
 
+    def empty_like(self) -> MoLRMoG:
+        """A frozen law of the same shapes, noise and axes, whose numbers are still to be written."""
+        law = copy.copy(self)
+        law._derived = {}
+        law._parameters = {
+            name: nn.Parameter(torch.empty_like(p), requires_grad=False)
+            for name, p in self._parameters.items()
+            if p is not None
+        }
+        return law
+
+    @torch.no_grad()
+    def with_noise(self, noise: str) -> MoLRMoG:
+        """The same law, frozen, with the kind of noise that is named, where this one is isotropic.
+
+        Shared noise is the mean of the variances of all subspaces, by their weights.
+        """
+        if noise == self.noise:
+            return self
+        self.require_isotropic("another kind of noise")
+        law = MoLRMoG.from_config({**self.config, "noise": one_of(noise, "noise", NOISES)}).to(
+            self._device, self._dtype
+        )
+        law.load_state_dict({name: t for name, t in self.state_dict().items() if name != "tau"}, strict=False)
+        mean = (self.subspace_weights @ self.tau.square()).sqrt()
+        law.tau.copy_(self.tau.abs()[:, None] if noise == "diagonal" else mean)
+        return law.requires_grad_(False)
+
     def without_axes(self) -> MoLRMoG:
         """The law of the coordinates u = Q^T x, frozen; itself where it has no axes."""
         if self.axes is None:

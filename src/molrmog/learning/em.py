@@ -1,33 +1,40 @@
 """Maximum likelihood by expectation maximisation, on data of any size.
 
-One pass over the rows gathers, for the gates r_c of the current law and row weights, statistics that are additive:
+A law is seen in its whitened latents (`molrmog.laws.levels`, s = 1 and gamma = 0): y_k = P_k^1/2 (x - b_k) with P_k the
+inverse of its noise, h = A'_k^T y_k, and h | c ~ N(mu'_c, S_c) with S_c = Sigma'_c + v I. There v = 1; for isotropic
+noise y_k = x - b_k is not whitened and v = tau_k^2. One pass over the rows gathers, for the gates r_c of the current law
+and row weights, statistics that are additive:
 
-    per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T       with h = A_k^T (x - b_k)
-    per subspace  off_k = sum R_k rho2_k,   sum R_k x,   sum zeta_k x^T           with zeta_k = sum_l r_kl E[z | x, kl]
+    per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T
+    per subspace  sum [zeta_k, R_k] y^T,   sum R_k y^2,   with zeta_k = sum_l r_kl E[z' | x, kl]
 
 and two updates follow, each of which raises the expected log-likelihood of the modes' assignment:
 
-    modes   mu_c = H1_c / N_c,  S_c = H2_c / N_c - mu_c mu_c^T,  U_c U_c^T = top r eigenpairs of S_c less tau_k^2,
-            tau_k^2 = mean of all the variance that no factor holds: off-subspace, discarded, and clipped eigenvalues
-    basis   A_k = regression of x - b_k on E[z | x, c], made orthonormal by the rotation nearest to the old basis
+    modes   mu'_c = H1_c / N_c,  S_c = H2_c / N_c - mu'_c mu'_c^T,  U'_c U'_c^T = top r eigenpairs of S_c less v
+            isotropic: tau_k^2 = mean of all the variance that no factor holds, off-subspace, discarded, and clipped
+    basis   B_k = regression of y on E[z' | x, c], made orthonormal by the rotation nearest to the old basis
+            unequal: psi_kj = psi_kj (mean square of what the regression leaves of y_j), of all subspaces where shared
 
 Both at once are nearly always an ascent too, because the basis moves across the subspace and the modes inside it. The
 next pass measures it: should the log-likelihood ever have dropped, the step is taken back and the update of the modes
 alone, which cannot lower it, is kept.
 
 Prior.  Modes with few rows lean on their siblings: S_c has an inverse-Wishart prior worth `prior_rows` rows whose scale
-Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). What EM raises is therefore the
-penalised log-likelihood
+Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). A coordinate that is constant in the
+N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_kj has an inverse-gamma prior worth one row
+at the variance s_j^2 of all rows. What EM raises is therefore the penalised log-likelihood
 
     sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
+                     - 1/2 sum_kj ( s_j^2 / psi_kj + log psi_kj )
 
-with S_c = U_c U_c^T + tau_k^2 I, and tau never falls below `noise_floor`, in data units, nor below 1e-9 of the spread
-of the rows. Where n_k = 1 there is nothing to lean on and no prior.
+The standard deviation of the noise never falls below `noise_floor`, in data units, nor below 1e-9 of the spread of the
+rows. Where n_k = 1 there is nothing to lean on and no prior on S_c.
 
 References:
     arXiv 2601.01475, section 3 (the family); Tipping & Bishop, "Mixtures of probabilistic principal component
-    analysers", 1999 (the update of the modes); Meng & van Dyk, "The EM algorithm: an old folk song sung to a fast new
-    tune", 1997 (alternating what is treated as missing).
+    analysers", 1999 (the update of the modes); Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers",
+    1996 (unequal noise); Meng & van Dyk, "The EM algorithm: an old folk song sung to a fast new tune", 1997 (alternating
+    what is treated as missing).
 """
 
 from __future__ import annotations
@@ -37,17 +44,21 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from molrmog.laws.base import Subspace, rows_per_chunk
+from molrmog.laws.base import rows_per_chunk
+from molrmog.laws.diagonal import DiagonalLevel
+from molrmog.laws.isotropic import IsotropicLevel
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 from molrmog.learning.units import Units
 
 _SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
+_PRIOR_ROWS_OF_NOISE = 1.0
 
 
 @dataclass
@@ -61,7 +72,8 @@ class Statistics:
         first: H1_c, with shape (K, n, d).
         second: H2_c, with shape (K, n, d, d).
         off: off-subspace energy, with shape (K,).
-        ambient: sum of [zeta_k, R_k] x^T, with shape (K, d + 1, D).
+        ambient: sum of [zeta_k, R_k] y^T, with shape (K, d + 1, D).
+        square: sum of R_k y^2, with shape (K, D); no rows for isotropic noise, with shape (K, 0).
     """
 
     rows: Tensor
@@ -71,6 +83,16 @@ class Statistics:
     second: Tensor
     off: Tensor
     ambient: Tensor
+    square: Tensor
+
+    @classmethod
+    def none(cls, law: MoLRMoG, device: torch.device) -> Statistics:
+        """Those of no rows."""
+        K, n, d, _ = law.factor.shape
+        D = law.dim
+        shapes = ((), (), (K, n), (K, n, d), (K, n, d, d), (K,), (K, d + 1, D))
+        shapes = (*shapes, (K, 0 if law.noise == "isotropic" else D))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def __iadd__(self, other: Statistics) -> Statistics:
         for field in fields(self):
@@ -78,60 +100,114 @@ class Statistics:
         return self
 
 
+@dataclass(frozen=True)
+class Latents:
+    """A law in its whitened latents, in float64.
+
+    Attributes:
+        mean: mu'_c, with shape (K, n, d).
+        S: Sigma'_c + v I, with shape (K, n, d, d).
+        inverse: S_c^-1, with shape (K, n, d, d).
+        v: variance of the noise, with shape (K,).
+        real: which modes are no padding, with shape (K, n).
+        inside: which latents are no padding, with shape (K, d).
+        out: from whitened latents to x - b_k, P_k^-1/2 A'_k, with shape (K, D, d).
+        unit: P_k^-1/2, with shape (K or 1, D); ones for isotropic noise, with shape (1, 1).
+    """
+
+    mean: Tensor
+    S: Tensor
+    inverse: Tensor
+    v: Tensor
+    real: Tensor
+    inside: Tensor
+    out: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, law: MoLRMoG) -> Latents:
+        """See a law so."""
+        level = law.level()
+        if isinstance(level, IsotropicLevel):
+            covariance, v, unit = level.form.covariance, level.form.tau2, level.v.new_ones(1, 1)
+        else:
+            level = cast(DiagonalLevel, level)
+            covariance, v = level.factor @ level.factor.mT, level.v[:, 0]
+            unit = level.root_precision.reciprocal()
+        d = covariance.shape[-1]
+        S = covariance + v[:, None, None, None] * torch.eye(d).to(covariance)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(S))
+        inside = torch.arange(d, device=S.device) < torch.tensor(law.latent_dims, device=S.device)[:, None]
+        out = unit[..., None] * level.basis
+        return cls(level.mean.mT, S, inverse, v, law._real_mode, inside, out, unit)
+
+    @property
+    def gain(self) -> Tensor:
+        """G_c = I - v S_c^-1, with E[z' | x, c] = mu'_c + G_c (h - mu'_c) and Cov[z' | x, c] = v G_c."""
+        one = torch.eye(self.S.shape[-1]).to(self.S)
+        return (one - self.v[:, None, None, None] * self.inverse) * self.inside[:, None, :, None]
+
+
 @torch.no_grad()
-def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None) -> Statistics:
+def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None, labels: Tensor | None = None) -> Statistics:
     """One pass over the rows with the gates of `law`.
 
     Args:
-        law: where the gates come from; every tau must be positive.
+        law: where the gates come from; its noise must be positive.
         rows: the data.
         weights: of the rows, with shape (N,); ones where not given.
+        labels: the subspace of each row, with shape (N,); log-densities are those of rows and labels together then.
     """
-    K, n, d, _ = law.factor.shape
-    shapes = ((), (), (K, n), (K, n, d), (K, n, d, d), (K,), (K, d + 1, law.dim))
-    total = Statistics(*(torch.zeros(shape, dtype=torch.float64, device=rows.device) for shape in shapes))
-    size = 2 * rows_per_chunk(law.basis.device, law.dim + K * n * d)  # most rows meet few subspaces: less is held
+    total = Statistics.none(law, rows.device)
+    if labels is not None:
+        log_w = law.subspace_weights.double().log()
+        for k in range(law.subspaces):
+            own = (labels == k).nonzero()[:, 0]
+            part = gather(law.alone(k), rows.subset(own), None if weights is None else weights[own])
+            n, d = part.first.shape[1:]
+            total.rows += part.rows
+            total.log_prob += part.log_prob + part.rows * log_w[k]
+            total.count[k, :n] += part.count[0]
+            total.first[k, :n, :d] += part.first[0]
+            total.second[k, :n, :d, :d] += part.second[0]
+            total.off[k] += part.off[0]
+            total.ambient[k, :d] += part.ambient[0, :-1]
+            total.ambient[k, -1] += part.ambient[0, -1]
+            total.square[k] += part.square[0]
+        return total
+    latents = Latents.of(law)
+    size = 2 * rows_per_chunk(law.basis.device, law.dim + latents.mean.numel())  # most rows meet few subspaces
     for at, chunk in rows.chunks():
         for start in range(0, len(chunk), size):
             w = None if weights is None else weights[at][start : start + size].to(chunk)
-            total += _gather(law, chunk[start : start + size], w)
+            _gather(total, law, latents, chunk[start : start + size], w)
     return total
 
 
-def _gather(law: MoLRMoG, x: Tensor, weights: Tensor | None) -> Statistics:
+def _gather(total: Statistics, law: MoLRMoG, latents: Latents, x: Tensor, weights: Tensor | None) -> None:
     one = torch.ones(1, dtype=torch.float64, device=x.device)
-    form = law.eigenform(x.dtype)
-    K, n, d = form.mean.shape
-    # E[z | x, c] = mu + G (h - mu) with G = V lam / Lam V^T
-    G = form.axes.mT @ ((form.lam / (form.lam + form.tau2[:, None, None]))[..., None] * form.axes)  # (K, n, d, d)
-    rest = form.mean - (G @ form.mean[..., None])[..., 0]
-    count, first, second = x.new_zeros(K, n), x.new_zeros(K, n, d), x.new_zeros(K, n * d, d)
-    off, ambient = x.new_zeros(K), x.new_zeros(K, d + 1, law.dim)
-    log_prob = torch.zeros((), dtype=torch.float64, device=x.device)
+    gain = latents.gain
+    rest = (latents.mean - (gain @ latents.mean[..., None])[..., 0]).to(x.dtype)  # (K, n, d)
+    gain = gain.mT.to(x.dtype).flatten(1, 2)  # (K, n d, d)
+    n = rest.shape[1]
+    total.rows += len(x) if weights is None else weights.double().sum()
     for where, e in law.e_steps(x, one, torch.zeros_like(one), limit=_RATIO):
         w = None if weights is None else weights[where]
-        log_prob += (e.log_prob if w is None else e.log_prob * w).double().sum()
+        total.log_prob += (e.log_prob if w is None else e.log_prob * w).double().sum()
         for part in e.parts():
-            r = part.r if w is None else part.r * w[part.at, None]
-            r, own, about = (each.to(x.dtype) for each in (r, part.h, part.about))
-            k, share = part.k, r.sum(1)
-            weighted = (r[..., None] * own[:, None]).flatten(1)  # (b, n d)
-            zeta = weighted @ G[k].flatten(0, 1) + r @ rest[k]
-            count[k] += r.sum(0)
-            first[k] += r.T @ own
-            second[k] += weighted.T @ own
-            off[k] += share @ part.rho2.to(x.dtype)
-            lifts = torch.cat([zeta, share[:, None]], 1)
-            ambient[k] += lifts.T @ about + lifts.sum(0)[:, None] * form.offset[k]
-    return Statistics(
-        rows=log_prob.new_tensor(len(x)) if weights is None else weights.sum(),
-        log_prob=log_prob,
-        count=count,
-        first=first,
-        second=second.unflatten(1, (n, d)),
-        off=off,
-        ambient=ambient,
-    )
+            k, r = part.k, part.r if w is None else part.r * w[part.at, None]
+            r, h, about = (each.to(x.dtype) for each in (r, part.h, part.about))
+            weighted = (r[..., None] * h[:, None]).flatten(1)  # (b, n d)
+            share = r.sum(1)
+            lifts = torch.cat([weighted @ gain[k] + r @ rest[k], share[:, None]], 1)
+            total.count[k] += r.sum(0)
+            total.first[k] += r.T @ h
+            total.second[k] += (weighted.T @ h).unflatten(0, (n, -1))
+            total.ambient[k] += lifts.T @ about
+            if total.square.shape[1]:
+                total.square[k] += share @ about.square_()
+            else:
+                total.off[k] += share.to(part.rho2) @ part.rho2
 
 
 @dataclass(frozen=True)
@@ -162,227 +238,294 @@ class EMState:
         )
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """What a fit is told, in units of the fit.
+
+    Attributes:
+        prior_rows: nu.
+        one_row: weight of a row.
+        floor: least standard deviation of the noise, with shape (D,), or (1,) for all coordinates.
+        spread2: variance s_j^2 of each column of the rows, with shape (D,).
+        zero_mean: keep b = 0 and mu = 0.
+    """
+
+    prior_rows: float
+    one_row: float
+    floor: Tensor
+    spread2: Tensor
+    zero_mean: bool
+
+
 def em_steps(
     law: MoLRMoG,
     rows: Rows,
     *,
     weights: Tensor | None = None,
+    labels: Tensor | None = None,
     prior_rows: float | None = None,
-    noise_floor: float = 0.0,
+    noise_floor: float | Tensor = 0.0,
+    spread: Tensor | None = None,
     zero_mean: bool = False,
 ) -> Iterator[EMState]:
     """Run EM for as long as the caller asks for the next state.
 
     Args:
-        law: where to start; it is not changed.
+        law: where to start, without axes; it is not changed. Its kind of noise is kept.
         rows: the data.
         weights: of the rows, with shape (N,).
+        labels: the subspace of each row, with shape (N,); log-likelihoods are those of rows and labels together then.
         prior_rows: nu, how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
-        noise_floor: smallest tau, in data units.
+        noise_floor: smallest standard deviation of the noise, in data units; one of each coordinate, with shape (D,),
+            where unequal noise is to have several.
+        spread: standard deviation of each coordinate that the prior on unequal noise is about, in data units, with
+            shape (D,); that of the rows where not given.
         zero_mean: keep b = 0 and mu = 0, the law of Wang et al. 2024.
     """
     rows, units = rows.standard(centred=not zero_mean)
     law = units.law_inside(law).requires_grad_(False)
-    noise_floor = max(noise_floor / units.unit, _SMALLEST_TAU)
+    spread = rows.moments().deviation if spread is None else spread.to(law.tau) / units.unit
+    floor = torch.as_tensor(noise_floor, dtype=torch.float64, device=law.tau.device).reshape(-1) / units.unit
+    floor = floor.clamp(min=_SMALLEST_TAU)
     nu = float(max(law.latent_dims)) if prior_rows is None else prior_rows
     with torch.no_grad():
-        law.tau.copy_(law.tau.abs().clamp(min=noise_floor))
-    start = _Estimate(law, [_scale(law.subspace(k)) for k in range(law.subspaces)])
-    slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
-    estimate, fallback, reached = start, None, -math.inf
+        law.tau.copy_(torch.maximum(law.tau.abs(), (floor if law.noise != "isotropic" else floor.max()).to(law.tau)))
     # Weights are counts, or shares that add up to one: then a row's worth of prior shrinks with them.
     one_row = 1.0 if weights is None else min(1.0, float(weights.sum() / weights.count_nonzero()))
-    nu = nu * one_row
+    spread2 = spread.to(law.tau.device, torch.float64).square()
+    terms = _Terms(nu * one_row, one_row, floor, torch.maximum(spread2, floor.square()), zero_mean)
+    slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
+    estimate, fallback, reached = law, None, -math.inf
     iteration = 0
     while True:
-        statistics, value = _evaluate(estimate, rows, weights, nu)
+        statistics, value = _evaluate(estimate, rows, weights, labels, terms)
         rejected = fallback is not None and value < reached - slack * max(abs(reached), rows.dim)
         if fallback is not None and rejected:
             estimate = fallback
-            statistics, value = _evaluate(estimate, rows, weights, nu)
+            statistics, value = _evaluate(estimate, rows, weights, labels, terms)
         log_likelihood = float(statistics.log_prob / statistics.rows)
-        yield EMState(iteration, estimate.law, log_likelihood, value, rejected).in_data_units(units)
+        yield EMState(iteration, estimate, log_likelihood, value, rejected).in_data_units(units)
         reached = value
         iteration += 1
-        estimate, fallback = _maximise(estimate, statistics, one_row, nu, noise_floor, zero_mean)
+        estimate, fallback = _maximise(estimate, statistics, terms)
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    law: MoLRMoG
-    scales: list[Tensor]  # Psi_k of each subspace, (d_k, d_k)
-
-
-def _evaluate(estimate: _Estimate, rows: Rows, weights: Tensor | None, prior_rows: float) -> tuple[Statistics, float]:
+def _evaluate(
+    law: MoLRMoG, rows: Rows, weights: Tensor | None, labels: Tensor | None, terms: _Terms
+) -> tuple[Statistics, float]:
     """Statistics of one pass, and the penalised log-likelihood per row."""
-    statistics = gather(estimate.law, rows, weights)
+    statistics = gather(law, rows, weights, labels)
     penalty = 0.0
-    for k, scale in enumerate(estimate.scales):
-        part = estimate.law.subspace(k)
-        n = len(part.means)
-        if n > 1 and prior_rows > 0:
-            L = torch.linalg.cholesky(_latent_covariances(part))
-            fit = torch.cholesky_solve(scale.expand_as(L), L).diagonal(dim1=1, dim2=2).sum() + _log_det(L)
-            penalty += 0.5 * prior_rows * float(n * _log_det(torch.linalg.cholesky(scale)) - fit)
+    if terms.prior_rows > 0 and max(law.modes) > 1:
+        latents = Latents.of(law)
+        count = latents.real.sum(1)
+        real = latents.real[..., None, None]
+        fit = torch.where(real[..., 0, 0], _log_det(torch.linalg.cholesky(latents.S)), 0.0).sum(1)
+        L = torch.linalg.cholesky(_scale(latents))
+        several = (count > 1).double()
+        # tr Psi S_c^-1 adds up to n_k d_k, as Psi is the harmonic mean.
+        dims = torch.tensor(law.latent_dims, device=count.device)
+        penalty += 0.5 * terms.prior_rows * float((several * (count * (_log_det(L) - dims) - fit)).sum())
+    if law.noise != "isotropic":
+        psi = law.tau.double().square()
+        penalty -= 0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * float((terms.spread2 / psi + psi.log()).sum())
     return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
-
-
-def _latent_covariances(part: Subspace) -> Tensor:
-    """U U^T + tau^2 I of every mode, with shape (n, d, d), in float64."""
-    noise = part.tau**2 * torch.eye(part.means.shape[1], dtype=torch.float64, device=part.means.device)
-    return torch.stack([U.double() @ U.double().T + noise for U in part.factors])
 
 
 def _log_det(L: Tensor) -> Tensor:
     """Sum of log det L L^T over all Cholesky factors L (..., d, d)."""
-    return 2 * L.diagonal(dim1=-2, dim2=-1).log().sum()
+    return 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def _inverse(S: Tensor) -> Tensor:
-    """Inverse of symmetric positive definite matrices (by Cholesky: torch's batched LU breaks on some CPUs)."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(S))
-
-
-def _scale(part: Subspace) -> Tensor:
-    """Psi, the harmonic mean of the modes' covariances: where the penalised log-likelihood is largest in Psi."""
-    return _inverse(_inverse(_latent_covariances(part)).mean(0))
+def _scale(latents: Latents) -> Tensor:
+    """Psi_k, the harmonic mean of the modes' S_c: where the penalised log-likelihood is largest in it; (K, d, d)."""
+    real = latents.real[..., None, None]
+    mean = torch.where(real, latents.inverse, 0.0).sum(1) / real.sum(1)
+    return torch.cholesky_inverse(torch.linalg.cholesky(mean))
 
 
 @torch.no_grad()
-def _maximise(
-    estimate: _Estimate,
-    statistics: Statistics,
-    one_row: float,
-    prior_rows: float,
-    noise_floor: float,
-    zero_mean: bool,
-) -> tuple[_Estimate, _Estimate | None]:
-    """The next estimate, and the one with the old bases to fall back on, without modes lighter than `one_row`."""
-    law = estimate.law
-    old_bases: list[Subspace] = []
-    new_bases: list[Subspace] = []
-    scales: list[Tensor] = []
-    dropped = 0
-    for k in range(law.subspaces):
-        alive = statistics.count[k, : law.modes[k]] >= one_row
-        dropped += int((~alive).sum())
-        if not bool(alive.any()):
-            continue
-        part = _new_modes(law, k, alive, statistics, estimate.scales[k], prior_rows, noise_floor, zero_mean)
-        old_bases.append(part)
-        basis = _new_basis(law, k, statistics, zero_mean)
-        new_bases.append(dataclasses.replace(part, basis=basis))
-        scales.append(_scale(part))
-    if dropped:
+def _maximise(law: MoLRMoG, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG | None]:
+    """The next law, and the one with the old bases to fall back on, without modes lighter than one row."""
+    alive = (statistics.count >= terms.one_row) & law._real_mode
+    if not bool((alive == law._real_mode).all()):
+        dropped = int((law._real_mode & ~alive).sum())
         warnings.warn(f"EM dropped {dropped} modes that no row belonged to any more", stacklevel=2)
-    bold, cautious = (
-        _Estimate(MoLRMoG.from_subspaces(parts, dtype=law.basis.dtype).requires_grad_(False), scales)
-        for parts in (new_bases, old_bases)
-    )
-    return bold, None if dropped else cautious
+        law, statistics = _without_lost_modes(law, statistics, alive)
+        return _updated(law, statistics, terms)[0], None
+    return _updated(law, statistics, terms)
 
 
-def _new_modes(
-    law: MoLRMoG,
-    k: int,
-    alive: Tensor,
-    statistics: Statistics,
-    scale: Tensor,
-    prior_rows: float,
-    noise_floor: float,
-    zero_mean: bool,
-) -> Subspace:
-    """Update weights, b, mu, U and tau of subspace k for the basis as it is."""
-    d, D = law.latent_dims[k], law.dim
-    n = int(alive.sum())
-    nu = prior_rows if n > 1 else 0.0
-    N = statistics.count[k, : law.modes[k]][alive]  # (n,)
-    H1 = statistics.first[k, : law.modes[k], :d][alive]  # (n, d)
-    H2 = statistics.second[k, : law.modes[k], :d, :d][alive]  # (n, d, d)
-    N_k = N.sum()
-
-    basis, offset = law.basis[:, k, :d].double(), law.offset[k].double()
-    off = statistics.off[k]
-    if zero_mean:
+def _updated(law: MoLRMoG, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG]:
+    """The next law, and the one with the old bases."""
+    latents = Latents.of(law)
+    N = torch.where(latents.real, statistics.count, 1.0)  # (K, n)
+    N_k = statistics.count.sum(1)  # (K,)
+    weight = N[..., None, None]
+    H1, H2 = statistics.first, statistics.second
+    mean_y = statistics.ambient[:, -1] / N_k[:, None]  # (K, D)
+    if terms.zero_mean:
         mu = torch.zeros_like(H1)
-        center = torch.zeros_like(mu[0])
+        center = mu[:, 0]
+        mean_y = torch.zeros_like(mean_y)
     else:
-        mu = H1 / N[:, None]
-        center = H1.sum(0) / N_k
-        # b_k becomes the mean of the subspace's rows.
-        mean = statistics.ambient[k, -1] / statistics.count[k].sum()
-        across = mean - offset - basis @ (basis.T @ (mean - offset))
-        off = off - N_k * across.square().sum()
-        offset = mean
-    S = (H2 - N[:, None, None] * mu[:, :, None] * mu[:, None]) / N[:, None, None]
-    S = (N[:, None, None] * S + nu * scale) / (N + nu)[:, None, None]
-    ell, V = torch.linalg.eigh(0.5 * (S + S.mT))
-    ell, V = ell.flip(1).clamp(min=0), V.flip(2)  # (n, d), largest first
-    ranks = torch.tensor(law.ranks[k], device=N.device)[alive]
-    held = torch.arange(d, device=N.device) < ranks[:, None]  # (n, d)
-    tau2 = _noise(ell, held, N + nu, off.clamp(min=0), N_k * (D - d))
-    tau2 = max(tau2, noise_floor**2)
-    U = V * (torch.where(held, ell, 0.0) - tau2).clamp(min=0).sqrt()[:, None]
-    dtype = law.basis.dtype
-    return Subspace(
-        weight=float(N_k / statistics.count.sum()),
-        basis=law.basis[:, k, :d],
-        offset=offset.to(dtype),
-        tau=math.sqrt(tau2),
-        mode_weights=(N / N_k).to(dtype),
-        means=(mu - center).to(dtype),
-        factors=tuple(U[mode, :, : int(r)].to(dtype) for mode, r in enumerate(ranks)),
-    )
+        mu = H1 / N[..., None]
+        center = H1.sum(1) / N_k[:, None]
+    S = H2 / weight - mu[..., None] * mu[:, :, None]
+    nu = terms.prior_rows * (latents.real.sum(1) > 1)[:, None, None, None].double()
+    # b_k becomes the mean of the subspace's rows, and the prior of a subspace leans on what its modes were.
+    S = (weight * S + nu * _scale(latents)[:, None]) / (weight + nu) if terms.prior_rows > 0 else S
+    S = torch.where((latents.inside[:, :, None] & latents.inside[:, None])[:, None], S, 0.0)
+    ell, V = torch.linalg.eigh(0.5 * (S + S.mT) - (~latents.inside).to(S).diag_embed()[:, None])  # padding comes last
+    ell, V = ell.flip(2).clamp(min=0), V.flip(3)  # (K, n, d), largest first
+    d = ell.shape[2]
+    ranks = torch.tensor([row + (0,) * (max(law.modes) - len(row)) for row in law.ranks], device=ell.device)
+    held = (torch.arange(d, device=ell.device) < ranks[..., None]) & latents.inside[:, None]  # (K, n, d)
+    if law.noise == "isotropic":
+        apart = mean_y - ((mean_y[:, None] @ latents.out) @ latents.out.mT)[:, 0]
+        off = (statistics.off - N_k * apart.square().sum(1)).clamp(min=0)
+        dims = torch.tensor(law.latent_dims, dtype=torch.float64, device=ell.device)
+        rows = torch.where(latents.real, N + nu[..., 0, 0], 0.0)
+        v = pooled_noise(ell, held, latents.inside[:, None].expand_as(held), rows, off, N_k * (law.dim - dims))
+        v = v.clamp(min=float(terms.floor.max()) ** 2)
+    else:
+        v = latents.v
+    U = V * (torch.where(held, ell, 0.0) - v[:, None, None]).clamp(min=0).sqrt()[:, :, None]
+    U = torch.where(latents.real[..., None, None], U, 0.0)[..., : law.factor.shape[3]]
+    offset = law.offset.double() + latents.unit * mean_y
+    means = torch.where(latents.real[..., None], mu - center[:, None], 0.0)
+
+    old = latents.out / latents.unit[..., None]  # A'_k
+    B, left = _regression(law, latents, statistics, old, terms.zero_mean)
+    tau = v.sqrt()
+    cautious_tau = tau
+    if law.noise != "isotropic":
+        squares, rows = left * latents.unit.square(), N_k[:, None]
+        if law.noise == "shared":
+            squares, rows = squares.sum(0, keepdim=True), rows.sum()
+        prior = _PRIOR_ROWS_OF_NOISE * terms.one_row
+        tau = torch.maximum(((squares + prior * terms.spread2) / (rows + prior)).sqrt(), terms.floor)
+        cautious_tau = law.tau.double()
+    logits = (N_k / N_k.sum()).log(), torch.where(latents.real, (N / N_k[:, None]).log(), 0.0)
+    new = [_law_like(law, A, offset, means, U, t, logits, latents) for A, t in ((B, tau), (old, cautious_tau))]
+    return new[0], new[1]
 
 
-def _noise(ell: Tensor, held: Tensor, weight: Tensor, off: Tensor, freedom: Tensor) -> float:
-    """tau^2: the mean of the off-subspace energy and of every eigenvalue that no factor holds or that lies below tau^2.
+def pooled_noise(ell: Tensor, held: Tensor, inside: Tensor, weight: Tensor, off: Tensor, freedom: Tensor) -> Tensor:
+    """tau_k^2: the mean of the off-subspace energy and of every eigenvalue that no factor holds or that is below it.
 
     Args:
-        ell: eigenvalues of the modes' covariances, with shape (n, d).
-        held: which of them a factor may hold, with shape (n, d).
-        weight: rows behind each mode, with shape (n,).
-        off: off-subspace energy, with shape ().
-        freedom: degrees of freedom behind it, with shape ().
+        ell: eigenvalues of the modes' covariances, with shape (K, n, d).
+        held: which of them a factor may hold, with shape (K, n, d).
+        inside: which of them are no padding, with shape (K, n, d).
+        weight: rows behind each mode, with shape (K, n).
+        off: off-subspace energy, with shape (K,).
+        freedom: degrees of freedom behind it, with shape (K,).
     """
-    pool = ~held
+    pool = inside & ~held
     while True:
-        share = weight[:, None] * pool
-        total = freedom + share.sum()
-        tau2 = float((off + (share * ell).sum()) / total) if total > 0 else 0.0
-        below = pool | (ell < tau2)
+        share = weight[..., None] * pool
+        total = freedom + share.sum((1, 2))
+        tau2 = torch.where(total > 0, (off + (share * ell).sum((1, 2))) / total.clamp(min=1e-300), 0.0)
+        below = (pool | (ell < tau2[:, None, None])) & inside
         if bool((below == pool).all()):
             return tau2
         pool = below
 
 
-def _new_basis(law: MoLRMoG, k: int, statistics: Statistics, zero_mean: bool) -> Tensor:
-    """Regress the rows of subspace k on E[z | x, c]; of the fit's orthonormal bases, the one nearest to the old."""
-    d, n = law.latent_dims[k], law.modes[k]
-    old = law.basis[:, k, :d].double()
-    if d == law.dim:
-        return law.basis[:, k, :d]
-    N = statistics.count[k, :n, None]  # (n, 1)
-    H1 = statistics.first[k, :n, :d]
-    form = law.eigenform()
-    mu = form.mean[k, :n, :d]
-    # h has covariance S = U U^T + tau^2 I, E[z | x, c] = mu + G (h - mu), Cov[z | x, c] = tau^2 G
-    S = _latent_covariances(law.subspace(k))
-    tau2 = form.tau2[k]
-    G = torch.eye(d, dtype=S.dtype, device=S.device) - tau2 * _inverse(S)  # (n, d, d)
-    pulled = ((H1 - N * mu)[:, None] @ G)[:, 0]  # (n, d)  sum of r_c (E z - mu)
-    outer = H1[:, :, None] * mu[:, None]
-    around = statistics.second[k, :n, :d, :d] - outer - outer.mT + N[..., None] * mu[:, :, None] * mu[:, None]
-    across = pulled[:, :, None] * mu[:, None]
-    zz = tau2 * N[..., None] * G + G @ around @ G + across + across.mT + N[..., None] * mu[:, :, None] * mu[:, None]
-    zz = zz.sum(0)
-    zx = statistics.ambient[k, :d]  # (d, D)
-    z = (N * mu + pulled).sum(0)
+def _regression(
+    law: MoLRMoG, latents: Latents, statistics: Statistics, old: Tensor, zero_mean: bool
+) -> tuple[Tensor, Tensor]:
+    """Regress the rows y of every subspace on E[z' | x, c].
+
+    Returns:
+        The fit's orthonormal basis that is nearest to the old one, with shape (K, D, d), and what it leaves of the
+        squares of y, summed over the rows, with shape (K, D).
+    """
+    N = statistics.count[..., None]  # (K, n, 1)
+    H1, H2, mu, G = statistics.first, statistics.second, latents.mean, latents.gain
+    v = latents.v[:, None, None, None]
+    pulled = ((H1 - N * mu)[:, :, None] @ G.mT)[:, :, 0]  # (K, n, d)  sum of r_c (E z - mu)
+    outer = H1[..., None] * mu[:, :, None]
+    own = N[..., None] * mu[..., None] * mu[:, :, None]
+    around = H2 - outer - outer.mT + own
+    across = pulled[..., None] * mu[:, :, None]
+    zz = v * N[..., None] * G + G @ around @ G.mT + across + across.mT + own
+    zz = torch.where(latents.real[..., None, None], zz, 0.0).sum(1)  # (K, d, d)
+    zx, yy = statistics.ambient[:, :-1], statistics.square  # (K, d, D), (K, D)
     if not zero_mean:
-        zz = zz - z[:, None] * z / N.sum()
-        zx = zx - z[:, None] * statistics.ambient[k, -1] / N.sum()
-    keep = 1e-9 * zz.diagonal().mean() + torch.finfo(zz.dtype).tiny  # directions without variance stay where they are
-    fit = torch.linalg.solve(zz + keep * torch.eye(d, dtype=zz.dtype, device=zz.device), zx + keep * old.T).T
-    Q = torch.linalg.qr(fit).Q
-    left, _, right = torch.linalg.svd(Q.T @ old)
-    return (Q @ left @ right).to(law.basis.dtype)
+        z = torch.where(latents.real[..., None], N * mu + pulled, 0.0).sum(1)
+        N_k = statistics.count.sum(1)[:, None]
+        y = statistics.ambient[:, -1]
+        zz = zz - z[..., None] * (z / N_k)[:, None]
+        zx = zx - z[..., None] * (y / N_k)[:, None]
+        yy = yy - y.square() / N_k if yy.shape[1] else yy
+    d = zz.shape[-1]
+    dims = latents.inside.sum(1)
+    # Directions without variance stay where they are.
+    keep = 1e-9 * zz.diagonal(dim1=1, dim2=2).sum(1) / dims + torch.finfo(zz.dtype).tiny
+    ridge = (keep[:, None] * latents.inside + ~latents.inside).diag_embed()
+    fit = torch.cholesky_solve(zx + keep[:, None, None] * old.mT, torch.linalg.cholesky(zz + ridge)).mT  # (K, D, d)
+    Q = torch.linalg.qr(fit).Q * latents.inside[:, None]
+    left, _, right = torch.linalg.svd(Q.mT @ old + (~latents.inside).to(old).diag_embed())
+    B = Q @ left @ right
+    whole = torch.tensor([own == law.dim for own in law.latent_dims], device=B.device)[:, None, None]
+    B = torch.where(whole, old, B)
+    if not yy.shape[1]:
+        return B, yy
+    residual = yy - 2 * (B.mT * zx).sum(1) + ((B @ zz) * B).sum(2)
+    return B, residual.clamp(min=0)
+
+
+def _law_like(
+    law: MoLRMoG,
+    basis: Tensor,
+    offset: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    tau: Tensor,
+    logits: tuple[Tensor, Tensor],
+    latents: Latents,
+) -> MoLRMoG:
+    """A law of the shapes of another, from orthonormal bases (K, D, d) of whitened rows and what is in their latents."""
+    new = law.empty_like()
+    if law.noise != "isotropic":
+        # Out of the whitened rows: P^-1/2 A' = A R, R into the modes.
+        padded = (~latents.inside).to(basis).diag_embed()
+        A = latents.unit[..., None] * basis
+        A, R = torch.linalg.qr(torch.cat([A, padded], 1))
+        basis = A[:, : law.dim] * latents.inside[:, None]
+        R = R * latents.inside[..., None] * latents.inside[:, None]
+        means, factors = means @ R.mT, R[:, None] @ factors
+    new.basis.copy_(basis.transpose(0, 1))
+    new.offset.copy_(offset)
+    new.mean.copy_(means)
+    new.factor.copy_(factors)
+    new.tau.copy_(tau)
+    new.subspace_logits.copy_(logits[0])
+    new.mode_logits.copy_(logits[1])
+    return new
+
+
+def _without_lost_modes(law: MoLRMoG, statistics: Statistics, alive: Tensor) -> tuple[MoLRMoG, Statistics]:
+    """The law and the statistics without the modes that are lost, and the subspaces that lost all of theirs."""
+    kept = alive.any(1).nonzero()[:, 0].tolist()
+    modes = [alive[k].nonzero()[:, 0] for k in kept]
+    parts = []
+    for k, own in zip(kept, modes, strict=True):
+        part = law.subspace(k)
+        own = own.tolist()
+        factors = tuple(part.factors[mode] for mode in own)
+        weights = part.mode_weights[own] / part.mode_weights[own].sum()
+        parts.append(dataclasses.replace(part, mode_weights=weights, means=part.means[own], factors=factors))
+    smaller = MoLRMoG.from_subspaces(parts, shared=law.noise == "shared", dtype=law.basis.dtype).requires_grad_(False)
+    found = Statistics.none(smaller, law.tau.device)
+    found.rows, found.log_prob = statistics.rows, statistics.log_prob
+    d = found.first.shape[2]
+    for i, (k, own) in enumerate(zip(kept, modes, strict=True)):
+        found.count[i, : len(own)] = statistics.count[k, own]
+        found.first[i, : len(own)] = statistics.first[k, own, :d]
+        found.second[i, : len(own)] = statistics.second[k, own, :d, :d]
+        found.off[i], found.square[i] = statistics.off[k], statistics.square[k]
+        found.ambient[i, :d], found.ambient[i, -1] = statistics.ambient[k, :d], statistics.ambient[k, -1]
+    return smaller, found

@@ -6,7 +6,9 @@ All of it sees the rows near the origin and in a unit near their spread, see `mo
 c x is the law fitted to x, times c.
 
 With labels every subspace sees the rows of its own class only, so that EM splits into one small problem per class.
-With a head, the same is done in the leading principal coordinates, and the rest of R^D gets one shared Gaussian.
+Noise that differs between coordinates may do so along other axes than those of the data: rows are turned to them once,
+and the law is turned back. With a head, EM sees the leading principal coordinates alone, and every further principal
+axis gets a variance that all subspaces share.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from molrmog.arguments import flag, floating, is_a, one_or_several, real, shown, whole
+from molrmog.arguments import flag, floating, is_a, one_of, one_or_several, real, shown, whole
+from molrmog.checks import check_orthonormal
+from molrmog.data.dataset import Dataset
 from molrmog.data.labels import classes_of
 from molrmog.devices import device_of
-from molrmog.laws import with_tail
+from molrmog.laws.axes import Axes
 from molrmog.laws.base import Law, as_tensor
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.laws.molrmog import NOISES, MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_coordinates
@@ -34,7 +38,7 @@ from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of, torch_generator
 
 _GREATEST_FLOOR = 1e18  # in units of the data's spread: its square is a number in float32
-_SMALLEST_SPREAD = 1e-9  # of the tail, in units of the fit
+_CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as one that varies
 _FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
 _LOOKED_AT = 10_000  # rows from which quartiles are taken
 _PATIENCE = 3  # passes without a better held-out log-likelihood
@@ -51,6 +55,8 @@ def fit(
     head: int | Literal["auto"] | None = None,
     seed: int = 0,
     *,
+    noise: Literal["isotropic", "diagonal", "shared"] | None = None,
+    axes: Literal["pca", "dct"] | Tensor | None = None,
     zero_mean: bool = False,
     prior_rows: float | None = None,
     noise_floor: float | None = None,
@@ -75,13 +81,21 @@ def fit(
         latent_dim: dimension d_k, of all subspaces or one per subspace.
         modes: n_k, of all subspaces or one per subspace.
         rank: rank of every mode's covariance; d_k where not given.
-        head: None for the pure law over R^D; q for a head/tail law with the fit in the q leading principal coordinates;
-            "auto" for whichever of these has the best log-likelihood on a tenth of the rows.
+        head: None for a law whose subspaces lie anywhere in R^D; q for subspaces within the q leading principal axes,
+            with diagonal noise along all of them: EM works in R^q, and the variance of each further axis is the same
+            for all subspaces; "auto" for whichever of these has the best log-likelihood on a tenth of the rows.
         seed: of everything random.
+        noise: off the subspaces: "isotropic", one variance per subspace; "diagonal", one per coordinate and subspace;
+            "shared", one per coordinate for all subspaces. Where not given, that of `start`, or else isotropic.
+        axes: whose coordinates unequal noise goes along: None, those of the data (drawings, tables); "pca", the
+            principal axes of all rows (photographs; D x D numbers, and an eigendecomposition of that size); "dct",
+            cosines: of every channel of the pictures of a Dataset, else of a row as it is; or orthonormal columns,
+            with shape (D, D).
         zero_mean: keep b = 0 and mu = 0; with modes=1 this is the low-rank Gaussian mixture of Wang et al. 2024.
         prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
-        noise_floor: smallest tau, in data units; a thousandth of the data's standard deviation where not given. It
-            is at least 1e-9 of that deviation, or of the rows' size where they are all equal.
+        noise_floor: smallest standard deviation of the noise, in data units. Where not given, a thousandth of the
+            data's standard deviation; for unequal noise a thousandth of that of the coordinate. It is at least 1e-9 of
+            the data's standard deviation, or of the rows' size where they are all equal.
         max_iter: passes over the data, at most.
         tol: stop when the penalised log-likelihood per row and dimension rises by less in two passes running, in nats.
         weights: how many rows each row counts as, or shares that add up to one, with shape (N,). Where EM starts is
@@ -95,7 +109,7 @@ def fit(
         on_iteration: called with the state after every pass.
 
     Returns:
-        The law, on `device`, not asking for gradients; a `MoLRMoG`, or one with a tail where `head` says so.
+        The law, on `device`, not asking for gradients.
 
     Raises:
         ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for; or there is
@@ -111,6 +125,7 @@ def fit(
     max_iter, subspaces = whole(max_iter, "max_iter"), whole(subspaces, "subspaces")
     rank = None if rank is None else whole(rank, "rank")
     head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
+    turn = _axes_asked(x, axes, rows.dim)
     prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
     noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
     tol = real(tol, "tol")
@@ -138,6 +153,10 @@ def fit(
             raise ValueError(f"start = {shown(start)}: pass a MoLRMoG, or None")
         if head is not None:
             raise ValueError("a head/tail fit cannot start from a law: leave out start or head")
+        if turn is not None:
+            raise ValueError("start has the axes that the fit goes on with: leave out axes")
+        if noise is not None and noise != start.noise and start.noise != "isotropic":
+            raise ValueError(f"noise = {noise!r}, but start has {start.noise} noise: leave out noise, or start")
         if start.dim != rows.dim or (y is not None and start.subspaces != subspaces):
             classes = "" if y is None else f" in {subspaces} classes"
             raise ValueError(
@@ -147,22 +166,37 @@ def fit(
         subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
     if subspaces < 1:
         raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
+    kind = one_of(noise, "noise", NOISES) if noise is not None else start.noise if start is not None else "isotropic"
+    if turn is not None and kind == "isotropic":
+        raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
+    if head is not None and (turn is not None or noise == "shared"):
+        raise ValueError("a head has diagonal noise along the principal axes: leave out axes and noise, or head")
     dims = _per_subspace("latent_dim", latent_dim, subspaces)
     counts = _per_subspace("modes", modes, subspaces)
-    noise_floor = _checked(rows, dims, counts, noise_floor)
+    noise_floor = _checked(rows, dims, counts, noise_floor, equal=kind == "isotropic" and head is None)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
-    floor = noise_floor / units.unit
-    if not floor < _GREATEST_FLOOR:
+    floor = None if noise_floor is None else noise_floor / units.unit
+    if floor is not None and not floor < _GREATEST_FLOOR:
         raise ValueError(f"noise_floor = {noise_floor:.3g}: pass one below {_GREATEST_FLOOR * units.unit:.3g}")
 
-    def pure(rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None, units: Units) -> MoLRMoG:
-        if start is None:
-            law = initial_law(rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=floor)
-        else:
-            law = units.law_inside(start)
-        law = law.to(rows.device, rows.dtype)
-        options = {"prior_rows": prior_rows, "noise_floor": floor, "zero_mean": zero_mean}
+    def pure(
+        rows: Rows,
+        y: Tensor | None,
+        w: Tensor | None,
+        held_out: Rows | None,
+        units: Units,
+        kind: str,
+        law: MoLRMoG | None,
+    ) -> MoLRMoG:
+        deviation = rows.moments().deviation
+        least = _relative_floor(deviation) if floor is None else torch.full_like(deviation, floor)
+        overall = float(least.max()) if floor is not None else _FLOOR * rows.moments().spread
+        if law is None:
+            law = initial_law(rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=overall)
+        law = law.with_noise(kind).to(rows.device, rows.dtype)
+        options = {"prior_rows": prior_rows, "zero_mean": zero_mean, "spread": deviation}
+        options["noise_floor"] = overall if kind == "isotropic" else least
 
         def watch(state: EMState) -> None:
             if on_iteration is not None:
@@ -170,24 +204,78 @@ def fit(
 
         return _settle(law, rows, y, w, held_out, max_iter, tol, progress, watch, units, **options)
 
-    def fitted(q: int | None, rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None) -> Law:
+    def fitted(q: int | None, rows: Rows, y: Tensor | None, w: Tensor | None, held_out: Rows | None) -> MoLRMoG:
+        begin = None if start is None else units.law_inside(start)
+        along = turn if begin is None else begin.axes
+        if q is None and along is None:
+            return pure(rows, y, w, held_out, units, kind, begin)
+        if q is None and isinstance(along, Axes):
+            turned, test = rows.turned(along), None if held_out is None else held_out.turned(along)
+            begin = None if begin is None else begin.without_axes()
+            return pure(turned, y, w, test, units, kind, begin).with_axes(along)
+        offset, axes, variance, _ = principal_coordinates(rows, w, centred=not zero_mean, most=rows.dim)
+        along = Axes.of(axes)
         if q is None:
-            return pure(rows, y, w, held_out, units)
-        offset, axes, variance, left = principal_coordinates(rows, w, centred=not zero_mean)
+            turned, test = rows.turned(along), None if held_out is None else held_out.turned(along)
+            return pure(turned, y, w, test, units, kind, None).with_axes(along)
 
         def head(rows: Rows) -> Rows:
             return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()])).as_standard()
 
-        law = pure(head(rows), y, w, None if held_out is None else head(held_out), units.along(q))
-        least = max(floor, _SMALLEST_SPREAD) ** 2
-        spread, tau = (t.clamp(min=least).sqrt() for t in (variance[q:], left))
-        return with_tail(law, axes, offset, spread, tau)
+        inner = pure(head(rows), y, w, None if held_out is None else head(held_out), units.along(q), "diagonal", None)
+        least = _relative_floor(variance.sqrt()) if floor is None else variance.new_full(variance.shape, floor)
+        tail = torch.maximum(variance.sqrt(), least.to(variance))[q:]
+        return _with_tail(inner, tail, along, offset)
 
     if head == "auto":
         head = _best_head(fitted, rows, y, w, max(dims), seed)
     elif head is not None and (isinstance(head, str) or not max(dims) <= head <= rows.dim):
         raise ValueError(f"head = {head}: pass a number from latent_dim = {max(dims)} to D = {rows.dim}, or 'auto'")
     return units.law_of_rows(fitted(head, rows, y, w, held_out))
+
+
+def _axes_asked(x: Any, axes: Any, dim: int) -> Axes | Literal["pca"] | None:
+    """The axes that were asked for; principal ones are still to be found.
+
+    Raises:
+        ValueError: they are neither named nor orthonormal columns.
+    """
+    if axes is None or (isinstance(axes, str) and axes == "pca"):
+        return axes
+    if isinstance(axes, str) and axes == "dct":
+        shape = x.shape if isinstance(x, Dataset) and x.is_image else (dim,)
+        return Axes.dct(shape)
+    if isinstance(axes, str):
+        raise ValueError(f"unknown axes {shown(axes)}: choose pca or dct, or pass orthonormal columns ({dim}, {dim})")
+    matrix = as_tensor(axes, "axes")
+    if matrix.shape != (dim, dim):
+        raise ValueError(f"axes have shape {tuple(matrix.shape)}: pass orthonormal columns with shape ({dim}, {dim})")
+    matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
+    check_orthonormal("axes", matrix[None], [dim])
+    return Axes.of(matrix)
+
+
+def _relative_floor(deviation: Tensor) -> Tensor:
+    """A thousandth of each coordinate's deviation, and where that is none of the deviation of all; (D,)."""
+    overall = float(deviation.square().mean().sqrt())
+    return _FLOOR * torch.where(deviation > _CONSTANT * overall, deviation, overall)
+
+
+def _with_tail(law: MoLRMoG, tail: Tensor, axes: Axes, offset: Tensor) -> MoLRMoG:
+    """The law of offset + Q [u, e], frozen, where u follows `law` of diagonal noise, and e ~ N(0, diag(tail^2))."""
+    D, q = axes.dim, law.dim
+    config = {**law.config, "dim": D}
+    whole = MoLRMoG.from_config(config).to(law.tau.device, law.tau.dtype).requires_grad_(False)
+    whole.load_state_dict(
+        {name: getattr(law, name) for name in ("mean", "factor", "subspace_logits", "mode_logits")}, strict=False
+    )
+    whole.basis.zero_()
+    whole.basis[:q] = law.basis
+    whole.offset[:, :q] = law.offset
+    whole.offset.add_(axes.down(offset.to(whole.offset)))
+    whole.tau[:, :q] = law.tau
+    whole.tau[:, q:] = tail
+    return whole.with_axes(axes)
 
 
 def check_rows(x: Any, latent_dims: Sequence[int], modes: Sequence[int]) -> None:
@@ -204,15 +292,20 @@ def check_rows(x: Any, latent_dims: Sequence[int], modes: Sequence[int]) -> None
     _checked(Rows(x), latent_dims, modes, None)
 
 
-def _checked(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int], noise_floor: float | None) -> float:
-    """The noise floor, in data units, of rows that fit such shapes; with warnings of what is lost beneath it."""
+def _checked(
+    rows: Rows, latent_dims: Sequence[int], modes: Sequence[int], noise_floor: float | None, *, equal: bool = True
+) -> float | None:
+    """The noise floor, in data units, of rows that fit such shapes; with warnings of what is lost beneath it.
+
+    Where noise is not equal in all coordinates, floors that are not given differ, and there is no one number.
+    """
     _check_sizes(rows, latent_dims, modes)
     moments = rows.moments()
-    if noise_floor is None:
-        noise_floor = _FLOOR * moments.spread
-        _warn_of_small_columns(rows, moments, noise_floor)
-    rows.warn_of_rounding(noise_floor)
-    return noise_floor
+    overall = _FLOOR * moments.spread if noise_floor is None else noise_floor
+    if noise_floor is None and equal:
+        _warn_of_small_columns(rows, moments, overall)
+    rows.warn_of_rounding(overall)
+    return overall if equal else noise_floor
 
 
 def _best_head(
@@ -252,9 +345,10 @@ def _settle(
     **options: Any,
 ) -> MoLRMoG:
     """Run EM until the log-likelihood settles, and return the law that was reached; `units` are those of the rows."""
+    together = labels is None or law.noise == "shared"  # noise that classes share is found from all of them
     steps = (
-        em_steps(law, rows, weights=weights, **options)
-        if labels is None
+        em_steps(law, rows, weights=weights, labels=labels, **options)
+        if together or labels is None
         else _steps_by_class(law, rows, labels, weights, **options)
     )
     best, best_value, since = law, -math.inf, 0

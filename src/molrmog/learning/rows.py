@@ -17,9 +17,11 @@ from torch import Tensor
 
 from molrmog.data.arrays import as_table
 from molrmog.data.dataset import exact_precision
+from molrmog.laws.axes import Axes
 from molrmog.learning.units import Moments, Units
 
 _CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
+_TURNED_AT_ONCE = 2**28  # numbers, 1 GiB in float32
 _VISIBLE = 1e-3  # rounding of so much of a column's spread is worth a word
 _LEAST, _GREATEST = 1e-140, 1e140  # deviations that float64 can square
 
@@ -67,6 +69,7 @@ class Rows:
         self.dtype = dtype or self.exact
         self._index: Tensor | None = None
         self._units: Units | None = None
+        self._axes: Axes | None = None
         self._is_standard = False
         self._moments: Moments | None = None
 
@@ -76,7 +79,8 @@ class Rows:
     def __getitem__(self, at: slice | Tensor) -> Tensor:
         """Rows as a tensor with shape (M, D)."""
         part = self._read(at)
-        return part.to(self.device, self.dtype) if self._units is None else self._in_units(part).to(self.dtype)
+        part = part.to(self.device, self.dtype) if self._units is None else self._in_units(part).to(self.dtype)
+        return part if self._axes is None else self._axes.down(part)
 
     def _in_units(self, part: Tensor) -> Tensor:
         """(x - centre) / unit, before it is rounded to `dtype`: rows far from the origin keep their digits."""
@@ -172,7 +176,7 @@ class Rows:
         """Rows in float64 before they are rounded to `dtype`; a copy, with shape (M, D)."""
         part = self._read(at)
         part = part.to(self.device) if self._units is None else self._in_units(part)
-        return part.to(torch.float64, copy=True)
+        return part.to(torch.float64, copy=True) if self._axes is None else self._axes.down(part.double())
 
     def warn_of_rounding(self, least: float = 0.0) -> None:
         """Warn about columns that float32 would round visibly.
@@ -199,6 +203,16 @@ class Rows:
         part = copy.copy(self)
         part._units, part._is_standard, part._moments = units, True, None
         return part
+
+    def turned(self, axes: Axes) -> Rows:
+        """The same rows in the coordinates of axes: at once where they fit into memory, else whenever they are read."""
+        part = copy.copy(self)
+        part._axes, part._moments = copy.deepcopy(axes).to(self.device, self.dtype), None
+        if len(self) * self.dim > _TURNED_AT_ONCE:
+            return part
+        turned = Rows(torch.cat([chunk for _, chunk in part.chunks()]))
+        turned._is_standard = self._is_standard
+        return turned
 
     def as_standard(self) -> Rows:
         """The same rows, taken to be in units of their own."""

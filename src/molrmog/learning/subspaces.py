@@ -82,14 +82,15 @@ def principal_flat(x: Tensor, dim: int, *, centred: bool = True, start: Tensor |
 
 @torch.no_grad()
 def principal_coordinates(
-    rows: Rows, weights: Tensor | None = None, *, centred: bool = True
+    rows: Rows, weights: Tensor | None = None, *, centred: bool = True, most: int = _WIDEST
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Principal components of all rows, all of them up to `_WIDEST`, gathered in one pass.
+    """Principal components of all rows, `most` at most, gathered in one pass.
 
     Args:
         rows: the data.
         weights: of the rows, with shape (N,).
         centred: about the mean; about the origin where not.
+        most: how many are kept.
 
     Returns:
         offset (D,), axes (D, p) largest first, variance along each (p,), and variance of each direction left ().
@@ -113,8 +114,8 @@ def principal_coordinates(
         second += (mean + near)[:, None] * (mean + near)
     variance, axes = torch.linalg.eigh(second)
     variance, axes = variance.flip(0).clamp(min=0), axes.flip(1)
-    left = variance[_WIDEST:].mean() if D > _WIDEST else variance.new_zeros(())
-    out = offset, axes[:, :_WIDEST].contiguous(), variance[:_WIDEST], left
+    left = variance[most:].mean() if D > most else variance.new_zeros(())
+    out = offset, axes[:, :most].contiguous(), variance[:most], left
     return tuple(t.to(rows.dtype) for t in out)  # pyright: ignore
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from molrmog.denoisers.mog import MoGDenoiser
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
-from molrmog.learning.em import _noise
+from molrmog.learning.em import pooled_noise
 from molrmog.seeds import torch_generator
 
 MODES = ("mean", "factor", "subspace_weights", "mode_weights")
@@ -122,7 +122,9 @@ def _updated(part: Subspace, h: Tensor, rho2: Tensor, gates: Tensor, dim: int | 
         d = h.shape[1]
         ranks = torch.tensor([U.shape[1] for U in part.factors], device=h.device)
         held = torch.arange(d, device=h.device) < ranks[:, None]
-        tau2 = _noise(ell, held, N, (gates.sum(1) * rho2).sum(), total * (dim - d))
+        off, freedom = (gates.sum(1) * rho2).sum(), total * (dim - d)
+        given = (ell, held, torch.ones_like(held), N, off, freedom)
+        tau2 = float(pooled_noise(*(each[None] for each in given)))
     U = V * (ell - tau2).clamp(min=0).sqrt()[:, None]  # (n_k, d, d)
     return replace(
         part,
