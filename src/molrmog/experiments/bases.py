@@ -40,6 +40,8 @@ def fitted_base(
     modes: int = 8,
     rank: int | None = None,
     head: int | Literal["auto"] | None = None,
+    noise: Literal["isotropic", "diagonal", "shared"] | None = None,
+    axes: Literal["pca"] | None = None,
     learn: Sequence[str] | str = (),
     seed: int = 0,
     on_iteration: Callable[[EMState], None] | None = None,
@@ -53,6 +55,8 @@ def fitted_base(
         modes: of every subspace.
         rank: of every mode; that of its subspace where None.
         head: fit in so many leading principal coordinates, see `molrmog.fit`.
+        noise: off the subspaces.
+        axes: along which unequal noise goes.
         learn: parts of the law that are trained along, see `MoGDenoiser`.
         seed: of everything random.
         on_iteration: called after every pass of EM.
@@ -64,7 +68,7 @@ def fitted_base(
         ValueError: the sizes do not fit the rows, or a head/tail law is to be trained along.
     """
     if learn and head is not None:
-        raise ValueError("a head/tail law is not trained along: leave out --learn, or --head")
+        raise ValueError("a law with a head is not trained along: leave out --learn, or --head")
     rows = torch.bincount(expert).tolist()
     law = fit(
         x,
@@ -73,6 +77,8 @@ def fitted_base(
         modes=[min(modes, max(1, own // 2)) for own in rows],
         rank=rank,
         head=head,
+        noise=noise,
+        axes=axes,
         seed=seed,
         on_iteration=on_iteration,
     )

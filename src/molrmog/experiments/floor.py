@@ -434,7 +434,7 @@ def measured(law: MoLRMoG, truth: MoLRMoG, fresh: Tensor, seed: int, **loss: Any
         "true_log_likelihood": float(true.mean()),
         "gap": gap,
         "gap_error": gap_error,
-        "tau": float(law.tau.abs().mean()),
+        "tau": float(law.tau.square().mean().sqrt()),
     }
 
 

@@ -268,7 +268,15 @@ def _start(law: MoLRMoG, bases: Tensor) -> MoLRMoG:
     parts = [law.subspace(k) for k in range(law.subspaces)]
     return MoLRMoG.from_subspaces(
         [
-            Subspace(p.weight, basis, p.offset, max(p.tau, 0.1), p.mode_weights, p.means, p.factors)
+            Subspace(
+                p.weight,
+                basis,
+                p.offset,
+                max(p.isotropic_tau("clustering by subspaces"), 0.1),
+                p.mode_weights,
+                p.means,
+                p.factors,
+            )
             for p, basis in zip(parts, bases, strict=True)
         ]
     ).requires_grad_(False)

@@ -121,7 +121,20 @@ def _fit() -> ArgumentParser:
         "--head",
         type=int | Literal["auto"] | None,
         default=None,
-        help="fit in so many leading principal coordinates and give the rest one shared Gaussian; auto chooses",
+        help="fit in so many leading principal coordinates, with diagonal noise along all; auto chooses whether",
+    )
+    add(
+        "--noise",
+        type=Literal["isotropic", "diagonal", "shared"] | None,
+        default=None,
+        help="off the subspaces: one variance of each, one of each and every coordinate, or of every coordinate for all "
+        "(drawings and tables gain from the latter two); isotropic where not given",
+    )
+    add(
+        "--axes",
+        type=Literal["pca", "dct"] | None,
+        default=None,
+        help="along which unequal noise goes: principal axes (photographs) or cosines; those of the data where not given",
     )
     _yes_no(parser, "labels", False, "one subspace per class")
     _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
@@ -193,6 +206,12 @@ def _train() -> ArgumentParser:
         default=None,
         help="fit the law beneath residual in so many leading principal coordinates, see molrmog fit",
     )
+    add(
+        "--noise",
+        type=Literal["isotropic", "diagonal", "shared"] | None,
+        default=None,
+        help="of the law that is fitted beneath residual, see molrmog fit; go with --levels-per-batch 16 or so",
+    )
     _yes_no(
         parser,
         "gates",
@@ -234,6 +253,13 @@ def _train() -> ArgumentParser:
         "higher (0 to 0.8) for line drawings, lower for photographs",
     )
     add("--level-std", type=float | None, default=None, help="its standard deviation; 1.2 where not given")
+    add(
+        "--levels-per-batch",
+        type=int | None,
+        default=None,
+        help="noise levels that the rows of a batch share; one of each row's own where not given. A base of unequal noise "
+        "is slow with many",
+    )
     add("--targets", type=Literal["sample", "batch"], default="sample", help="batch: less variance, a small bias")
     add(
         "--drop-expert",

@@ -24,6 +24,7 @@ from torch import Tensor
 from molrmog.arguments import one_or_several, whole
 from molrmog.data.arrays import as_table, is_frame
 from molrmog.data.labels import classes_of
+from molrmog.laws.base import Subspace
 from molrmog.learning.fit import fit
 from molrmog.seeds import torch_generator
 
@@ -41,6 +42,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         rank: rank of every mode's covariance; full where None.
         head: fit in so many leading principal coordinates and give the rest one shared Gaussian ("auto" chooses); then
             `transform` and `inverse_transform` see the leading coordinates only.
+        noise: off the subspaces: "isotropic", "diagonal" or "shared", see `molrmog.fit`.
+        axes: whose coordinates unequal noise goes along: None, "pca", "dct" or orthonormal columns.
         use_labels: let `fit` use y, one subspace per class; otherwise y is ignored.
         zero_mean: keep all means at zero.
         prior_rows: how many rows the prior on each mode's covariance is worth.
@@ -72,6 +75,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         "n_modes": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "rank": [Interval(Integral, 0, None, closed="left"), None],
         "head": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
+        "noise": [StrOptions({"isotropic", "diagonal", "shared"})],
+        "axes": [StrOptions({"pca", "dct"}), "array-like", None],
         "use_labels": ["boolean"],
         "zero_mean": ["boolean"],
         "prior_rows": [Interval(Real, 0, None, closed="left"), None],
@@ -89,6 +94,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         rank: int | None = None,
         head: int | Literal["auto"] | None = None,
         *,
+        noise: Literal["isotropic", "diagonal", "shared"] = "isotropic",
+        axes: Any = None,
         use_labels: bool = False,
         zero_mean: bool = False,
         prior_rows: float | None = None,
@@ -102,6 +109,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         self.n_modes = n_modes
         self.rank = rank
         self.head = head
+        self.noise = noise
+        self.axes = axes
         self.use_labels = use_labels
         self.zero_mean = zero_mean
         self.prior_rows = prior_rows
@@ -140,6 +149,8 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             self.rank,
             cast(Any, self.head),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
+            noise=None if self.head is not None and self.noise == "isotropic" else self.noise,
+            axes=self.axes,
             zero_mean=self.zero_mean,
             prior_rows=self.prior_rows,
             noise_floor=self.noise_floor,
@@ -177,14 +188,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         for k in range(self.law_.subspaces):
             part = self.law_.subspace(k)
             own = gates[:, self.law_.component_of == k]  # (N, n_k)
-            h = (x - part.offset) @ part.basis  # (N, d_k)
-            zeta = torch.zeros_like(h)
-            for r, mu, U in zip(own.T, part.means, part.factors, strict=True):
-                lam, V = torch.linalg.eigh(U.double() @ U.double().T)
-                lam = lam.clamp(min=0)
-                shrink = ((V * (lam / (lam + part.tau**2))) @ V.T).to(h)
-                zeta += r[:, None] * (mu + (h - mu) @ shrink)
-            columns.append(zeta)
+            columns.append(_latent_means(part, x, own))
         return torch.cat(columns, 1).numpy()
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -273,3 +277,22 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         """Responsibilities of subspaces, with shape (N, K)."""
         shares = gates.new_zeros(len(gates), self.law_.subspaces)
         return shares.index_add_(1, self.law_.component_of, gates)
+
+
+def _latent_means(part: Subspace, x: Tensor, gates: Tensor) -> Tensor:
+    """sum_l r_kl E[z | x, kl] of the modes of a subspace, with shape (N, d_k); gates with shape (N, n_k).
+
+    E[z | x, c] = mu + U (I + U^T G U)^-1 U^T (A^T P (x - b) - G mu), with P the inverse of the noise and G = A^T P A.
+    """
+    turn = torch.eye(len(part.offset)) if part.axes is None else part.axes
+    A, e = turn.double().T @ part.basis.double(), (x - part.offset).double() @ turn.double()
+    precision = torch.as_tensor(part.tau, dtype=torch.float64).square().reciprocal()
+    W = A * precision.reshape(-1, 1)
+    h, G = e @ W, A.T @ W
+    zeta = torch.zeros(len(x), A.shape[1], dtype=torch.float64)
+    for r, mu, U in zip(gates.T, part.means.double(), part.factors, strict=True):
+        U = U.double()
+        M = torch.eye(U.shape[1], dtype=U.dtype) + U.T @ G @ U
+        u = (h - G @ mu) @ U
+        zeta += r[:, None] * (mu + torch.cholesky_solve(u.T, torch.linalg.cholesky(M)).T @ U.T)
+    return zeta.to(x)

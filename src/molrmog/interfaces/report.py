@@ -259,7 +259,7 @@ def _drawn(law: Law, layout: Dataset, gates: np.ndarray) -> list[dict[str, Any]]
             "k": k,
             "weight": part.weight,
             "gate": gates[k],
-            "tau": part.tau,
+            "tau": float(torch.as_tensor(part.tau).square().mean().sqrt()),
             "d": law.latent_dims[k],
         }
         out.append(

@@ -183,7 +183,7 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     if settings["drop_expert"]:
         _check_drop(settings)
     if settings["network"] != "residual":
-        asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
+        asked = [name for name in ("base", "head", "noise", "gates") if settings[name] not in (None, False)]
         asked += [] if settings["added"] == 1 else ["added"]
         if asked:
             raise ValueError(f"--{asked[0]} belongs to --network residual: leave it out, or pass that")
@@ -199,11 +199,11 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     if settings["gates"] and settings["learn"]:
         raise ValueError("--gates takes a law that stays as it is: leave out --gates, or --learn")
     if settings["autoencoder"] != "none":
-        asked = [name for name in ("base", "head", "gates") if settings[name] not in (None, False)]
+        asked = [name for name in ("base", "head", "noise", "gates") if settings[name] not in (None, False)]
         if asked:
             raise ValueError(f"--{asked[0]} goes with --autoencoder none: latents get a law of their own")
     elif settings["base"] is not None:
-        made = [name for name in ("head", "latent_dim", "rank") if settings[name] is not None]
+        made = [name for name in ("head", "noise", "latent_dim", "rank") if settings[name] is not None]
         if made:
             flag = made[0].replace("_", "-")
             raise ValueError(f"--base {settings['base']} is fitted already: leave out --{flag}")
@@ -215,7 +215,7 @@ def _check_flags(settings: Mapping[str, Any]) -> None:
     if settings["gates"] and settings["base"] is None and not settings["drop_expert"]:
         raise ValueError(_IDLE_GATES)
     if head is not None and learn:
-        raise ValueError("a head/tail law is not trained along: leave out --learn, or --head")
+        raise ValueError("a law with a head is not trained along: leave out --learn, or --head")
     if isinstance(head, int) and latent_dim is not None and head < latent_dim:
         raise ValueError(f"--head {head} is less than --latent-dim {latent_dim}: raise the one, or lower the other")
 
@@ -400,7 +400,11 @@ def _train(
         schedule,
         sigma_data=sigma_data,
         **{name: settings[name] for name in ("weighting", "levels", "targets", "drop_expert")},
-        **{name: settings[name] for name in ("level_mean", "level_std") if settings[name] is not None},
+        **{
+            name: settings[name]
+            for name in ("level_mean", "level_std", "levels_per_batch")
+            if settings[name] is not None
+        },
     )
     some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
     validation = (held_z[some], held_expert[some])
@@ -454,9 +458,9 @@ def _fitted(
             passes.append({"kind": "em", **reached})
             show("base", state.iteration, text=f"{state.log_likelihood:.2f} nats/row")
 
-        head = settings["head"]
+        same |= {"head": settings["head"], "noise": settings["noise"]}
         latent_dim = latent_dim if settings["autoencoder"] == "none" else z.shape[1]
-        base = fitted_base(z, expert, latent_dim=latent_dim, head=head, learn=learn, on_iteration=on_iteration, **same)
+        base = fitted_base(z, expert, latent_dim=latent_dim, learn=learn, on_iteration=on_iteration, **same)
     _keep_passes(folder, passes)
     return base
 

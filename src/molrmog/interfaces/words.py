@@ -86,6 +86,7 @@ RANGES: Mapping[str, Range] = {
     "level_mean": Range(-math.inf, math.inf, "pass a number", open_low=True, open_high=True),
     "level_std": Range(0, math.inf, "pass a deviation above 0", open_low=True, open_high=True),
     "levels": _count(bytes=2**10, words="pass 1 or more, or sigmas as [0.1,1]"),
+    "levels_per_batch": _count(bytes=8),
     "log_every": _count(),
     "max_iter": _count(0),
     "micro_batch_size": _count(),

@@ -81,6 +81,22 @@ class Subspace:
     factors: tuple[Tensor, ...]
     axes: Tensor | None = None
 
+    def isotropic_tau(self, what: str) -> float:
+        """The standard deviation of the noise where it is one number.
+
+        Args:
+            what: stands on that, for the message.
+
+        Raises:
+            ValueError: the noise differs between coordinates.
+        """
+        if isinstance(self.tau, Tensor):
+            raise ValueError(
+                f"{what} needs isotropic noise, and that of this law differs between coordinates: fit it "
+                "with noise='isotropic'"
+            )
+        return self.tau
+
 
 @dataclass(frozen=True)
 class Samples:

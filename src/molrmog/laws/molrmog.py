@@ -310,9 +310,20 @@ class MoLRMoG(Law):
         law.axes = copy.deepcopy(axes).to(self._device)
         return law
 
+    def summary(self) -> list[tuple[str, str]]:
+        """What the law is, as name and value."""
+        first, *rest = super().summary()
+        if self.noise == "isotropic":
+            return [first, *rest]
+        along = {"matrix": "along axes of its own", "dct": "along cosines"}
+        where = "of each coordinate" if self.axes is None else along[self.axes.kind]
+        of = "of all subspaces" if self.noise == "shared" else "of each subspace"
+        return [first, ("noise", f"{self.noise}: {of}, {where}"), *rest]
+
     def extra_repr(self) -> str:
         """Shapes of the law, for `repr`."""
-        return f"dim={self.dim}, latent_dims={self.latent_dims}, modes={self.modes}"
+        noise = "" if self.noise == "isotropic" else f", noise={self.noise!r}"
+        return f"dim={self.dim}, latent_dims={self.latent_dims}, modes={self.modes}{noise}"
 
     @classmethod
     def from_subspaces(

@@ -94,8 +94,9 @@ def fit(
         zero_mean: keep b = 0 and mu = 0; with modes=1 this is the low-rank Gaussian mixture of Wang et al. 2024.
         prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
         noise_floor: smallest standard deviation of the noise, in data units. Where not given, a thousandth of the
-            data's standard deviation; for unequal noise a thousandth of that of the coordinate. It is at least 1e-9 of
-            the data's standard deviation, or of the rows' size where they are all equal.
+            data's standard deviation; for unequal noise in the coordinates of the data a thousandth of that of the
+            coordinate. It is at least 1e-9 of the data's standard deviation, or of the rows' size where they are all
+            equal.
         max_iter: passes over the data, at most.
         tol: stop when the penalised log-likelihood per row and dimension rises by less in two passes running, in nats.
         weights: how many rows each row counts as, or shares that add up to one, with shape (N,). Where EM starts is
@@ -190,7 +191,8 @@ def fit(
         law: MoLRMoG | None,
     ) -> MoLRMoG:
         deviation = rows.moments().deviation
-        least = _relative_floor(deviation) if floor is None else torch.full_like(deviation, floor)
+        turned = rows.is_turned
+        least = _relative_floor(deviation, alike=turned) if floor is None else torch.full_like(deviation, floor)
         overall = float(least.max()) if floor is not None else _FLOOR * rows.moments().spread
         if law is None:
             law = initial_law(rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=overall)
@@ -220,11 +222,14 @@ def fit(
             return pure(turned, y, w, test, units, kind, None).with_axes(along)
 
         def head(rows: Rows) -> Rows:
-            return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()])).as_standard()
+            return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()])).as_standard(
+                turned=True
+            )
 
         inner = pure(head(rows), y, w, None if held_out is None else head(held_out), units.along(q), "diagonal", None)
-        least = _relative_floor(variance.sqrt()) if floor is None else variance.new_full(variance.shape, floor)
-        tail = torch.maximum(variance.sqrt(), least.to(variance))[q:]
+        spread = variance.sqrt()
+        least = _relative_floor(spread, alike=True) if floor is None else spread.new_full(spread.shape, floor)
+        tail = torch.maximum(spread, least.to(spread))[q:]
         return _with_tail(inner, tail, along, offset)
 
     if head == "auto":
@@ -255,9 +260,14 @@ def _axes_asked(x: Any, axes: Any, dim: int) -> Axes | Literal["pca"] | None:
     return Axes.of(matrix)
 
 
-def _relative_floor(deviation: Tensor) -> Tensor:
-    """A thousandth of each coordinate's deviation, and where that is none of the deviation of all; (D,)."""
+def _relative_floor(deviation: Tensor, *, alike: bool) -> Tensor:
+    """A thousandth of each coordinate's deviation, and where that is none of the deviation of all; (D,).
+
+    Coordinates along axes are alike in their units: there it is no less than a thousandth of the deviation of all.
+    """
     overall = float(deviation.square().mean().sqrt())
+    if alike:
+        return _FLOOR * deviation.clamp(min=overall)
     return _FLOOR * torch.where(deviation > _CONSTANT * overall, deviation, overall)
 
 

@@ -33,6 +33,7 @@ class Rows:
         dim: dimension D.
         dtype: in which chunks are handed out, float32 or float64.
         exact: the narrower of the two that holds the rows as they are.
+        is_turned: whether they are in the coordinates of axes, which are alike in their units.
         device: on which chunks are handed out.
     """
 
@@ -70,6 +71,7 @@ class Rows:
         self._index: Tensor | None = None
         self._units: Units | None = None
         self._axes: Axes | None = None
+        self.is_turned = False
         self._is_standard = False
         self._moments: Moments | None = None
 
@@ -208,16 +210,17 @@ class Rows:
         """The same rows in the coordinates of axes: at once where they fit into memory, else whenever they are read."""
         part = copy.copy(self)
         part._axes, part._moments = copy.deepcopy(axes).to(self.device, self.dtype), None
+        part.is_turned = True
         if len(self) * self.dim > _TURNED_AT_ONCE:
             return part
         turned = Rows(torch.cat([chunk for _, chunk in part.chunks()]))
-        turned._is_standard = self._is_standard
+        turned._is_standard, turned.is_turned = self._is_standard, True
         return turned
 
-    def as_standard(self) -> Rows:
-        """The same rows, taken to be in units of their own."""
+    def as_standard(self, *, turned: bool = False) -> Rows:
+        """The same rows, taken to be in units of their own, and as coordinates of axes where told."""
         part = copy.copy(self)
-        part._is_standard = True
+        part._is_standard, part.is_turned = True, self.is_turned or turned
         return part
 
     def standard(self, *, centred: bool = True) -> tuple[Rows, Units]:

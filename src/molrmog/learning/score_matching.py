@@ -19,6 +19,10 @@ has the floor 1 at every noise level.
 | log-normal | N(level_mean, level_std^2), clamped to the schedule's range; by default -1.2 + log(2c) and 1.2, as EDM |
 | log-snr    | uniform over the schedule's range: the same share for every octave of noise                            |
 
+With `levels_per_batch` = L the rows of a batch share L levels, one drawn from each of L equal parts of that distribution
+and given to rows at random: the loss is the same in expectation, and a law whose noise differs between coordinates, which
+is prepared anew for every level, costs L preparations a batch.
+
 An end where sigma is infinite or zero, as at t = 1 of the flow schedule, counts as sigma = 100 (or 1/1000).
 
 | targets    | y                                                                                                      |
@@ -51,7 +55,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from molrmog.arguments import one_of, real, shown
+from molrmog.arguments import one_of, real, shown, whole
 from molrmog.models import NULL_EXPERT, SupportsDenoise, check_denoiser, denoise_with, dim_of, has_null_expert
 from molrmog.schedules import _SIGMA_CAP, _SIGMA_FLOOR, Schedule, check_schedule
 
@@ -95,6 +99,7 @@ class ScoreMatching(nn.Module, Generic[D]):
         sigma_data: float = 0.5,
         level_mean: float | None = None,
         level_std: float = 1.2,
+        levels_per_batch: int | None = None,
         drop_expert: float = 0.0,
     ) -> None:
         """Set up the loss.
@@ -109,6 +114,8 @@ class ScoreMatching(nn.Module, Generic[D]):
             sigma_data: the standard deviation c in the weight of EDM, in data units.
             level_mean: mean of log sigma, for "log-normal"; where None EDM's for data of deviation c, -1.2 + log(2c).
             level_std: standard deviation of log sigma, for "log-normal".
+            levels_per_batch: how many noise levels the rows of a batch share, at most one per row; one of each row's
+                own where None. The batch is what one process handles at once.
             drop_expert: probability that a row names no expert while training, in [0, 1); more than 0 needs a
                 denoiser with a null expert, and rows with experts.
 
@@ -128,6 +135,7 @@ class ScoreMatching(nn.Module, Generic[D]):
         sigma_data, level_std = real(sigma_data, "sigma_data"), real(level_std, "level_std")
         level_mean = None if level_mean is None else real(level_mean, "level_mean")
         drop_expert = real(drop_expert, "drop_expert")
+        levels_per_batch = None if levels_per_batch is None else whole(levels_per_batch, "levels_per_batch", 1)
         if not (0 < sigma_data < math.inf and 0 < level_std < math.inf):
             raise ValueError(f"sigma_data = {sigma_data}, level_std = {level_std}: pass deviations > 0")
         if level_mean is None:
@@ -145,6 +153,7 @@ class ScoreMatching(nn.Module, Generic[D]):
         self.schedule = schedule
         self.weighting, self.levels = weighting, levels
         self.sigma_data, self.level_mean, self.level_std = sigma_data, level_mean, level_std
+        self.levels_per_batch = levels_per_batch
         self.drop_expert = drop_expert
         if isinstance(targets, nn.Module):
             targets = copy.deepcopy(targets).requires_grad_(False).eval()
@@ -153,6 +162,7 @@ class ScoreMatching(nn.Module, Generic[D]):
     @property
     def config(self) -> dict[str, Any]:
         """What the loss is, but for the denoiser."""
+        shared = {} if self.levels_per_batch is None else {"levels_per_batch": self.levels_per_batch}
         return {
             "schedule": self.schedule.config,
             "weighting": self.weighting,
@@ -161,6 +171,7 @@ class ScoreMatching(nn.Module, Generic[D]):
             "sigma_data": self.sigma_data,
             "level_mean": self.level_mean,
             "level_std": self.level_std,
+            **shared,
             "drop_expert": self.drop_expert,
         }
 
@@ -179,17 +190,34 @@ class ScoreMatching(nn.Module, Generic[D]):
             generator: source of randomness, on the CPU.
         """
         low, high = self.log_sigma_range
-        if self.levels == "log-normal":
-            normal = torch.randn(rows, generator=generator).double()
+        if self.levels_per_batch is not None:
+            uniform = self._shared_uniforms(rows, generator)
+            normal = torch.special.ndtri(uniform) if self.levels == "log-normal" else None
+        elif self.levels == "log-normal":
+            uniform, normal = None, torch.randn(rows, generator=generator).double()
+        else:
+            uniform, normal = torch.rand(rows, generator=generator).double(), None
+        if normal is not None:
             log_sigma = (self.level_mean + self.level_std * normal).clamp(low, high)
         else:
-            log_sigma = low + (high - low) * torch.rand(rows, generator=generator).double()
+            assert uniform is not None
+            log_sigma = low + (high - low) * uniform
         t = self.schedule.time(-2 * log_sigma).clamp(self.schedule.t_min, self.schedule.t_max)
         s, gamma = self.schedule(t)
         eps = torch.randn(rows, dim_of(self.denoiser), generator=generator)
         if not self.drop_expert:
             return s.float(), gamma.float(), eps
         return s.float(), gamma.float(), eps, torch.rand(rows, generator=generator) < self.drop_expert
+
+    def _shared_uniforms(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        """Numbers in (0, 1) that rows share, one from each of as many equal parts, in any order; with shape (rows,)."""
+        assert self.levels_per_batch is not None
+        parts = min(self.levels_per_batch, rows)
+        drawn = (torch.arange(parts) + torch.rand(parts, generator=generator).double()) / parts
+        drawn = drawn[torch.randperm(parts, generator=generator)]  # which parts have one row more
+        return drawn.repeat(-(-rows // max(parts, 1)))[:rows][torch.randperm(rows, generator=generator)].clamp(
+            1e-12, 1 - 1e-12
+        )
 
     def forward(self, x0: Tensor, *rest: Tensor) -> Tensor:
         """Loss of each row, with shape (B,).

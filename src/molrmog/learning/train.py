@@ -39,6 +39,7 @@ def train(
     sigma_data: float | None = None,
     level_mean: float | None = None,
     level_std: float = 1.2,
+    levels_per_batch: int | None = None,
     drop_expert: float = 0.0,
     batch_size: int = 256,
     micro_batch_size: int | None = None,
@@ -82,6 +83,8 @@ def train(
         sigma_data: standard deviation in the weight of EDM; that of the data where None.
         level_mean: mean of log sigma; -1.2 + log(2 sigma_data), as EDM has it, where None.
         level_std: standard deviation of log sigma.
+        levels_per_batch: how many noise levels the rows share that a process handles at once; one of each row's own
+            where None.
         drop_expert: probability that a row names no expert, so that the denoiser can be guided.
         batch_size: see `TrainingOptions`, also for all that follow but the last two.
         micro_batch_size: rows that a process handles at once.
@@ -142,6 +145,7 @@ def train(
         sigma_data=_deviation(tables[0]) if sigma_data is None else sigma_data,
         level_mean=level_mean,
         level_std=level_std,
+        levels_per_batch=levels_per_batch,
         drop_expert=drop_expert,
     )
     options = TrainingOptions(

@@ -124,7 +124,9 @@ def _gaussians(law: MoLRMoG, s: float, gamma: float) -> list[tuple[Tensor, Tenso
     for k in range(law.subspaces):
         part = law.subspace(k)
         A = part.basis.double()
-        noise = (s**2 * part.tau**2 + gamma**2) * torch.eye(law.dim, dtype=A.dtype, device=A.device)
+        noise = (s**2 * part.isotropic_tau("the error at the border") ** 2 + gamma**2) * torch.eye(
+            law.dim, dtype=A.dtype, device=A.device
+        )
         for mu, U in zip(part.means.double(), part.factors, strict=True):
             up = s * A @ U.double()
             found.append((s * (part.offset.double() + A @ mu), torch.linalg.cholesky(up @ up.T + noise)))

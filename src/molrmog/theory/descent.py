@@ -206,6 +206,7 @@ def expectation_maximisation(
         gamma: their noise level.
         weight: how much each row counts, with shape (N,); all alike where not given.
     """
+    law.require_isotropic("the descent of the score-matching loss")
     A, b = law.basis, law.offset
     v = s**2 * law.tau.square() + gamma**2  # (K,)
     h = torch.einsum("nkD,Dkd->knd", x_t[:, None] - s * b, A)  # (K, N, d)

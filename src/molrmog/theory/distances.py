@@ -130,6 +130,7 @@ class _Part:
 
     @classmethod
     def of(cls, law: MoLRMoG, k: int) -> _Part:
+        law.require_isotropic("the Wasserstein distance between laws")
         d, n = law.latent_dims[k], law.modes[k]
         A, b, mu, U = (p.double() for p in (law.basis[:, k, :d], law.offset[k], law.mean[k, :n, :d], law.factor[k]))
         A = nearest_orthonormal(A)

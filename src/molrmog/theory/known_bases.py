@@ -97,7 +97,7 @@ def fit_modes(
 
 def _log_joint(part: Subspace, h: Tensor, rho2: Tensor, dim: int) -> Tensor:
     """Log w_k + log pi_c + log N_c(x), with shape (n, n_k)."""
-    d, tau2 = h.shape[1], part.tau**2
+    d, tau2 = h.shape[1], part.isotropic_tau("EM with known bases") ** 2
     C = torch.stack([U @ U.T for U in part.factors]) + tau2 * torch.eye(d).to(h)  # (n_k, d, d)
     L = torch.linalg.cholesky(C)
     apart = h - part.means[:, None]  # (n_k, n, d)
@@ -117,7 +117,7 @@ def _updated(part: Subspace, h: Tensor, rho2: Tensor, gates: Tensor, dim: int | 
     S = (gates.T[..., None] * apart).mT @ apart / weight[..., None]  # (n_k, d, d)
     ell, V = torch.linalg.eigh(0.5 * (S + S.mT))
     ell, V = ell.flip(1).clamp(min=0), V.flip(2)  # largest first
-    tau2, total = part.tau**2, N.sum()
+    tau2, total = part.isotropic_tau("EM with known bases") ** 2, N.sum()
     if dim is not None and bool(total > _LOST):
         d = h.shape[1]
         ranks = torch.tensor([U.shape[1] for U in part.factors], device=h.device)

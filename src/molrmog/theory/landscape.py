@@ -228,7 +228,7 @@ def factor_block(U: Tensor, s: float, v: float) -> Tensor:
 def basis_block(law: MoLRMoG, k: int, s: float, gamma: float) -> Tensor:
     """Curvature G in the basis of subspace k out of its span, tr(B G B^T), of separated modes, with shape (d, d)."""
     part = law.subspace(k)
-    v = s**2 * part.tau**2 + gamma**2
+    v = s**2 * part.isotropic_tau("the curvature of separated modes") ** 2 + gamma**2
     G = torch.zeros_like(part.means.T @ part.means)
     for weight, mu, U in zip(part.mode_weights, part.means, part.factors, strict=True):
         M, C = _precision(U, s, v), U @ U.T
@@ -253,7 +253,7 @@ def separated_blocks(law: MoLRMoG, s: float, gamma: float) -> dict[tuple[str, in
     blocks: dict[tuple[str, int, int], Tensor] = {}
     for k in range(law.subspaces):
         part = law.subspace(k)
-        v = s**2 * part.tau**2 + gamma**2
+        v = s**2 * part.isotropic_tau("the curvature of separated modes") ** 2 + gamma**2
         for mode, (weight, U) in enumerate(zip(part.mode_weights, part.factors, strict=True)):
             blocks["mean", k, mode] = part.weight * weight * mean_block(U, s, v)
             blocks["factor", k, mode] = part.weight * weight * factor_block(U, s, v)

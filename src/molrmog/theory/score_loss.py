@@ -273,7 +273,7 @@ def stratified_rows(
     for k in range(law.subspaces):
         part = law.subspace(k)
         A, b, means = part.basis.double(), part.offset.double(), part.means.double()
-        std = (s * s * part.tau**2 + gamma * gamma) ** 0.5
+        std = (s * s * part.isotropic_tau("balanced rows") ** 2 + gamma * gamma) ** 0.5
         for weight, mu, U in zip(part.mode_weights, means, part.factors, strict=True):
             r, width = U.shape[1], U.shape[1] + law.dim
             half = max(math.ceil(share / 2), math.ceil(1.25 * width))
@@ -378,7 +378,7 @@ def _inside(law: MoLRMoG, k: int, learn: Sequence[str]) -> Iterator[dict[str, Te
         real = torch.tensor([[c < rank for c in range(r)] for rank in law.ranks[k]], device=A.device)
         H = H[real[:, None].expand(n, d, r).flatten()]
         add("factor", H, None, H @ U.mT + U @ H.mT)
-    if "tau" in learn and d == law.dim and law.tau[k] != 0:
+    if "tau" in learn and d == law.dim and law.noise == "isotropic" and law.tau[k] != 0:
         add("tau", A.new_ones(1), None, (2 * law.tau[k] * eye).expand(1, n, d, d))
     if not units:
         return
