@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import molrmog
-from molrmog import ConditionalLaw, HeadTail, MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert
+from molrmog import ConditionalLaw, MLPDenoiser, MoGDenoiser, MoLRMoG, PerExpert
 from molrmog.experiments.bases import fitted_base, saved_base
 
 
@@ -42,9 +42,9 @@ def test_an_expert_of_few_rows_gets_what_they_can_hold():
     assert (law.latent_dims, law.modes[1]) == ((3, 2, 3), 1)
 
 
-def test_a_head_gives_a_head_tail_law():
+def test_a_head_gives_diagonal_noise():
     x, expert = rows()
-    assert isinstance(fitted_base(x, expert, latent_dim=3, modes=1, head=5).law, HeadTail)
+    assert fitted_base(x, expert, latent_dim=3, modes=1, head=5).law.noise == "diagonal"
     with pytest.raises(ValueError, match="leave out --learn, or --head"):
         fitted_base(x, expert, latent_dim=3, modes=1, head=5, learn="mean")
 

@@ -141,7 +141,7 @@ def test_rows_that_are_no_images_work_from_end_to_end(rows, tmp_path):
 def test_a_head_tail_run_works_from_end_to_end(tmp_path):
     out = tmp_path / "run"
     assert main(["fit", "digits", "--out", str(out), *SMALL, "--head", "8", "--no-evaluate"]) == 0
-    assert isinstance(molrmog.load(out), molrmog.HeadTail)
+    assert molrmog.load(out).noise == "diagonal"
     assert main(["sample", str(out), "--num", "4"]) == 0
     check_page(out / "report.html")
 

@@ -10,7 +10,7 @@ from pages import check_page
 from safetensors.torch import load_file
 
 import molrmog
-from molrmog import HeadTail, MoLRMoG, PerExpert, pictures
+from molrmog import MoLRMoG, PerExpert, pictures
 from molrmog.denoisers.experts import Experts
 from molrmog.denoisers.residual import ResidualDenoiser
 from molrmog.experiments import bases
@@ -135,7 +135,7 @@ def test_a_saved_law_beneath(rows, tmp_path, capsys):
     none = ["--autoencoder", "none"]
     assert train(rows, run, *none, "--base", str(fitted), "--gates") == 0
     network = network_of(run)
-    assert isinstance(network.base, HeadTail)
+    assert network.base.noise == "diagonal"
     assert network.network.gates == 3
     shutil.rmtree(fitted)  # the run has a copy
     assert main(["sample", str(run), "--num", "4", "--steps", "3"]) == 0

@@ -52,6 +52,7 @@ from molrmog.seeds import torch_generator, torch_seed
 SCHEDULE = VPSchedule()
 SHOWN = 64  # samples kept for pictures
 _LOSS_ROWS = 2000  # held-out rows of a denoising loss
+_LEVELS = 64  # noise levels of that
 _NEIGHBOURS = 2000  # rows compared by nearest neighbours
 _JUMP_ROWS = 256  # rows that a jump is chosen by
 _PRICED = 10  # calls of a base that are timed
@@ -221,7 +222,7 @@ def _precision(settings: Settings) -> torch.autocast:
 
 def _loss(denoiser: Denoiser, held: Dataset) -> dict[str, Any]:
     """Denoising loss as EDM weighs it, at the levels of EDM, in all and by range of log gamma at s = 1."""
-    loss = metrics.denoising_loss(denoiser, np.asarray(held.x)[:_LOSS_ROWS], draws=2)
+    loss = metrics.denoising_loss(denoiser, np.asarray(held.x)[:_LOSS_ROWS], draws=2, levels=_LEVELS)
     ranges = [(part.low, part.high, part.loss) for part in loss.ranges]
     return {"loss": loss.loss, "standard_error": loss.standard_error, "ranges": ranges}
 

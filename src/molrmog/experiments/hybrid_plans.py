@@ -120,6 +120,7 @@ _MNIST = Plan(
     "mnist",
     bases={
         "law": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 8, "head": 128},
+        "diagonal": {"kind": "law", "labels": True, "latent_dim": 64, "modes": 8, "noise": "diagonal"},
         "clusters": {"kind": "law", "subspaces": 10, "latent_dim": 64, "modes": 8, "head": 128},
         "gaussian": _GAUSSIAN,
         "without tail": {"kind": "law", "labels": True, "latent_dim": 32, "modes": 8},
@@ -137,6 +138,7 @@ _MNIST = Plan(
     },
     arms={
         **_ARMS,
+        "law, diagonal noise": Arm("diagonal", along=True, loss={"levels_per_batch": 16}),
         "law, levels at 0": Arm("law", along=True, loss={"level_mean": 0.0}),
         "law without labels": Arm("clusters"),
         "blend": Arm("blend"),

@@ -35,6 +35,7 @@ from molrmog.laws.levels import Level, center_of, lifted, narrowed, side_by_side
 from molrmog.laws.responsibilities import Dense, spread_of_scores
 
 _LOG_2PI = math.log(2 * math.pi)
+_LEAF = 16  # size of triangles that are solved at once
 _KEPT = 2**24  # numbers of noise levels that are kept, in float64
 
 
@@ -147,7 +148,7 @@ class Factors:
         one = torch.eye(d, dtype=L.dtype, device=L.device)
         covariance = factor @ factor.mT
         C = torch.linalg.cholesky(one + s.square() * covariance)
-        inverse = torch.linalg.solve_triangular(C, one.expand_as(C), upper=False)  # (K, n, d, d)
+        inverse = inverted(C)  # (K, n, d, d)
         logdet = 2 * C.diagonal(dim1=2, dim2=3).log().sum(2)
         weighed = root * (self.offset - self.center)  # (K, D)
         far = (s.square() * (precision @ self.center.square()[:, None])).expand(len(A), 1)
@@ -194,8 +195,10 @@ class Factors:
                 A, R = Q * signs[:, None], (signs[..., None] * upper).mT
                 A, R = A * self.real[:, None], torch.where(self.real[..., None], R, padded)
             else:
-                A = torch.linalg.solve_triangular(R.mT, A, upper=True, left=False)
+                A = A @ inverted(R).mT
             L = L @ R
+            if not values_hidden(R) and _well_conditioned(R.detach(), self.real):
+                break
         return A, L
 
 
@@ -333,3 +336,23 @@ class DiagonalLevel(Level):
         rest = e.seen.rows[row] - self.s * clean
         noise = normal(tuple(clean.shape), generator, like=clean)
         return clean + self.s * psi * p * rest + (psi * self.gamma2 * p).sqrt() * noise
+
+
+def _well_conditioned(R: Tensor, real: Tensor) -> bool:
+    """Whether bases that were made orthonormal by R once are so to eleven digits."""
+    diagonal = R.diagonal(dim1=1, dim2=2)
+    spread = diagonal.amax(1) / diagonal.masked_fill(~real, torch.inf).amin(1)
+    return float(spread.max()) ** 2 < 1e4
+
+
+def inverted(L: Tensor) -> Tensor:
+    """The inverses of lower triangular matrices (..., d, d): halves and a product, as a batch of many is large."""
+    d = L.shape[-1]
+    if d <= _LEAF:
+        one = torch.eye(d, dtype=L.dtype, device=L.device)
+        return torch.linalg.solve_triangular(L, one.expand_as(L), upper=False)
+    half = d // 2
+    upper, lower = inverted(L[..., :half, :half]), inverted(L[..., half:, half:])
+    below = -lower @ (L[..., half:, :half] @ upper)
+    top = torch.cat([upper, upper.new_zeros(*upper.shape[:-1], d - half)], -1)
+    return torch.cat([top, torch.cat([below, lower], -1)], -2)

@@ -189,6 +189,8 @@ def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
 
     What is cut off is a constant, so that entries which are zero keep their derivative.
     """
+    if not (value.requires_grad or values_hidden(value)):
+        return nn.functional.hardshrink(value.to(dtype), 1e-30)
     fixed = value.detach()
     return (value - (fixed - nn.functional.hardshrink(fixed, 1e-30)).nan_to_num(0.0)).to(dtype)  # inf - inf
 

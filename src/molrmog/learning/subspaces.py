@@ -82,7 +82,7 @@ def principal_flat(x: Tensor, dim: int, *, centred: bool = True, start: Tensor |
 
 @torch.no_grad()
 def principal_coordinates(
-    rows: Rows, weights: Tensor | None = None, *, centred: bool = True, most: int = _WIDEST
+    rows: Rows, weights: Tensor | None = None, *, centred: bool = True, most: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Principal components of all rows, `most` at most, gathered in one pass.
 
@@ -90,12 +90,13 @@ def principal_coordinates(
         rows: the data.
         weights: of the rows, with shape (N,).
         centred: about the mean; about the origin where not.
-        most: how many are kept.
+        most: how many are kept; the greatest number that a head/tail law holds where not given.
 
     Returns:
         offset (D,), axes (D, p) largest first, variance along each (p,), and variance of each direction left ().
     """
     D = rows.dim
+    most = _WIDEST if most is None else most
     first = torch.zeros(D, dtype=torch.float64, device=rows.device)
     second = torch.zeros(D, D, dtype=torch.float64, device=rows.device)
     total = 0.0

@@ -102,6 +102,7 @@ def denoising_loss(
     log_gamma: Distribution | None = None,
     sigma_data: float = 0.5,
     draws: int = 1,
+    levels: int | None = None,
     edges: tuple[float, ...] = (-3.0, -2.0, -1.0, 0.0),
     seed: int = 0,
 ) -> DenoisingLoss:
@@ -114,6 +115,8 @@ def denoising_loss(
             Uniform(-5, 2) for the same precision in every range.
         sigma_data: the standard deviation c in the weight, in the units of the rows.
         draws: noised versions of every row.
+        levels: how many noise levels the rows share, the midpoints of as many equally likely parts of the distribution;
+            one of each row's own where None. A law of unequal noise is slow with many.
         edges: where the ranges of log gamma part, ascending; the first is open below and the last above.
         seed: what the noise is drawn from.
 
@@ -134,6 +137,7 @@ def denoising_loss(
         edges = tuple(real(edge, "edges") for edge in edges)
     except TypeError:
         raise ValueError(f"edges = {shown(edges)}: pass numbers that ascend") from None
+    levels_of_all = None if levels is None else whole(levels, "levels", 1)
     if not sigma_data > 0.0 or draws < 1:
         raise ValueError(f"sigma_data and draws must be positive, got {sigma_data} and {draws}")
     if any(low >= high for low, high in pairwise(edges)):
@@ -145,7 +149,7 @@ def denoising_loss(
     generator = torch_generator(seed)
 
     loss = np.empty((len(array), draws))
-    levels = np.empty((len(array), draws))
+    drawn = np.empty((len(array), draws))
     if isinstance(denoiser, torch.nn.Module):
         denoiser.eval()
     try:
@@ -155,6 +159,7 @@ def denoising_loss(
                 for draw in range(draws):
                     # Drawn in float32 on the CPU whatever the denoiser, so that every denoiser gets the same numbers.
                     u = torch.rand(len(x0), generator=generator).double().clamp(1e-7, 1.0 - 1e-7)
+                    u = u if levels_of_all is None else ((u * levels_of_all).floor() + 0.5) / levels_of_all
                     eps = torch.randn(x0.shape, generator=generator).to(device, dtype)
                     level = log_gamma.icdf(u).double()
                     gamma = level.exp()
@@ -164,14 +169,14 @@ def denoising_loss(
                         raise ValueError(f"the denoiser returned {tuple(estimate.shape)} for rows {tuple(x0.shape)}")
                     error = (estimate - x0).double().square().mean(1).cpu()  # (B,)
                     loss[rows, draw] = (edm_weight(gamma, sigma_data) * error).numpy()
-                    levels[rows, draw] = level.numpy()
+                    drawn[rows, draw] = level.numpy()
     finally:
         if isinstance(denoiser, torch.nn.Module):
             denoiser.train(training)
 
     everything = _range_loss(loss, np.ones_like(loss), -math.inf, math.inf)
     ranges = tuple(
-        _range_loss(loss, ((levels >= low) & (levels < high)).astype(float), low, high)
+        _range_loss(loss, ((drawn >= low) & (drawn < high)).astype(float), low, high)
         for low, high in pairwise((-math.inf, *edges, math.inf))
     )
     return DenoisingLoss(everything.loss, everything.standard_error, ranges, sigma_data, seed)
