@@ -7,7 +7,8 @@ inside the head, as earlier releases had it. Patches are of 8 x 8 pixels, the bl
 
 Densities are of held-out rows with noise added, log p_t(x_0 + gamma eps): a clean density would reward whoever believes
 most firmly in constant pixels. The loss at a level is weighed as EDM weighs it, gamma^-2 + sigma_data^-2 with
-sigma_data = 0.5, so that a white Gaussian of that deviation has 1; "all" is over EDM's levels, ln gamma ~ N(-1.2, 1.2^2).
+sigma_data = 0.5, so that a white Gaussian of that deviation has 1; "all" is over EDM's levels, ln gamma ~
+N(-1.2, 1.2^2).
 
     MOLRMOG_DATA_DIR=... python benchmarks/laws.py [mnist fashion-mnist cifar10] [--threads 2] [--laws diagonal,shared]
 """

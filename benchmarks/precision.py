@@ -1,8 +1,9 @@
 """What float32 does to a law's answers: the worst of many cases against float64 with the same parameters.
 
-Laws of any shape: D from 1 to 70, every d from 1 to D, noise from 1e-5 to 1 or unequal, centered or not, pure and with a
-tail, one in eight of bfloat16; rows of the noised law at gamma from 0 to 1e3, one time in four up to 1e10 times as far away. The
-error is that of a row relative to its own norm; of a log-density below one nat it is absolute. Needs no data.
+Laws of any shape: D from 1 to 70, every d from 1 to D, noise from 1e-5 to 1 or unequal, centered or not, pure and with
+a tail, one in eight of bfloat16; rows of the noised law at gamma from 0 to 1e3, one time in four up to 1e10 times as
+far away. The error is that of a row relative to its own norm; of a log-density below one nat it is absolute. Needs no
+data.
 
     python benchmarks/precision.py [--cases 10000]
 """

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from sklearn.decomposition import PCA
 
-from molrmog import HeadTail, MoLRMoG, fit, load_data
+from molrmog import MoLRMoG, fit, load_data
 from molrmog.metrics import subspace_error
 from oracles.dense import DenseLaw
 

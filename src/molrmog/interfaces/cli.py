@@ -127,14 +127,15 @@ def _fit() -> ArgumentParser:
         "--noise",
         type=Literal["isotropic", "diagonal", "shared"] | None,
         default=None,
-        help="off the subspaces: one variance of each, one of each and every coordinate, or of every coordinate for all "
-        "(drawings and tables gain from the latter two); isotropic where not given",
+        help="off the subspaces: one variance of each, one of each and every coordinate, or of every coordinate for "
+        "all (drawings and tables gain from the latter two); isotropic where not given",
     )
     add(
         "--axes",
         type=Literal["pca", "dct"] | None,
         default=None,
-        help="along which unequal noise goes: principal axes (photographs) or cosines; those of the data where not given",
+        help="along which unequal noise goes: principal axes (photographs) or cosines; those of the data where not "
+        "given",
     )
     _yes_no(parser, "labels", False, "one subspace per class")
     _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
@@ -257,8 +258,8 @@ def _train() -> ArgumentParser:
         "--levels-per-batch",
         type=int | None,
         default=None,
-        help="noise levels that the rows of a batch share; one of each row's own where not given. A base of unequal noise "
-        "is slow with many",
+        help="noise levels that the rows of a batch share; one of each row's own where not given. A base of unequal "
+        "noise is slow with many",
     )
     add("--targets", type=Literal["sample", "batch"], default="sample", help="batch: less variance, a small bias")
     add(

@@ -143,7 +143,8 @@ class Eigenform:
         return self.mean[k, mode] + ((spread * eps)[:, None] @ self.axes[k, mode])[:, 0]
 
     def at(self, s: Tensor, gamma: Tensor) -> IsotropicLevel:
-        """The law at noise levels s, gamma (L,) in the dtype of the form, L = 1 or one per row."""
+        """The law at noise levels s, gamma (L or 1,) in the dtype of the form, L = 1 or one per row."""
+        s, gamma = torch.broadcast_tensors(s, gamma)
         D, d = self.basis.shape[1:]
         v = s.square() * self.tau2[:, None] + gamma.square()  # (K, L)
         Lam = s.square() * self.lam[..., None] + v[:, None, None]  # (K, n, d, L)

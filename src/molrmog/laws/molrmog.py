@@ -460,8 +460,8 @@ class MoLRMoG(Law):
             dtype = compute_dtype(x.dtype)
             s, gamma = noise_levels(len(x), s, gamma, self._noise)
             if self.noise == "isotropic":
-                form, levels = self.eigenform(dtype), (level.to(dtype) for level in (s, gamma))
-                return denoise_by_top_modes(form, x.to(dtype), *levels, top).to(x.dtype)
+                form = self.eigenform(dtype)
+                return denoise_by_top_modes(form, x.to(dtype), s.to(dtype), gamma.to(dtype), top).to(x.dtype)
             out = torch.empty_like(x)
             for i, rows in enumerate(x.to(dtype)):
                 s_i, gamma_i = (level if len(level) == 1 else level[i, None] for level in (s, gamma))

@@ -1,9 +1,9 @@
 """Maximum likelihood by expectation maximisation, on data of any size.
 
-A law is seen in its whitened latents (`molrmog.laws.levels`, s = 1 and gamma = 0): y_k = P_k^1/2 (x - b_k) with P_k the
-inverse of its noise, h = A'_k^T y_k, and h | c ~ N(mu'_c, S_c) with S_c = Sigma'_c + v I. There v = 1; for isotropic
-noise y_k = x - b_k is not whitened and v = tau_k^2. One pass over the rows gathers, for the gates r_c of the current law
-and row weights, statistics that are additive:
+A law is seen in its whitened latents (`molrmog.laws.levels`, s = 1 and gamma = 0): y_k = P_k^1/2 (x - b_k) with P_k
+the inverse of its noise, h = A'_k^T y_k, and h | c ~ N(mu'_c, S_c) with S_c = Sigma'_c + v I. There v = 1; for
+isotropic noise y_k = x - b_k is not whitened and v = tau_k^2. One pass over the rows gathers, for the gates r_c of the
+current law and row weights, statistics that are additive:
 
     per mode      N_c = sum r_c,   H1_c = sum r_c h,   H2_c = sum r_c h h^T
     per subspace  sum [zeta_k, R_k] y^T,   sum R_k y^2,   with zeta_k = sum_l r_kl E[z' | x, kl]
@@ -20,9 +20,9 @@ next pass measures it: should the log-likelihood ever have dropped, the step is 
 alone, which cannot lower it, is kept.
 
 Prior.  Modes with few rows lean on their siblings: S_c has an inverse-Wishart prior worth `prior_rows` rows whose scale
-Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). A coordinate that is constant in the
-N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_kj has an inverse-gamma prior worth one row
-at the variance s_j^2 of all rows. What EM raises is therefore the penalised log-likelihood
+Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). A coordinate that is constant in
+the N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_kj has an inverse-gamma prior worth one
+row at the variance s_j^2 of all rows. What EM raises is therefore the penalised log-likelihood
 
     sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
                      - 1/2 sum_kj ( s_j^2 / psi_kj + log psi_kj )
@@ -32,9 +32,9 @@ rows. Where n_k = 1 there is nothing to lean on and no prior on S_c.
 
 References:
     arXiv 2601.01475, section 3 (the family); Tipping & Bishop, "Mixtures of probabilistic principal component
-    analysers", 1999 (the update of the modes); Ghahramani & Hinton, "The EM algorithm for mixtures of factor analyzers",
-    1996 (unequal noise); Meng & van Dyk, "The EM algorithm: an old folk song sung to a fast new tune", 1997 (alternating
-    what is treated as missing).
+    analysers", 1999 (the update of the modes); Ghahramani & Hinton, "The EM algorithm for mixtures of factor
+    analyzers", 1996 (unequal noise); Meng & van Dyk, "The EM algorithm: an old folk song sung to a fast new tune", 1997
+    (alternating what is treated as missing).
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def em_steps(
     """
     rows, units = rows.standard(centred=not zero_mean)
     law = units.law_inside(law).requires_grad_(False)
-    spread = rows.moments().deviation if spread is None else spread.to(law.tau) / units.unit
+    spread = rows.deviation(weights) if spread is None else spread.to(law.tau) / units.unit
     floor = torch.as_tensor(noise_floor, dtype=torch.float64, device=law.tau.device).reshape(-1) / units.unit
     floor = floor.clamp(min=_SMALLEST_TAU)
     nu = float(max(law.latent_dims)) if prior_rows is None else prior_rows
@@ -330,6 +330,11 @@ def _evaluate(
         psi = law.tau.double().square()
         penalty -= 0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * float((terms.spread2 / psi + psi.log()).sum())
     return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
+
+
+def _trace(M: Tensor) -> Tensor:
+    """Traces of matrices (..., d, d)."""
+    return M.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _log_det(L: Tensor) -> Tensor:
@@ -460,10 +465,9 @@ def _regression(
         zz = zz - z[..., None] * (z / N_k)[:, None]
         zx = zx - z[..., None] * (y / N_k)[:, None]
         yy = yy - y.square() / N_k if yy.shape[1] else yy
-    d = zz.shape[-1]
     dims = latents.inside.sum(1)
     # Directions without variance stay where they are.
-    keep = 1e-9 * zz.diagonal(dim1=1, dim2=2).sum(1) / dims + torch.finfo(zz.dtype).tiny
+    keep = 1e-9 * _trace(zz).clamp(min=0) / dims + 1e-14 * latents.v * N.sum((1, 2)) + torch.finfo(zz.dtype).tiny
     ridge = (keep[:, None] * latents.inside + ~latents.inside).diag_embed()
     fit = torch.cholesky_solve(zx + keep[:, None, None] * old.mT, torch.linalg.cholesky(zz + ridge)).mT  # (K, D, d)
     Q = torch.linalg.qr(fit).Q * latents.inside[:, None]
@@ -487,7 +491,7 @@ def _law_like(
     logits: tuple[Tensor, Tensor],
     latents: Latents,
 ) -> MoLRMoG:
-    """A law of the shapes of another, from orthonormal bases (K, D, d) of whitened rows and what is in their latents."""
+    """A law shaped like another, from orthonormal bases (K, D, d) of whitened rows and what is in their latents."""
     new = law.empty_like()
     if law.noise != "isotropic":
         # Out of the whitened rows: P^-1/2 A' = A R, R into the modes.

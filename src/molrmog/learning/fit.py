@@ -190,7 +190,7 @@ def fit(
         kind: str,
         law: MoLRMoG | None,
     ) -> MoLRMoG:
-        deviation = rows.moments().deviation
+        deviation = rows.deviation(w)
         turned = rows.is_turned
         least = _relative_floor(deviation, alike=turned) if floor is None else torch.full_like(deviation, floor)
         overall = float(least.max()) if floor is not None else _FLOOR * rows.moments().spread

@@ -154,6 +154,23 @@ class Rows:
             self._moments = Moments(mean, square)
         return self._moments
 
+    def deviation(self, weights: Tensor | None = None) -> Tensor:
+        """Standard deviation of each column of weighted rows, in float64, with shape (D,).
+
+        Args:
+            weights: of the rows, with shape (N,); ones where not given.
+        """
+        if weights is None:
+            return self.moments().deviation
+        center, shares = self.moments().mean, weights.double() / weights.double().sum()
+        first, second = torch.zeros_like(center), torch.zeros_like(center)
+        for at in self._slices():
+            off = self._doubled(at).sub_(center)
+            share = shares[at].to(off)
+            first += share @ off
+            second += share @ off.square_()
+        return (second - first.square()).clamp(min=0).sqrt()
+
     def _sums(self, scale: float) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (D,) of the columns of the rows times a power of two."""
         near = self._doubled(slice(0, 1))[0]

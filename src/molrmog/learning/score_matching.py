@@ -19,9 +19,9 @@ has the floor 1 at every noise level.
 | log-normal | N(level_mean, level_std^2), clamped to the schedule's range; by default -1.2 + log(2c) and 1.2, as EDM |
 | log-snr    | uniform over the schedule's range: the same share for every octave of noise                            |
 
-With `levels_per_batch` = L the rows of a batch share L levels, one drawn from each of L equal parts of that distribution
-and given to rows at random: the loss is the same in expectation, and a law whose noise differs between coordinates, which
-is prepared anew for every level, costs L preparations a batch.
+With `levels_per_batch` = L the rows of a batch share L levels, one drawn from each of L equal parts of that
+distribution and given to rows at random. The loss is the same in expectation, and a law of unequal noise, which is
+prepared anew for every level, costs L preparations a batch.
 
 An end where sigma is infinite or zero, as at t = 1 of the flow schedule, counts as sigma = 100 (or 1/1000).
 

@@ -115,7 +115,7 @@ def principal_coordinates(
         second += (mean + near)[:, None] * (mean + near)
     variance, axes = torch.linalg.eigh(second)
     variance, axes = variance.flip(0).clamp(min=0), axes.flip(1)
-    left = variance[most:].mean() if D > most else variance.new_zeros(())
+    left = variance[most:].mean() if most < D else variance.new_zeros(())
     out = offset, axes[:, :most].contiguous(), variance[:most], left
     return tuple(t.to(rows.dtype) for t in out)  # pyright: ignore
 
