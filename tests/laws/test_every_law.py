@@ -230,6 +230,21 @@ def test_noise_levels_per_row_are_those_of_single_rows(law, generator, device, n
     close(getattr(law, name)(x, 0.5, gamma), getattr(law, name)(x, torch.full_like(s, 0.5), gamma))
 
 
+@pytest.mark.parametrize("own", [(True, True), (True, False), (False, True)], ids=["both", "s", "gamma"])
+def test_noise_levels_per_row_in_pieces(law, generator, monkeypatch, own):
+    """Without derivatives rows are seen and weighed in pieces, each with the levels of its own rows."""
+    law = law.requires_grad_(False)
+    x = law.sample(300, generator).x
+    s, gamma = (torch.rand(300, dtype=torch.float64).to(x.device) + 0.1 if each else 0.5 for each in own)
+    for name in ("_OUTER", "_STREAMED", "_CACHED"):
+        monkeypatch.setattr(molrmog.laws.responsibilities, name, 1)
+    for name in ("log_prob", "score", "denoise"):
+        pieces = getattr(law, name)(x, s, gamma)
+        x.requires_grad_()  # all at once
+        close(pieces, getattr(law, name)(x, s, gamma).detach())
+        x.requires_grad_(False)
+
+
 @pytest.mark.parametrize("name", ["log_prob", "score", "denoise", "divergence"])
 def test_no_rows_give_no_rows(law, name):
     x = torch.zeros(0, law.dim, dtype=torch.float64, device=law.offset.device)

@@ -172,9 +172,10 @@ def test_the_law_to_start_from_is_left_alone(x):
     assert start.basis.dtype == torch.float64
 
 
-def test_weights_count_rows(x):
+@pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
+def test_weights_count_rows(x, noise):
     weights = torch.randint(0, 3, (600,)).double()
-    start = fit(x, **SMALL, max_iter=1)
+    start = fit(x, **SMALL, max_iter=1, noise=noise)
     options = {"start": start, "max_iter": 5, "tol": -1, "noise_floor": 1e-3}
     same_law(fit(x, weights=weights, **options), fit(x.repeat_interleave(weights.long(), 0), **options))
 
@@ -183,6 +184,48 @@ def test_progress_may_be_shown(x, capsys):
     fit(x, **SMALL, max_iter=2, progress=True)
     shown = capsys.readouterr()
     assert "nats/row" in shown.out + shown.err
+
+
+# --- unequal noise
+
+
+def unequal_truth(seed, noise="diagonal"):
+    true = MoLRMoG.random(12, (2, 3), (2, 1), noise=0.1, seed=seed, offset=2.0, dtype=torch.float64).with_noise(noise)
+    true.tau.mul_(2 ** torch.randn(true.tau.shape, generator=torch.Generator().manual_seed(seed)))
+    return true
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("noise", ["diagonal", "shared"])
+def test_a_law_of_unequal_noise_is_recovered(noise, labelled):
+    true = unequal_truth(7, noise)
+    drawn, held_out = (true.sample(n, torch.Generator().manual_seed(n)) for n in (4000, 2000))
+    law = fit(drawn.x, drawn.subspace if labelled else None, **{**SMALL, "latent_dim": (2, 3)}, noise=noise)
+    best, ours = (float(each.log_prob(held_out.x).mean()) for each in (true, law))
+    assert ours == pytest.approx(best, abs=0.05)
+    if labelled and noise == "shared":
+        torch.testing.assert_close(law.tau, true.tau, rtol=0.2, atol=0)
+
+
+def test_rows_turned_together_with_their_axes_give_the_same_law(x):
+    Q = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
+    options = {**SMALL, "noise": "diagonal", "noise_floor": 1e-2, "max_iter": 4}
+    turned = fit(x @ Q.T, axes=Q, **options)
+    torch.testing.assert_close(turned.log_prob(x @ Q.T), fit(x, **options).log_prob(x), rtol=1e-6, atol=1e-6)
+    principal = [fit(rows, axes="pca", **options) for rows in (x, x @ Q.T)]
+    torch.testing.assert_close(principal[1].log_prob(x @ Q.T), principal[0].log_prob(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [None, "pca", "dct"])
+def test_unequal_noise_from_disk_and_onwards(x, tmp_path, monkeypatch, axes):
+    options = {"tol": -1.0, "noise": "shared", "axes": axes}
+    whole = fit(x, **SMALL, max_iter=5, **options)
+    np.save(tmp_path / "rows.npy", x.numpy())
+    monkeypatch.setattr("molrmog.learning.rows._CHUNK_NUMBERS", {"cpu": 1})
+    half = fit(np.load(tmp_path / "rows.npy", mmap_mode="r"), **SMALL, max_iter=2, **options)
+    onwards = fit(x, start=half, max_iter=3, tol=-1.0)
+    torch.testing.assert_close(onwards.log_prob(x), whole.log_prob(x), rtol=1e-7, atol=1e-7)
+    assert onwards.config == whole.config
 
 
 # --- special cases
@@ -278,9 +321,10 @@ def test_whole_numbers_of_bytes(x):
     assert finite(fit(pixels, **SMALL), torch.from_numpy(pixels).float())
 
 
+@pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_units_do_not_matter(x, scale):
-    law, scaled = fit(x, **SMALL, max_iter=5), fit(scale * x, **SMALL, max_iter=5)
+def test_units_do_not_matter(x, scale, noise):
+    law, scaled = (fit(c * x, **SMALL, max_iter=5, noise=noise) for c in (1, scale))
     off = 12 * np.log(scale)
     assert float(scaled.log_prob(scale * x).mean()) + off == pytest.approx(float(law.log_prob(x).mean()), abs=1e-3)
 
@@ -328,6 +372,12 @@ def with_bad(x, value):
         (lambda x: {"noise_floor": -1.0}, "noise_floor"),
         (lambda x: {"noise_floor": float("nan")}, "noise_floor"),
         (lambda x: {"max_iter": -1}, "max_iter"),
+        (lambda x: {"noise": "equal"}, "unknown noise"),
+        (lambda x: {"axes": "pca"}, "isotropic noise is the same in all axes"),
+        (lambda x: {"noise": "diagonal", "axes": "ica"}, "unknown axes"),
+        (lambda x: {"noise": "diagonal", "axes": torch.eye(5)}, r"axes have shape \(5, 5\)"),
+        (lambda x: {"noise": "diagonal", "axes": torch.ones(12, 12)}, "axes"),
+        (lambda x: {"noise": "shared", "head": 4}, "leave out"),
     ],
 )
 def test_bad_input_gets_one_line(x, change, message):

@@ -143,6 +143,25 @@ def test_draws_depend_on_the_generator_alone(levels):
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.unique().numel() > 1)
 
 
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize(("rows", "parts", "counts"), [(10, 4, [2, 2, 3, 3]), (8, 4, [2] * 4), (3, 5, [1] * 3)])
+def test_rows_of_a_batch_share_levels(levels, rows, parts, counts):
+    objective = ScoreMatching(a_law(), VPSchedule(), levels=levels, levels_per_batch=parts)
+    gamma = numbers(objective, rows)[1]
+    assert sorted(gamma.unique(return_counts=True)[1].tolist()) == counts
+
+
+def test_shared_levels_have_the_distribution_of_own_ones():
+    """One of each equal part of it: together they spread over it more evenly than chance would."""
+    objective = ScoreMatching(
+        a_law(), VESchedule(sigma_min=1e-4, sigma_max=1e4), level_mean=-0.7, level_std=0.9, levels_per_batch=4
+    )
+    draws = [numbers(objective, 4, seed)[1] for seed in range(2000)]
+    quarter = torch.from_numpy(stats.norm(-0.7, 0.9).cdf(torch.stack(draws).log().numpy()))
+    assert bool(((4 * quarter).floor().sort(1).values == torch.arange(4)).all())
+    assert stats.kstest(quarter[:, 0].numpy(), "uniform").pvalue > 1e-3  # of any one row, whatever the others have
+
+
 def one_by_one(x, s, gamma, eps, expert):
     rows = []
     for i in range(len(x)):

@@ -271,19 +271,18 @@ class MoLRMoG(Law):
 
     @torch.no_grad()
     def with_noise(self, noise: str) -> MoLRMoG:
-        """The same law, frozen, with the kind of noise that is named, where this one is isotropic.
+        """The same law, frozen, with the kind of noise that is named, which may not be isotropic where this is not.
 
         Shared noise is the mean of the variances of all subspaces, by their weights.
         """
         if noise == self.noise:
             return self
-        self.require_isotropic("another kind of noise")
-        law = MoLRMoG.from_config({**self.config, "noise": one_of(noise, "noise", NOISES)}).to(
-            self._device, self._dtype
-        )
+        if one_of(noise, "noise", NOISES) == "isotropic":
+            self.require_isotropic("isotropic noise")
+        law = MoLRMoG.from_config({**self.config, "noise": noise}).to(self._device, self._dtype)
         law.load_state_dict({name: t for name, t in self.state_dict().items() if name != "tau"}, strict=False)
-        mean = (self.subspace_weights @ self.tau.square()).sqrt()
-        law.tau.copy_(self.tau.abs()[:, None] if noise == "diagonal" else mean)
+        psi = self.tau.square().reshape(len(self.tau), -1).expand(self.subspaces, -1)  # (K, D or 1)
+        law.tau.copy_((psi if noise == "diagonal" else self.subspace_weights @ psi).sqrt())
         return law.requires_grad_(False)
 
     def without_axes(self) -> MoLRMoG:

@@ -22,7 +22,7 @@ alone, which cannot lower it, is kept.
 Prior.  Modes with few rows lean on their siblings: S_c has an inverse-Wishart prior worth `prior_rows` rows whose scale
 Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). A coordinate that is constant in
 the N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_kj has an inverse-gamma prior worth one
-row at the variance s_j^2 of all rows. What EM raises is therefore the penalised log-likelihood
+row at a variance s_j^2 that is found from all rows. What EM raises is therefore the penalised log-likelihood
 
     sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
                      - 1/2 sum_kj ( s_j^2 / psi_kj + log psi_kj )

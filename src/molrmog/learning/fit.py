@@ -14,6 +14,7 @@ axis gets a variance that all subspaces share.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from molrmog.laws.molrmog import NOISES, MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import initial_law, principal_coordinates
+from molrmog.learning.unequal_starts import likelier, unexplained
 from molrmog.learning.units import Moments, Units
 from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of, torch_generator
@@ -189,16 +191,24 @@ def fit(
         units: Units,
         kind: str,
         law: MoLRMoG | None,
+        *,
+        principal: bool = False,
     ) -> MoLRMoG:
         deviation = rows.deviation(w)
-        turned = rows.is_turned
-        least = _relative_floor(deviation, alike=turned) if floor is None else torch.full_like(deviation, floor)
+        least = _relative_floor(deviation, alike=rows.is_turned) if floor is None else torch.full_like(deviation, floor)
         overall = float(least.max()) if floor is not None else _FLOOR * rows.moments().spread
+        options: dict[str, Any] = {"prior_rows": prior_rows, "zero_mean": zero_mean, "noise_floor": overall}
+        unit = None
+        if kind != "isotropic":
+            unit = deviation if principal else torch.maximum(unexplained(rows, w, seed), least)
+            options |= {"spread": unit, "noise_floor": least}
         if law is None:
-            law = initial_law(rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed, noise_floor=overall)
+            begin = functools.partial(initial_law, rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed)
+            laws = [begin(noise_floor=overall)]
+            if unit is not None and not principal:
+                laws.append(begin(unit=unit))
+            law = likelier([each.with_noise(kind).to(rows.device, rows.dtype) for each in laws], rows, y, w, **options)
         law = law.with_noise(kind).to(rows.device, rows.dtype)
-        options = {"prior_rows": prior_rows, "zero_mean": zero_mean, "spread": deviation}
-        options["noise_floor"] = overall if kind == "isotropic" else least
 
         def watch(state: EMState) -> None:
             if on_iteration is not None:
@@ -219,14 +229,15 @@ def fit(
         along = Axes.of(axes)
         if q is None:
             turned, test = rows.turned(along), None if held_out is None else held_out.turned(along)
-            return pure(turned, y, w, test, units, kind, None).with_axes(along)
+            return pure(turned, y, w, test, units, kind, None, principal=True).with_axes(along)
 
         def head(rows: Rows) -> Rows:
             return Rows(torch.cat([(chunk - offset) @ axes[:, :q] for _, chunk in rows.chunks()])).as_standard(
                 turned=True
             )
 
-        inner = pure(head(rows), y, w, None if held_out is None else head(held_out), units.along(q), "diagonal", None)
+        test = None if held_out is None else head(held_out)
+        inner = pure(head(rows), y, w, test, units.along(q), "diagonal", None, principal=True)
         spread = variance.sqrt()
         least = _relative_floor(spread, alike=True) if floor is None else spread.new_full(spread.shape, floor)
         tail = torch.maximum(spread, least.to(spread))[q:]

@@ -213,8 +213,9 @@ def initial_law(
     zero_mean: bool = False,
     seed: int = 0,
     noise_floor: float = 0.0,
+    unit: Tensor | None = None,
 ) -> MoLRMoG:
-    """A law to start EM from.
+    """A law to start EM from, of isotropic noise; of noise proportional to `unit` where that is given.
 
     Args:
         rows: the data.
@@ -224,7 +225,9 @@ def initial_law(
         rank: of every mode; d_k where not given.
         zero_mean: keep b = 0 and mu = 0, the law of Wang et al. 2024.
         seed: of everything random.
-        noise_floor: smallest tau, in data units.
+        noise_floor: smallest tau, in data units, or in those of `unit`.
+        unit: in which the noise of the columns is alike, in units of the rows, with shape (D,): it is x / unit that
+            is clustered.
 
     Raises:
         ValueError: a class has fewer rows than modes.
@@ -236,7 +239,7 @@ def initial_law(
     K = len(modes)
     if labels is None:
         keep = torch.randperm(len(rows), generator=draw)[:_ROWS]
-        x = rows[keep]
+        x = rows[keep] if unit is None else rows[keep] / unit.to(rows.dtype)
         if K == 1:
             flats = [principal_flat(x, latent_dims[0], centred=not zero_mean)]
             assigned = torch.zeros(len(x), device=x.device)
@@ -251,6 +254,7 @@ def initial_law(
             if len(own) < modes[k]:
                 raise ValueError(f"class {k} has {len(own)} rows, fewer than its {modes[k]} modes: lower modes")
             group = rows[own[torch.randperm(len(own), generator=draw)[:_ROWS]]]
+            group = group if unit is None else group / unit.to(group)
             flats.append(principal_flat(group, d, centred=not zero_mean))
             groups.append(group)
             shares.append(len(own) / len(rows))
@@ -274,7 +278,23 @@ def initial_law(
                 factors=tuple((vectors.flip(2)[:, :, :r] * spread[:, None]).to(flat.basis.dtype)),
             )
         )
+    if unit is not None:
+        parts = [_stretched(part, unit) for part in parts]
     return units.law_of_rows(MoLRMoG.from_subspaces(parts, dtype=rows.dtype).requires_grad_(False))
+
+
+def _stretched(part: Subspace, unit: Tensor) -> Subspace:
+    """The subspace of unit x, of unequal noise, from that of x: diag(unit) A = Q R, and R goes into the modes."""
+    basis, R = torch.linalg.qr(unit[:, None] * part.basis.double())
+    return Subspace(
+        weight=part.weight,
+        basis=basis.to(part.basis),
+        offset=(unit * part.offset.double()).to(part.offset),
+        tau=(unit * part.tau).to(part.basis),
+        mode_weights=part.mode_weights,
+        means=(part.means.double() @ R.T).to(part.means),
+        factors=tuple((R @ factor.double()).to(factor) for factor in part.factors),
+    )
 
 
 def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
