@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.base import normal, orthonormal, values_hidden
-from molrmog.laws.levels import Level, center_of, lifted, narrowed, side_by_side
+from molrmog.laws.levels import Level, Shares, center_of, lifted, narrowed, side_by_side
 from molrmog.laws.responsibilities import Dense, spread_of_scores
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -156,7 +156,7 @@ class Factors:
             center=self.center,
             s=s,
             gamma2=gamma.square(),
-            down=side_by_side(root[..., None] * A, root * weighed),
+            down=side_by_side(root[..., None] * A, root * weighed, self.center),
             basis=A,
             offset=self.offset,
             shift=(A.mT @ weighed[..., None])[..., 0],
@@ -235,33 +235,26 @@ class DiagonalLevel(Level):
         """The same in place."""
         return x.addcmul_(self.s, self.offset[k], value=-1).mul_(self._of(k, self.root_precision))
 
-    def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """P_k^1/2 (s A'_k zeta_k - R_k y_k)."""
-        root = self._of(k, self.root_precision)
-        if self.filled[k]:
-            return torch.mm(z, self.basis[k].T, out=about).mul_(root)
-        return about.mul_(-R).addmm_(z * self.s, self.basis[k].T).mul_(root)
-
-    def mean_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """R_k b_k + P_k^1/2 (gamma^2 A'_k zeta_k + s psi_k R_k y_k)."""
-        about.mul_(self.s * self._of(k, self.psi)).mul_(R).addmm_(z * self.gamma2, self.basis[k].T)
-        return about.mul_(self._of(k, self.root_precision)).addcmul_(R, self.offset[k])
-
-    def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+    def score_shares(self) -> Shares:
         """Shares s, s and -p_k; 1, 0 and 0 where a subspace is all of R^D."""
         inside = self.s.expand(len(self.basis), 1)
         if not any(self.filled):
-            return inside, inside, -self.precision
-        return inside.where(self.open > 0, 1.0), inside * self.open, -self.precision * self.open
+            return Shares(inside, inside, -self.precision, 0.0, self.filled)
+        within = inside.where(self.open > 0, 1.0)
+        return Shares(within, inside * self.open, -self.precision * self.open, 0.0, self.filled)
 
-    def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+    def mean_shares(self) -> Shares:
         """Shares gamma^2, gamma^2 and s psi_k p_k."""
         inside = self.gamma2.expand(len(self.basis), 1)
-        return inside, inside, self.s * self.psi * self.precision
+        return Shares(inside, inside, self.s * self.psi * self.precision, 1.0, (False,) * len(self.filled))
 
     def mixed(self, R: Tensor, share: Tensor) -> Tensor:
         """sum_k R_k share_k, with shape (B, D)."""
         return R.sum(0)[:, None] * share if len(share) == 1 else R.T @ share
+
+    def weigh_(self, k: int, x: Tensor, R: Tensor, share: Tensor) -> Tensor:
+        """R_k share_k x, written over x (b, D); R (b,), share (K or 1, D)."""
+        return x.mul_(self._of(k, share)).mul_(R[:, None])
 
     # --- what is asked for less often, in float64
 

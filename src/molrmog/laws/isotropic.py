@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.base import normal, orthonormal
-from molrmog.laws.levels import Level, center_of, lifted, narrowed, side_by_side, squared_norm
+from molrmog.laws.levels import Level, Shares, center_of, lifted, narrowed, side_by_side, squared_norm
 from molrmog.laws.responsibilities import Dense, spread_of_scores
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -44,7 +44,7 @@ class Eigenform:
     center: Tensor  # (D,)          the mean of x_0
     basis: Tensor  # (K, D, d)      A_k
     offset: Tensor  # (K, D)        b_k
-    down: Tensor  # (D, K d + K + padding)
+    down: Tensor  # (D, K d + K + 1 + padding)
     shift: Tensor  # (K, d)         A_k^T (b_k - center)
     offset2: Tensor  # (K,)         |b_k - center|^2
     axes: Tensor  # (K, n, d, d)    V^T
@@ -105,7 +105,7 @@ class Eigenform:
             center=center,
             basis=A.contiguous(),
             offset=b,
-            down=side_by_side(A, about),
+            down=side_by_side(A, about, center),
             shift=(A.mT @ about[..., None])[..., 0],
             offset2=about.square().sum(1),
             axes=V.mT.contiguous(),
@@ -217,32 +217,20 @@ class IsotropicLevel(Level):
         """The same in place."""
         return x.addcmul_(self.s[:, None], self.offset[k], value=-1)
 
-    def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """(1 / v_k) [ s A_k zeta_k - R_k (x - s b_k) ]."""
-        if self.filled[k]:
-            return torch.mm(z, self.basis[k].T, out=about)
-        over = self.v[k, :, None].reciprocal()
-        return about.mul_(-R * over).addmm_(z * (over * self.s[:, None]), self.basis[k].T)
-
-    def mean_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """R_k b_k + (1 / v_k) [ gamma^2 A_k zeta_k + s tau_k^2 R_k (x - s b_k) ]."""
-        over = self.v[k, :, None].reciprocal()
-        out = about.mul_(R * (over * self.s[:, None] * self.form.tau2[k]))
-        return out.addmm_(z * (over * self.gamma2[:, None]), self.basis[k].T).addcmul_(R, self.offset[k])
-
-    def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+    def score_shares(self) -> Shares:
         """S / v_k, s / v_k and -1 / v_k; 1, 0 and 0 where a subspace is all of R^D."""
         over = self.v.reciprocal()
         inside = over * self.s
         if any(self.filled):
             over = over * self.open
             inside = inside.where(self.open > 0, 1.0)
-        return inside, over * self.s, -over
+        return Shares(inside, over * self.s, -over, 0.0, self.filled)
 
-    def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
+    def mean_shares(self) -> Shares:
         """Shares gamma^2 / v_k, gamma^2 / v_k and s tau_k^2 / v_k."""
         over = self.v.reciprocal()
-        return over * self.gamma2, over * self.gamma2, over * (self.s * self.form.tau2[:, None])
+        inside = over * self.gamma2
+        return Shares(inside, inside, over * (self.s * self.form.tau2[:, None]), 1.0, (False,) * len(self.filled))
 
     def solved(self, white: Tensor) -> Tensor:
         """(I + s^2 Lam^-1/2 E Lam^-1/2)^-1 w, by its Neumann series."""

@@ -23,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -37,6 +38,27 @@ WIDTH = 16  # products whose width is no multiple of it are slow
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What a score, or a posterior mean, is a sum of: inside A_k zeta_k + along R_k b_k + of_x R_k x over k, + center.
+
+    Here b_k and x are less the center, and A_k, b_k are the columns of `Level.down`.
+
+    Attributes:
+        inside: with shape (K, L).
+        along: with shape (K, L).
+        of_x: with shape (K, L), or (K or 1, D) where x is weighed by coordinates.
+        centers: how many centers are added, 0 or 1.
+        pulled: whether zeta_k is minus the pull, for each subspace.
+    """
+
+    inside: Tensor
+    along: Tensor
+    of_x: Tensor
+    centers: float
+    pulled: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Level:
     """A law at the noise level of a row; L is 1, or the number of rows where each has its own.
 
@@ -44,8 +66,8 @@ class Level:
         center: where rows are taken about, which only keeps numbers small, with shape (D,).
         s: signal scale, with shape (L,).
         gamma2: variance of the noise, with shape (L,).
-        down: from rows to latents, [A_k | b_k | 0] or [P_k^1/2 A'_k | P_k b_k | 0], b_k less the center, with shape
-            (D, K d + K + padding).
+        down: from rows to latents, [A_k | b_k | center | 0] or [P_k^1/2 A'_k | P_k b_k | center | 0], b_k less the
+            center, with shape (D, K d + K + 1 + padding).
         basis: A_k or A'_k, with shape (K, D, d).
         offset: b_k, with shape (K, D).
         shift: A_k^T b_k, or A'_k^T P_k^1/2 b_k, b_k less the center, with shape (K, d).
@@ -135,32 +157,20 @@ class Level:
     def about_(self, k: int, x: Tensor) -> Tensor:
         """The same in place."""
 
-    @abstractmethod
-    def score_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """The share of subspace k in the score of rows, with shape (b, D), written over `about`.
-
-        Args:
-            k: the subspace.
-            about: as above, with shape (b, D).
-            z: zeta_k; in a subspace that is all of R^D minus the pull, with shape (b, d).
-            R: responsibility, with shape (b, 1).
-        """
+    @functools.cached_property
+    def lifts(self) -> Tensor:
+        """[A_k | b_k | center]^T of each subspace, from `down`, with shape (K, d + 2, D)."""
+        D, K, _, d = self.shapes
+        bases = self.down[:, : K * d].T.unflatten(0, (K, d))
+        return torch.cat([bases, self.down[:, K * d : K * (d + 1)].T[:, None], self.center.expand(K, 1, D)], 1)
 
     @abstractmethod
-    def mean_of(self, k: int, about: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """The share of subspace k in the posterior mean; arguments as of :meth:`score_of`."""
+    def score_shares(self) -> Shares:
+        """What a score is a sum of."""
 
     @abstractmethod
-    def score_shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the parts of a score are multiplied by: zeta_k, R_k b_k and R_k x, b_k and x about the center.
-
-        Returns:
-            With shapes (K, L), (K, L) and (K, L); (K or 1, D) where x is weighed by coordinates.
-        """
-
-    @abstractmethod
-    def mean_shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the parts of a posterior mean less the center are multiplied by; as :meth:`score_shares`."""
+    def mean_shares(self) -> Shares:
+        """What a posterior mean is a sum of."""
 
     def mixed(self, R: Tensor, share: Tensor) -> Tensor:
         """sum_k R_k share_k, with shape (B, D) or (B, 1).
@@ -170,6 +180,10 @@ class Level:
             share: with shape (K, L), or (K or 1, D) where x is weighed by coordinates.
         """
         return (R * share).sum(0)[:, None]
+
+    def weigh_(self, k: int, x: Tensor, R: Tensor, share: Tensor) -> Tensor:
+        """R_k share_k x, written over x (b, D); R (b,), share as above."""
+        return x.mul_((R * share[k])[:, None])
 
     @abstractmethod
     def divergence(self, e: Any) -> Tensor:
@@ -195,11 +209,11 @@ def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
     return (value - (fixed - nn.functional.hardshrink(fixed, 1e-30)).nan_to_num(0.0)).to(dtype)  # inf - inf
 
 
-def side_by_side(basis: Tensor, offset: Tensor) -> Tensor:
-    """[A_k of all k | b_k of all k | 0], with shape (D, K d + K + padding)."""
+def side_by_side(basis: Tensor, offset: Tensor, center: Tensor) -> Tensor:
+    """[A_k of all k | b_k of all k | center | 0], with shape (D, K d + K + 1 + padding)."""
     K, D, d = basis.shape
-    columns = [basis.transpose(0, 1).reshape(D, K * d), offset.T]
-    return torch.cat([*columns, offset.new_zeros(D, -(K * d + K) % WIDTH)], 1)
+    columns = [basis.transpose(0, 1).reshape(D, K * d), offset.T, center[:, None]]
+    return torch.cat([*columns, offset.new_zeros(D, -(K * d + K + 1) % WIDTH)], 1)
 
 
 def lifted(basis: Tensor, k: Tensor, z: Tensor) -> Tensor:

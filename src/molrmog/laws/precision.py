@@ -20,9 +20,11 @@ from torch import Tensor
 from molrmog.laws.base import MANY, in_float64, refine_, values_hidden
 from molrmog.laws.levels import Level, squared_norm
 from molrmog.laws.responsibilities import Blocked, Dense, Evidence, Seen, Sparse, Where, is_plain, looks
+from molrmog.laws.threads import by_thread, shared
 
 SCORE, DENOISER, DENSITY = 1e5, 1e6, 2e3  # sizes up to which float32 has their digits
 TURNED = 1e4  # the same of rows that are turned to other axes
+_SOME = 256  # rows, from which it pays to find out which subspaces are out of their reach
 _SMALLEST, _LARGEST = 2.0**-20, 2.0**20  # sizes of a law that float32 can square
 
 Levels = Callable[[torch.dtype], Level]
@@ -63,69 +65,86 @@ class Question:
         if not self.ordinary:
             return in_float64(self._precise, x, s, gamma)
         levels, u = self.levels(s, gamma), self.down(x)
-        into = torch.empty_like(u) if self.in_place and is_plain(u) and len(u) else None
+        plain = is_plain(u, s, gamma, levels(x.dtype).offset)
+        if plain and shared(len(u)):
+            return self._answered_by_thread(x, s, gamma)
+        into = torch.empty_like(u) if self.in_place and plain and len(u) else None
+        refused: list[Tensor] = []
 
         def of_some(at: Where, seen: Seen) -> Result:
-            level = [level if len(level) == 1 else level[at] for level in (s, gamma)]
-            again = x[at], level[0], level[1]
             if torch.is_grad_enabled() or values_hidden(seen.size):
                 # No second look with derivatives.
                 enough = not self.few_dimensions and all_below(seen.whole_size, DENSITY)
-                return self.result(Dense(seen), None) if enough else in_float64(self._precise, *again)
+                return self.result(Dense(seen), None) if enough else in_float64(self._precise, x, s, gamma, at)
             own = None if into is None else into[at]
             if seen.few and (self.in_place or all_below(seen.whole_size, TURNED)):
-                return self._of_few(seen, levels(torch.float64).own(at), own, *again)
-            return self._of_many(seen, own, *again)
+                out, again = self._of_few(seen, levels(torch.float64).own(at), own)
+            else:
+                out, again = self._of_many(seen, own)
+            if out is None:
+                return in_float64(self._precise, x, s, gamma, at)
+            refused.append(again)
+            return tuple(each.to(x.dtype) for each in out)
 
-        pieces = ((at, of_some(at, seen)) for at, seen in looks(levels(x.dtype), u))
-        return _put_together(pieces, len(x), into)
+        out = _put_together(((at, of_some(at, seen)) for at, seen in looks(levels(x.dtype), u)), len(x), into)
+        if refused:
+            refine_(out, self._precise, x, s, gamma, torch.cat(refused))
+        return out
+
+    def _answered_by_thread(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
+        """The same, by threads that have a share of the rows each."""
+        parts: dict[int, Result] = {}
+
+        def work(at: slice) -> None:
+            parts[at.start] = self.answer(x[at], *(level if len(level) == 1 else level[at] for level in (s, gamma)))
+
+        by_thread(work, len(x))
+        return tuple(torch.cat(each) for each in zip(*(parts[start] for start in sorted(parts)), strict=True))
 
     def _precise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
         """The result in float64."""
         pieces = looks(self.levels(s, gamma)(torch.float64), self.down(x))
         return _put_together(((at, self.result(evidence(seen), None)) for at, seen in pieces), len(x))
 
-    def _of_few(self, seen: Seen, level: Level, into: Tensor | None, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
-        """The result of rows that few subspaces weigh; `level` is in float64."""
+    def _of_few(self, seen: Seen, level: Level, into: Tensor | None) -> tuple[Result, Tensor]:
+        """The result of rows that few subspaces weigh, and which of them (B,) float32 cannot answer.
+
+        Args:
+            seen: the rows.
+            level: theirs, in float64.
+            into: where the first of the results may be written.
+        """
         size = seen.whole_size.amax(0)
         beyond = ~(size <= self.limit)  # NaN, too
         if self.shares and bool(beyond.any()):
             lift = None if all_below(size, SCORE) else level
-            return _narrowed(self.result(Sparse(seen, level, lift, all_of=True), into), x.dtype)
-        if int(beyond.sum()) > MANY * len(x):
-            return _narrowed(self.result(Sparse(seen, level, level), into), x.dtype)
+            return self.result(Sparse(seen, level, lift, all_of=True), into), torch.zeros_like(beyond)
+        if int(beyond.sum()) > MANY * len(beyond):
+            return self.result(Sparse(seen, level, level), into), torch.zeros_like(beyond)
         e = Sparse(seen, all_of=self.shares)
         out = self.result(e, into)
-        undecided = e.undecided(seen.size) & ~beyond
-        for which, lift in ((undecided, None), (beyond, level)):
-            again = which.nonzero()[:, 0]
-            if len(again):
-                finer = Sparse(seen[again], level.own(again), None if lift is None else lift.own(again))
-                for coarse, fine in zip(out, self.result(finer, None), strict=True):
-                    coarse[again] = fine.to(coarse.dtype)
-        if self.faint is not None:
-            refine_(out, self._precise, x, s, gamma, self.faint(seen, size, out))
-        return out
+        return out, beyond | e.undecided(seen.size) | self._is_faint(seen, size, out)
 
-    def _of_many(self, seen: Seen, into: Tensor | None, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
-        """The result of rows that many subspaces weigh."""
+    def _of_many(self, seen: Seen, into: Tensor | None) -> tuple[Result | None, Tensor]:
+        """The same of rows that many subspaces weigh; None where float32 is of no use."""
         size = seen.whole_size.amax(0)
         beyond = ~(size <= self.limit)
-        if int(beyond.sum()) > MANY * len(x):
-            return in_float64(self._precise, x, s, gamma)
+        if int(beyond.sum()) > MANY * len(beyond):
+            return None, beyond
         e = evidence(seen)
         out = self.result(e, into)
-        if not self.shares:
-            beyond |= e.undecided(seen.size)
-        if self.faint is not None:
-            beyond |= self.faint(seen, size, out)
-        refine_(out, self._precise, x, s, gamma, beyond)
-        return out
+        undecided = torch.zeros_like(beyond) if self.shares else e.undecided(seen.size)
+        return out, beyond | undecided | self._is_faint(seen, size, out)
+
+    def _is_faint(self, seen: Seen, size: Tensor, out: Result) -> Tensor:
+        return torch.zeros_like(size, dtype=torch.bool) if self.faint is None else self.faint(seen, size, out)
 
 
 def evidence(seen: Seen) -> Evidence:
     """How the modes explain rows, in the dtype in which they are seen."""
-    return Sparse(seen, all_of=True) if seen.few else Blocked(seen) if seen.plain else Dense(seen)
+    if seen.few and len(seen.rows) >= _SOME:
+        return Sparse(seen, all_of=True)
+    return Blocked(seen) if seen.plain else Dense(seen)
 
 
 def faint_density(seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
@@ -146,10 +165,6 @@ def ordinary(extent: float) -> bool:
 def all_below(size: Tensor, limit: float) -> bool:
     """Whether sizes are known, and none of them is above a limit or NaN."""
     return not values_hidden(size) and (not size.numel() or float(size.detach().max()) <= limit)
-
-
-def _narrowed(results: Result, dtype: torch.dtype) -> Result:
-    return tuple(each.to(dtype) for each in results)
 
 
 def _put_together(pieces: Iterable[tuple[Where, Result]], rows: int, into: Tensor | None = None) -> Result:

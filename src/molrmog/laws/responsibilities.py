@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.laws.base import values_hidden
-from molrmog.laws.levels import Level, squared_norm
+from molrmog.laws.levels import WIDTH, Level, Shares, squared_norm
+from molrmog.laws.threads import among_others
 
 _OUT_OF_REACH = {torch.float64: 40.0, torch.float32: 24.0}  # nats, where results are in that dtype
 _ROUNDED = 1e-6  # what float32 may do to a ceiling, in nats per unit of a row's size, at worst
@@ -39,7 +41,9 @@ _ROUNDED = 1e-6  # what float32 may do to a ceiling, in nats per unit of a row's
 # modes of one; the largest share of a row that is shared at all, and the log of one that is none.
 _BETWEEN_SUBSPACES, _BETWEEN_MODES, _SHARED, _FAINT_SHARE = 5e-7, 1e-7, 1 - 1e-5, -14.0
 _CANCELS = 1e9  # size from which float64 takes the off-subspace energy from the residual
+_FINE = 1e5  # size from which float32 hardly answers
 _MOSTLY = 0.35  # share of pairs of a row and a subspace from which all subspaces weigh all rows
+_TILE = 128  # rows of one subspace that are weighed together
 _CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
 _OUTER = 1 << 20
 _STREAMED = 1 << 22  # numbers of rows at a time, where few subspaces weigh them
@@ -155,6 +159,8 @@ class Seen:
     def few(self) -> bool:
         """Whether few of many subspaces can have a share in most rows."""
         if not self.plain or len(self.rho2) == 1 or not len(self.rows):
+            return False
+        if among_others() and float(self.size.max()) < _FINE:  # many short operations would wait for each other
             return False
         # What is reached lies below a ceiling by half of |w|^2, which is d or so.
         reached = self.ceiling.amax(0) - 0.5 * self.h.shape[2]
@@ -279,32 +285,27 @@ class Dense(Evidence):
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient of log p_t, with shape (B, D)."""
-        return self._lifted(*self.level.score_shares(), self.level.filled, into)
+        return self._lifted(self.level.score_shares(), into)
 
     def denoise(self, into: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], with shape (B, D)."""
-        less = self._lifted(*self.level.mean_shares(), (False,) * len(self.level.filled), into)
-        return less.add_(self.level.center) if self.seen.plain else less + self.level.center
+        return self._lifted(self.level.mean_shares(), into)
 
-    def _lifted(
-        self, inside: Tensor, along: Tensor, of_x: Tensor, pulled: tuple[bool, ...], into: Tensor | None
-    ) -> Tensor:
-        """sum_k of inside_k A_k zeta_k + along_k R_k b_k + of_x_k R_k x, with shape (B, D).
-
-        Where `pulled`, zeta_k is minus the pull.
-        """
+    def _lifted(self, of: Shares, into: Tensor | None) -> Tensor:
+        """What is a sum of shares, with shape (B, D)."""
         level, r, x = self.level, self.shares, self.seen.x
         _, K, n, d = level.shapes
         R = r.sum(1)  # (K, B)
         white = (self.white.unflatten(1, (n, d)) * r[:, :, None]).flatten(1, 2)
         white = white if level.root is None else white * level.root
         zeta = level.s[:, None] * level.spread(white) + r.mT @ level.mean.mT  # (K, B, d)
-        if any(pulled):
-            filled = torch.tensor(pulled, device=zeta.device)[:, None, None]
+        if any(of.pulled):
+            filled = torch.tensor(of.pulled, device=zeta.device)[:, None, None]
             zeta = torch.where(filled, -(white.mT @ level.pull.mT), zeta)
-        columns = [(inside[..., None] * zeta).transpose(0, 1).flatten(1), (along * R).T]
-        up = torch.cat([*columns, zeta.new_zeros(len(x), level.down.shape[1] - K * (d + 1))], 1)
-        return level.mixed(R, of_x) * x + up @ level.down.T
+        padding = zeta.new_zeros(len(x), level.down.shape[1] - K * (d + 1) - 1)
+        inside = (of.inside[..., None] * zeta).transpose(0, 1).flatten(1)
+        up = torch.cat([inside, (of.along * R).T, of.centers * R.sum(0)[:, None], padding], 1)
+        return level.mixed(R, of.of_x) * x + up @ level.down.T
 
 
 class Blocked(Evidence):
@@ -378,54 +379,90 @@ class Blocked(Evidence):
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient of log p_t, with shape (B, D)."""
-        return self._lifted(*self.level.score_shares(), self.level.filled, into)
+        return self._lifted(self.level.score_shares(), into)
 
     def denoise(self, into: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], with shape (B, D)."""
-        less = self._lifted(*self.level.mean_shares(), (False,) * len(self.level.filled), into)
-        return less.add_(self.level.center) if self.seen.plain else less + self.level.center
+        return self._lifted(self.level.mean_shares(), into)
 
-    def _lifted(
-        self, inside: Tensor, along: Tensor, of_x: Tensor, pulled: tuple[bool, ...], into: Tensor | None
-    ) -> Tensor:
+    def _lifted(self, of: Shares, into: Tensor | None) -> Tensor:
         """As that of :class:`Dense`."""
         level, x = self.level, self.seen.x
         _, K, _, d = level.shapes
-        zeta = self._weigh(pulled)
+        zeta = self._weigh(of.pulled)
         assert zeta is not None
         R = self.shares.sum(1)  # (K, B)
         up = _scratch.of("up", len(x), level.down.shape[1], like=x)
-        torch.mul(zeta, inside.T[..., None], out=up[:, : K * d].unflatten(1, (K, d)))
-        up[:, K * d : K * (d + 1)] = (along * R).T
-        up[:, K * (d + 1) :] = 0
+        torch.mul(zeta, of.inside.T[..., None], out=up[:, : K * d].unflatten(1, (K, d)))
+        up[:, K * d : K * (d + 1)] = (of.along * R).T
+        torch.mul(R.sum(0), of.centers, out=up[:, K * (d + 1)])
+        up[:, K * (d + 1) + 1 :] = 0
         out = torch.empty_like(x) if into is None else into
-        return torch.mm(up, level.down.T, out=out).addcmul_(x, level.mixed(R, of_x))
+        return torch.mm(up, level.down.T, out=out).addcmul_(x, level.mixed(R, of.of_x))
 
 
-@dataclass(frozen=True)
-class _Weighed:
-    """Rows that the modes of one subspace weigh.
+class _Pairs:
+    """Pairs of a row and a subspace that weighs it, sorted by subspace, in tiles of rows of one subspace.
+
+    All tiles are weighed at once. What tiles hold has shape (T, t, any), with padding; what pairs hold (P, any).
 
     Attributes:
-        k: the subspace.
-        at: which rows, where they are sorted by the subspace that explains them best.
-        h: with shape (b, d).
-        rho2: with shape (b,).
-        white: w of the modes, with shape (b, n, d).
+        k: the subspace of each pair, in order, with shape (P,).
+        row: its row, with shape (P,).
+        segments: the subspaces that there are, and where their pairs are.
+        tile: the subspace of each tile, with shape (T,).
+        rows: the rows of each tile, with shape (T, t).
+        h: latents of the pairs, with shape (P, d), once they are weighed.
+        rho2: off-subspace energy of the pairs, with shape (P,).
+        white: w of the modes, with shape (T, t, n, d).
     """
 
-    k: int
-    at: Where
     h: Tensor
     rho2: Tensor
     white: Tensor
 
+    def __init__(self, k: Tensor, row: Tensor, subspaces: int) -> None:
+        """Lay out pairs.
+
+        Args:
+            k: the subspaces, in order, with shape (P,).
+            row: the rows, with shape (P,).
+            subspaces: K.
+        """
+        self.k, self.row = k, row
+        count = k.bincount(minlength=subspaces)
+        counts, device = count.tolist(), k.device
+        self.size = min(_TILE, -(-max(counts) // WIDTH) * WIDTH) if len(k) else WIDTH
+        tiles = (count + self.size - 1) // self.size
+        begin, first = count.cumsum(0) - count, tiles.cumsum(0) - tiles
+        self._slot = first[k] * self.size + torch.arange(len(k), device=device) - begin[k]
+        self.tile = torch.arange(subspaces, device=device).repeat_interleave(tiles)
+        self.rows = row.new_zeros(len(self.tile) * self.size).index_copy_(0, self._slot, row).view(-1, self.size)
+        ends = list(itertools.accumulate(counts))
+        self.segments = [(i, slice(end - n, end)) for i, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]
+
+    def of_tiles(self, value: Tensor) -> Tensor:
+        """What tiles hold, of the pairs."""
+        return value.flatten(0, 1).index_select(0, self._slot)
+
+    def in_tiles(self, value: Tensor) -> Tensor:
+        """What pairs hold, in tiles; zero where padded."""
+        whole = value.new_zeros(self.rows.numel(), *value.shape[1:])
+        return whole.index_copy_(0, self._slot, value).unflatten(0, self.rows.shape)
+
+    def own(self, value: Tensor) -> Tensor:
+        """Numbers (K, any, L) of subspaces at the noise levels of rows, with shape (T, t or 1, any)."""
+        if value.shape[-1] == 1:
+            return value[self.tile].movedim(-1, 1)
+        return value[self.tile[:, None], ..., self.rows]
+
+    def level(self, level: Level, at: slice) -> Level:
+        """The level of the rows of some pairs."""
+        return level if len(level.s) == 1 else level.own(self.row[at])
+
 
 class Sparse(Evidence):
-    """Rows that few subspaces weigh: the most promising one, and those that are in its reach.
-
-    The rows are sorted by the most promising subspace, so that each works on rows side by side.
-    """
+    """Rows that few subspaces weigh: the most promising one, and those that are in its reach."""
 
     def __init__(
         self, seen: Seen, level: Level | None = None, lift: Level | None = None, *, all_of: bool = False
@@ -441,131 +478,126 @@ class Sparse(Evidence):
         self.level = level = level or seen.level
         self._lift, self._seen = lift or seen.level, seen
         _, K, n, _ = level.shapes
+        B = len(seen.rows)
         ceiling = seen.ceiling
-        first = ceiling.argmax(0)
-        self._order = order = first.argsort(stable=True)
-        self._joint = level.offset.new_full((K, n, len(order)), -torch.inf)
-        self._first: list[_Weighed] = []
-        self._further: list[_Weighed] = []
-        start = 0
-        for k, count in enumerate(first.bincount(minlength=K).tolist()):
-            if count:
-                self._first.append(self._weigh(k, slice(start, start + count)))
-                start += count
-        reached = self._joint.amax((0, 1)).to(ceiling)
+        best = ceiling.argmax(0)
+        self._joint = level.offset.new_full((K * B, n), -torch.inf)
+        order = best.argsort(stable=True)
+        self._first = _Pairs(best[order], order, K)
+        reached = torch.empty_like(ceiling[0])
+        reached[order] = self._weigh(self._first).amax(1).to(ceiling)
         reach = _OUT_OF_REACH[torch.float64 if all_of else self._lift.dtype]
-        near = (ceiling + _ROUNDED * seen.size)[:, order] > reached - reach
-        near[first[order], torch.arange(len(order))] = False
-        for k, count in enumerate(near.sum(1).tolist()):
-            if count:
-                self._further.append(self._weigh(k, near[k].nonzero()[:, 0]))
-
-    @functools.cached_property
-    def _sorted(self) -> Tensor:
-        """The rows in the order of the subspaces that explain them best, to keep and to lift, with shape (B, D)."""
-        rows = self._seen.rows
-        kept = _scratch.of("sorted", *rows.shape, like=rows)
-        return torch.index_select(rows, 0, self._order, out=kept).to(self._lift.dtype)
+        near = ceiling + _ROUNDED * seen.size > reached - reach
+        near[best, torch.arange(B, device=best.device)] = False
+        self._further = _Pairs(*near.nonzero().T, K)
+        self._weigh(self._further)
 
     @functools.cached_property
     def log_joint(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Log w + log pi + log N, with shape (K n, B)."""
-        joint = self._joint.flatten(0, 1)
-        return torch.empty_like(joint).index_copy_(1, self._order, joint)
+        return self._joint.unflatten(0, (self.level.shapes[1], -1)).transpose(1, 2).flatten(0, 1)
 
-    def _weigh(self, k: int, at: Where) -> _Weighed:
-        """Weigh sorted rows by the modes of a subspace."""
-        level, seen, own = self._own(self.level, at), self._seen, self._order[at]
+    def _weigh(self, pairs: _Pairs) -> Tensor:
+        """Weigh rows by the modes of their subspaces: log w + log pi + log N of the pairs, with shape (P, n)."""
+        level, seen = self.level, self._seen
         _, _, n, d = level.shapes
         if level.dtype == seen.level.dtype:
-            h, rho2 = seen.h[own, k, :d], seen.rho2[k, own]
+            h = seen.h[pairs.rows, pairs.tile[:, None]]  # (T, t, d + 1)
+            pairs.rho2 = seen.rho2[pairs.k, pairs.row]
         else:
-            fine = _scratch.of("fine", len(own), seen.rows.shape[1], like=level.offset)
-            fine = level.about_(k, fine.copy_(self._sorted[at] if isinstance(at, slice) else seen.rows[own]))
-            h = fine @ level.basis[k]
+            h = self._seen_again(pairs)
+        pairs.h = pairs.of_tiles(h[..., :d])
+        white = h @ level.whiten[pairs.tile].mT
+        if level.root is not None:
+            white = white.mul_(pairs.own(level.root))
+        pairs.white = white.unflatten(2, (n, d))  # (T, t, n, d)
+        shell = pairs.in_tiles(pairs.rho2) / pairs.own(level.v) + pairs.own(level.const)
+        maha = pairs.white.square().sum(3)
+        joint = pairs.of_tiles(pairs.own(level.base) - 0.5 * (maha + shell[..., None]))
+        self._joint[pairs.k * len(seen.rows) + pairs.row] = joint
+        return joint
+
+    def _seen_again(self, pairs: _Pairs) -> Tensor:
+        """Latents and s in a finer dtype, in tiles; the off-subspace energy, too."""
+        level, seen = self.level, self._seen
+        d = level.shapes[3]
+        h = level.offset.new_empty(len(pairs.k), d + 1)
+        pairs.rho2 = h.new_empty(len(h))
+        for k, at in pairs.segments:
+            own = pairs.level(level, at)
+            fine = _scratch.of("fine", at.stop - at.start, seen.rows.shape[1], like=level.offset)
+            fine = own.about_(k, fine.copy_(seen.rows[pairs.row[at]]))
+            latent = fine @ level.basis[k]
+            h[at, :d], h[at, d] = latent, own.s
             rho2 = squared_norm(fine)
             if level.filled[k]:
                 rho2 = torch.zeros_like(rho2)
-            elif cancels(level, rho2 / level.v[k]):
-                rho2 = squared_norm(fine - h @ level.basis[k].T)
+            elif cancels(own, rho2 / own.v[k]):
+                rho2 = squared_norm(fine - latent @ level.basis[k].T)
             else:
-                rho2 = rho2 - squared_norm(h)
-        whiten = level.whiten[k]
-        white = torch.addmm(level.s[:, None] * whiten[:, d], h, whiten[:, :d].T)  # (b, n d)
-        white = white if level.root is None else white * level.root[k].T
-        white = white.unflatten(1, (n, d))
-        maha = squared_norm(white).T
-        self._joint[k, :, at] = level.base[k] - 0.5 * (maha + (rho2 / level.v[k] + level.const[k]))
-        return _Weighed(k, at, h, rho2, white)
-
-    def _own(self, level: Level, at: Where) -> Level:
-        return level if len(level.s) == 1 else level.own(self._order[at])
+                rho2 = rho2 - squared_norm(latent)
+            pairs.rho2[at] = rho2
+        return pairs.in_tiles(h)
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient of log p_t, with shape (B, D)."""
-        return self._lifted(True, into)
+        return self._lifted(self._lift.score_shares(), into)
 
     def denoise(self, into: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], with shape (B, D)."""
-        return self._lifted(False, into)
+        return self._lifted(self._lift.mean_shares(), into)
 
-    def _lifted(self, pulled: bool, into: Tensor | None) -> Tensor:
-        shares, lifted = self._sorted_shares, self._sorted
-        further: list[tuple[Tensor, Tensor]] = []
-        for part in self._further:
-            r = shares[part.k][:, part.at].T
-            mine = self._has_a_share(r)
-            if bool(mine.any()):
-                part, r = _of_rows(part, mine), r[mine]
-                assert isinstance(part.at, Tensor)
-                further.append((part.at, self._lifted_part(part, lifted[part.at], r, pulled)))
-        for part in self._first:  # in place
-            self._lifted_part(part, lifted[part.at], shares[part.k][:, part.at].T, pulled)
-        for at, part in further:
-            lifted.index_add_(0, at, part)
+    def _lifted(self, of: Shares, into: Tensor | None) -> Tensor:
+        first, further = self._first, self._further
+        lifted = self._lifted_pairs(first, of, "sorted")
+        place = torch.empty_like(first.row)
+        place[first.row] = torch.arange(len(place), device=place.device)
+        if len(further.row):
+            lifted.index_add_(0, place[further.row], self._lifted_pairs(further, of, "further"))
         out = torch.empty_like(lifted) if into is None or into.dtype != lifted.dtype else into
-        return out.index_copy_(0, self._order, lifted)
+        return torch.index_select(lifted, 0, place, out=out)
 
-    def _lifted_part(self, part: _Weighed, rows: Tensor, r: Tensor, pulled: bool) -> Tensor:
-        """The share of a subspace in the result of rows (b, D), written over them."""
-        fine, lift, k = self._own(self.level, part.at), self._own(self._lift, part.at), part.k
-        white = part.white * r[..., None]
-        if fine.root is not None:
-            white = white * fine.root[k].T.unflatten(1, white.shape[1:])
-        white = white.flatten(1)
-        if pulled and fine.filled[k]:
-            z = -(white @ fine.pull[k].T)
-        else:
-            z = r @ fine.mean[k].T + fine.s[:, None] * (white @ fine.back[k].T)
-        share = lift.score_of if pulled else lift.mean_of
-        return share(k, lift.about_(k, rows), z.to(lift.dtype), r.sum(1, keepdim=True).to(lift.dtype))
-
-    @functools.cached_property
-    def _sorted_shares(self) -> Tensor:
-        """r_c(x) of the sorted rows, with shape (K, n, B)."""
-        return self.shares[..., self._order]
-
-    def _has_a_share(self, r: Tensor) -> Tensor:
-        """Which rows have responsibilities (b, n) worth a digit of what they are kept in."""
-        return ~(r.sum(1) <= 1e-2 * torch.finfo(self._lift.dtype).eps)  # NaN, too
+    def _lifted_pairs(self, pairs: _Pairs, of: Shares, name: str) -> Tensor:
+        """The share of every pair in the result of its row, with shape (P, D)."""
+        level, lift, seen = self.level, self._lift, self._seen
+        r = self.shares[pairs.tile[:, None], :, pairs.rows]  # (T, t, n)
+        white = pairs.white * r[..., None]
+        if level.root is not None:
+            white = white * pairs.own(level.root).unflatten(2, white.shape[2:])
+        white = white.flatten(2)
+        z = pairs.own(level.s.expand(len(level.mean), -1))[..., None] * (white @ level.back[pairs.tile].mT)
+        z = z + r @ level.mean[pairs.tile].mT
+        if any(of.pulled):
+            pulled = torch.tensor(of.pulled, device=z.device)[pairs.tile, None, None]
+            z = torch.where(pulled, -(white @ level.pull[pairs.tile].mT), z)
+        R = r.sum(2)
+        z, R = z.to(lift.dtype), R.to(lift.dtype)
+        columns = [pairs.own(of.inside)[..., None] * z, (pairs.own(of.along) * R)[..., None]]
+        columns = [*columns, R[..., None]] if of.centers else columns
+        up, R = pairs.of_tiles(torch.cat(columns, 2)), pairs.of_tiles(R)
+        fine = lift.dtype != seen.level.dtype
+        rows = seen.rows if fine else seen.x
+        x = torch.index_select(rows, 0, pairs.row, out=_scratch.of(name, len(pairs.row), rows.shape[1], like=rows))
+        if fine:
+            x = x.to(lift.dtype).addcmul_(pairs.level(lift, slice(None)).s[:, None], lift.center, value=-1)
+        for k, at in pairs.segments:
+            own = of.of_x if len(lift.s) == 1 else of.of_x[:, pairs.row[at]]
+            lift.weigh_(k, x[at], R[at], own).addmm_(up[at], lift.lifts[k, : up.shape[1]])
+        return x
 
     def parts(self) -> Iterator[Part]:
         """What each subspace sees of the rows that it has a share in, and of these rows the shares of its modes."""
-        for part in (*self._first, *self._further):
-            r = self._sorted_shares[part.k][:, part.at].T
-            mine = self._has_a_share(r)
-            if bool(mine.any()):
+        for pairs in (self._first, self._further):
+            for k, at in pairs.segments:
+                row = pairs.row[at]
+                r, h, rho2 = self.shares[k, :, row].T, pairs.h[at], pairs.rho2[at]
+                mine = ~(r.sum(1) <= 1e-2 * torch.finfo(self._lift.dtype).eps)  # NaN, too
+                if not bool(mine.any()):
+                    continue
                 if not bool(mine.all()):
-                    part, r = _of_rows(part, mine), r[mine]
-                at = self._order[part.at]
-                about = self._own(self._lift, part.at).about_(part.k, self._seen.rows[at].to(self._lift.dtype))
-                yield Part(part.k, at, r, part.h, part.rho2, about)
-
-
-def _of_rows(part: _Weighed, mine: Tensor) -> _Weighed:
-    """What was weighed, of some of the rows."""
-    at = part.at[mine] if isinstance(part.at, Tensor) else torch.arange(part.at.start, part.at.stop)[mine]
-    return _Weighed(part.k, at, part.h[mine], part.rho2[mine], part.white[mine])
+                    row, r, h, rho2 = row[mine], r[mine], h[mine], rho2[mine]
+                own = self._lift if len(self._lift.s) == 1 else self._lift.own(row)
+                yield Part(k, row, r, h, rho2, own.about_(k, self._seen.rows[row].to(self._lift.dtype)))
 
 
 def looks(level: Level, rows: Tensor) -> Iterator[tuple[Where, Seen]]:
