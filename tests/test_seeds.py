@@ -14,7 +14,7 @@ from molrmog.learning import TrainingOptions, mog_start
 from molrmog.learning.rows import Rows
 from molrmog.learning.subspaces import cluster_flats, initial_law
 from molrmog.metrics import denoising_loss
-from molrmog.seeds import numpy_generator, seed_of, sklearn_seed, torch_generator, torch_seed
+from molrmog.seeds import numpy_generator, seed_of, torch_generator, torch_seed
 from molrmog.theory.estimation import least_loss, row_losses
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def test_seeds_of_experiments_and_training_can_be_written_down():
 
 def test_ordinary_seeds_give_the_streams_of_the_libraries():
     for seed in (0, 1, 12345, 2**31 - 1):
-        assert seed_of(seed) == torch_seed(seed) == sklearn_seed(seed) == seed
+        assert seed_of(seed) == torch_seed(seed) == seed
         assert torch.equal(
             torch.rand(3, generator=torch_generator(seed)), torch.rand(3, generator=torch.Generator().manual_seed(seed))
         )
@@ -97,7 +97,6 @@ def test_ordinary_seeds_give_the_streams_of_the_libraries():
 def test_other_seeds_give_other_streams():
     seeds = [*LARGE, *(-seed for seed in LARGE), 0, 1, -1]
     assert len({torch_seed(seed) for seed in seeds}) == len(seeds)
-    assert len({sklearn_seed(seed) for seed in seeds}) == len(seeds)
     assert len({numpy_generator(seed).random() for seed in seeds}) == len(seeds)
 
 

@@ -1,6 +1,6 @@
-"""Seeds: any whole number is one, for torch, numpy and scikit-learn alike.
+"""Seeds: any whole number is one, for torch and numpy alike.
 
-Each of the three takes another range of seeds, and other types. A seed that they take is handed to them as it is; one
+Each of the two takes another range of seeds, and other types. A seed that they take is handed to them as it is; one
 outside of a library's range is hashed into it.
 """
 
@@ -37,7 +37,7 @@ def seed_of(seed: Any, name: str = "seed") -> int:
 def torch_seed(seed: Any, name: str = "seed") -> int:
     """A seed for torch's generators, from -2**63 to 2**64 - 1; see :func:`seed_of`."""
     number = seed_of(seed, name)
-    return number if -(2**63) <= number < 2**64 else _mixed(number, 64)
+    return number if -(2**63) <= number < 2**64 else _mixed(number)
 
 
 def torch_generator(seed: Any, name: str = "seed") -> torch.Generator:
@@ -50,7 +50,7 @@ def torch_generator(seed: Any, name: str = "seed") -> torch.Generator:
 def numpy_seed(seed: Any, name: str = "seed") -> int:
     """A seed for `numpy.random.default_rng`, 0 or more; see :func:`seed_of`."""
     number = seed_of(seed, name)
-    return number if number >= 0 else _mixed(number, 64)
+    return number if number >= 0 else _mixed(number)
 
 
 def numpy_generator(seed: Any, name: str = "seed") -> np.random.Generator:
@@ -58,13 +58,7 @@ def numpy_generator(seed: Any, name: str = "seed") -> np.random.Generator:
     return np.random.default_rng(numpy_seed(seed, name))
 
 
-def sklearn_seed(seed: Any, name: str = "seed") -> int:
-    """A seed for scikit-learn, from 0 to 2**32 - 1; see :func:`seed_of`."""
-    number = seed_of(seed, name)
-    return number if 0 <= number < 2**32 else _mixed(number, 32)
-
-
-def _mixed(number: int, bits: int) -> int:
-    """A number of so many bits, 32 or 64, in which every bit of `number` and its sign have a share."""
+def _mixed(number: int) -> int:
+    """A number of 64 bits in which every bit of `number` and its sign have a share."""
     key = np.random.SeedSequence([int(number < 0), abs(number)])
-    return int(key.generate_state(1, np.uint32 if bits == 32 else np.uint64)[0])
+    return int(key.generate_state(1, np.uint64)[0])

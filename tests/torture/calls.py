@@ -42,7 +42,7 @@ from molrmog.interfaces.estimator import MoLRMoGEstimator
 from molrmog.laws.head_tail import with_tail
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.registry import SAMPLERS
-from molrmog.seeds import numpy_seed, seed_of, sklearn_seed, torch_seed
+from molrmog.seeds import numpy_seed, seed_of, torch_seed
 
 REFUSALS = (ValueError, TypeError, OSError, NotImplementedError, ImportError)
 INTERNAL = re.compile(
@@ -966,7 +966,7 @@ def seeds(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | Non
     number = draw.one(
         "seed", [0, -1, 2**63, -(2**80), 2**200, np.int8(-3), np.uint64(2**63), torch.tensor(5), np.array(4)]
     )
-    which = pick(draw.random, (seed_of, torch_seed, numpy_seed, sklearn_seed))
+    which = pick(draw.random, (seed_of, torch_seed, numpy_seed))
     return which.__name__, lambda: which(number), lambda found: None if isinstance(found, int) else "no integer"
 
 

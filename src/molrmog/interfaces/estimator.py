@@ -149,7 +149,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             self.rank,
             cast(Any, self.head),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
-            noise=None if self.head is not None and self.noise == "isotropic" else self.noise,
+            noise=cast(Any, None if self.head is not None and self.noise == "isotropic" else self.noise),
             axes=self.axes,
             zero_mean=self.zero_mean,
             prior_rows=self.prior_rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import sys
@@ -90,7 +89,6 @@ def fit_run(
         "device": device,
     }
     settings |= {"held_out": held_out, **source}
-    importlib.import_module("sklearn.cluster")  # before the folder: an interrupt gets lost in imports of compiled code
     with closing(Lock(place)) as lock:
         with staged(place, overwrite=overwrite, lock=lock) as part:
             law, records = fit_and_record(train, labels=labels, seed=seed, device=device, command=command, **shape)

@@ -58,17 +58,25 @@ class Question:
     ordinary: bool
     few_dimensions: bool
 
-    def answer(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
-        """The result for rows x (B, D), float32 or float64, at noise levels s, gamma (B or 1,) in float64."""
+    def answer(self, x: Tensor, s: Tensor, gamma: Tensor, into: Tensor | None = None) -> Result:
+        """The result for rows x (B, D), float32 or float64, at noise levels s, gamma (B or 1,) in float64.
+
+        Args:
+            x: rows.
+            s: signal scales.
+            gamma: noise standard deviations.
+            into: where the first of the results may be written.
+        """
         if x.dtype == torch.float64:
             return self._precise(x, s, gamma)
         if not self.ordinary:
             return in_float64(self._precise, x, s, gamma)
         levels, u = self.levels(s, gamma), self.down(x)
         plain = is_plain(u, s, gamma, levels(x.dtype).offset)
+        if into is None and self.in_place and plain and len(u):
+            into = torch.empty_like(u)
         if plain and shared(len(u)):
-            return self._answered_by_thread(x, s, gamma)
-        into = torch.empty_like(u) if self.in_place and plain and len(u) else None
+            return self._answered_by_thread(x, s, gamma, into)
         refused: list[Tensor] = []
 
         def of_some(at: Where, seen: Seen) -> Result:
@@ -91,15 +99,14 @@ class Question:
             refine_(out, self._precise, x, s, gamma, torch.cat(refused))
         return out
 
-    def _answered_by_thread(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
+    def _answered_by_thread(self, x: Tensor, s: Tensor, gamma: Tensor, into: Tensor | None) -> Result:
         """The same, by threads that have a share of the rows each."""
-        parts: dict[int, Result] = {}
 
-        def work(at: slice) -> None:
-            parts[at.start] = self.answer(x[at], *(level if len(level) == 1 else level[at] for level in (s, gamma)))
+        def answered(at: slice) -> tuple[Where, Result]:
+            level = [level if len(level) == 1 else level[at] for level in (s, gamma)]
+            return at, self.answer(x[at], level[0], level[1], None if into is None else into[at])
 
-        by_thread(work, len(x))
-        return tuple(torch.cat(each) for each in zip(*(parts[start] for start in sorted(parts)), strict=True))
+        return _put_together(by_thread(answered, len(x)), len(x), into)
 
     def _precise(self, x: Tensor, s: Tensor, gamma: Tensor) -> Result:
         """The result in float64."""

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from molrmog.laws.base import values_hidden
 from molrmog.laws.levels import WIDTH, Level, Shares, squared_norm
-from molrmog.laws.threads import among_others
 
 _OUT_OF_REACH = {torch.float64: 40.0, torch.float32: 24.0}  # nats, where results are in that dtype
 _ROUNDED = 1e-6  # what float32 may do to a ceiling, in nats per unit of a row's size, at worst
@@ -41,11 +40,10 @@ _ROUNDED = 1e-6  # what float32 may do to a ceiling, in nats per unit of a row's
 # modes of one; the largest share of a row that is shared at all, and the log of one that is none.
 _BETWEEN_SUBSPACES, _BETWEEN_MODES, _SHARED, _FAINT_SHARE = 5e-7, 1e-7, 1 - 1e-5, -14.0
 _CANCELS = 1e9  # size from which float64 takes the off-subspace energy from the residual
-_FINE = 1e5  # size from which float32 hardly answers
 _MOSTLY = 0.35  # share of pairs of a row and a subspace from which all subspaces weigh all rows
 _TILE = 128  # rows of one subspace that are weighed together
-_CACHED = 1 << 20  # whitened latents at a time, in numbers: about what a processor's cache holds
-_OUTER = 1 << 20
+_CACHED = 1 << 19  # whitened latents at a time, in numbers: about what a processor's cache holds
+_OUTER = 1 << 22
 _STREAMED = 1 << 22  # numbers of rows at a time, where few subspaces weigh them
 _SCRATCH = 1 << 22  # numbers of the largest scratch that is kept
 
@@ -159,8 +157,6 @@ class Seen:
     def few(self) -> bool:
         """Whether few of many subspaces can have a share in most rows."""
         if not self.plain or len(self.rho2) == 1 or not len(self.rows):
-            return False
-        if among_others() and float(self.size.max()) < _FINE:  # many short operations would wait for each other
             return False
         # What is reached lies below a ceiling by half of |w|^2, which is d or so.
         reached = self.ceiling.amax(0) - 0.5 * self.h.shape[2]
@@ -489,7 +485,8 @@ class Sparse(Evidence):
         reach = _OUT_OF_REACH[torch.float64 if all_of else self._lift.dtype]
         near = ceiling + _ROUNDED * seen.size > reached - reach
         near[best, torch.arange(B, device=best.device)] = False
-        self._further = _Pairs(*near.nonzero().T, K)
+        k, row = near.nonzero().unbind(1)
+        self._further = _Pairs(k, row, K)
         self._weigh(self._further)
 
     @functools.cached_property

@@ -10,9 +10,11 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 _LEAST = 256  # rows of a thread
 
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -29,17 +31,17 @@ def among_others() -> bool:
     return getattr(_here, "among_others", False)
 
 
-def by_thread(work: Callable[[slice], None], rows: int) -> None:
-    """Call `work` with a share of the rows in each of torch's threads; it must ask for no gradients."""
+def by_thread(work: Callable[[slice], Result], rows: int) -> list[Result]:
+    """What `work` returns for a share of the rows in each of torch's threads, in order; it asks for no gradients."""
     threads = min(torch.get_num_threads(), rows // _LEAST)
     inference = torch.is_inference_mode_enabled()
     each = -(-rows // threads)
 
-    def share(start: int) -> None:
+    def share(start: int) -> Result:
         with torch.inference_mode(inference), torch.no_grad():
-            work(slice(start, min(start + each, rows)))
+            return work(slice(start, min(start + each, rows)))
 
-    list(_pool(torch.get_num_threads()).map(share, range(0, rows, each)))
+    return list(_pool(torch.get_num_threads()).map(share, range(0, rows, each)))
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

@@ -149,7 +149,13 @@ class Latents:
 
 
 @torch.no_grad()
-def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None, labels: Tensor | None = None) -> Statistics:
+def gather(
+    law: MoLRMoG,
+    rows: Rows,
+    weights: Tensor | None = None,
+    labels: Tensor | None = None,
+    latents: Latents | None = None,
+) -> Statistics:
     """One pass over the rows with the gates of `law`.
 
     Args:
@@ -157,6 +163,7 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None, labels: Tens
         rows: the data.
         weights: of the rows, with shape (N,); ones where not given.
         labels: the subspace of each row, with shape (N,); log-densities are those of rows and labels together then.
+        latents: of the law, where they are known.
     """
     total = Statistics.none(law, rows.device)
     if labels is not None:
@@ -175,7 +182,7 @@ def gather(law: MoLRMoG, rows: Rows, weights: Tensor | None = None, labels: Tens
             total.ambient[k, -1] += part.ambient[0, -1]
             total.square[k] += part.square[0]
         return total
-    latents = Latents.of(law)
+    latents = latents or Latents.of(law)
     size = 2 * rows_per_chunk(law.basis.device, law.dim + latents.mean.numel())  # most rows meet few subspaces
     for at, chunk in rows.chunks():
         for start in range(0, len(chunk), size):
@@ -298,26 +305,26 @@ def em_steps(
     estimate, fallback, reached = law, None, -math.inf
     iteration = 0
     while True:
-        statistics, value = _evaluate(estimate, rows, weights, labels, terms)
+        latents = Latents.of(estimate)
+        statistics, value = _evaluate(estimate, latents, rows, weights, labels, terms)
         rejected = fallback is not None and value < reached - slack * max(abs(reached), rows.dim)
         if fallback is not None and rejected:
-            estimate = fallback
-            statistics, value = _evaluate(estimate, rows, weights, labels, terms)
+            estimate, latents = fallback, Latents.of(fallback)
+            statistics, value = _evaluate(estimate, latents, rows, weights, labels, terms)
         log_likelihood = float(statistics.log_prob / statistics.rows)
         yield EMState(iteration, estimate, log_likelihood, value, rejected).in_data_units(units)
         reached = value
         iteration += 1
-        estimate, fallback = _maximise(estimate, statistics, terms)
+        estimate, fallback = _maximise(estimate, latents, statistics, terms)
 
 
 def _evaluate(
-    law: MoLRMoG, rows: Rows, weights: Tensor | None, labels: Tensor | None, terms: _Terms
+    law: MoLRMoG, latents: Latents, rows: Rows, weights: Tensor | None, labels: Tensor | None, terms: _Terms
 ) -> tuple[Statistics, float]:
     """Statistics of one pass, and the penalised log-likelihood per row."""
-    statistics = gather(law, rows, weights, labels)
+    statistics = gather(law, rows, weights, labels, latents)
     penalty = 0.0
     if terms.prior_rows > 0 and max(law.modes) > 1:
-        latents = Latents.of(law)
         count = latents.real.sum(1)
         real = latents.real[..., None, None]
         fit = torch.where(real[..., 0, 0], _log_det(torch.linalg.cholesky(latents.S)), 0.0).sum(1)
@@ -350,20 +357,19 @@ def _scale(latents: Latents) -> Tensor:
 
 
 @torch.no_grad()
-def _maximise(law: MoLRMoG, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG | None]:
+def _maximise(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG | None]:
     """The next law, and the one with the old bases to fall back on, without modes lighter than one row."""
     alive = (statistics.count >= terms.one_row) & law._real_mode
     if not bool((alive == law._real_mode).all()):
         dropped = int((law._real_mode & ~alive).sum())
         warnings.warn(f"EM dropped {dropped} modes that no row belonged to any more", stacklevel=2)
         law, statistics = _without_lost_modes(law, statistics, alive)
-        return _updated(law, statistics, terms)[0], None
-    return _updated(law, statistics, terms)
+        return _updated(law, Latents.of(law), statistics, terms)[0], None
+    return _updated(law, latents, statistics, terms)
 
 
-def _updated(law: MoLRMoG, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG]:
+def _updated(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG]:
     """The next law, and the one with the old bases."""
-    latents = Latents.of(law)
     N = torch.where(latents.real, statistics.count, 1.0)  # (K, n)
     N_k = statistics.count.sum(1)  # (K,)
     weight = N[..., None, None]

@@ -2,8 +2,8 @@
 
 With labels, one subspace per class: the leading principal components of its rows. Without labels, k-means++ proposes
 clusters and K-subspaces refines them: assign every row to the flat b + span A that is nearest, by the squared distance
-|x - b - A A^T (x - b)|^2, refit every flat by principal components, repeat; the best of several starts wins. Inside a
-subspace, k-means on the latents A^T (x - b) proposes the modes.
+|x - b - A A^T (x - b)|^2, refit every flat by principal components, repeat; the best of several starts goes on. Inside
+a subspace, k-means on the latents A^T (x - b) proposes the modes.
 
 References:
     Bradley & Mangasarian, "k-plane clustering", 2000; Wang et al., arXiv 2409.02426, section 4.
@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.learning.k_means import k_means
 from molrmog.learning.rows import Rows
-from molrmog.seeds import seed_of, sklearn_seed, torch_generator
+from molrmog.seeds import seed_of, torch_generator
 
 _ROWS = 16_384  # a start is found on at most this many rows; EM then sees all of them
 _WIDEST = 4_096  # principal coordinates that a head/tail law holds at most
-_STARTS, _STEPS = 4, 20  # of K-subspaces, and refinements of each at most
+_STARTS, _TRIED, _STEPS = 4, 4, 20  # of K-subspaces, refinements of each, and of the best of them at most
 _SMALLEST_TAU = 1e-12  # in units of the fit
 
 
@@ -165,42 +165,51 @@ def cluster_flats(
 def _cluster(
     x: Tensor, latent_dims: Sequence[int], seed: int, starts: int, steps: int, centred: bool
 ) -> tuple[list[Flat], Tensor]:
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    K = len(latent_dims)
+    """As :func:`cluster_flats`, of rows in units of their own: all starts are refined a little, the best further."""
     # Flats of more than half the dimensions hold nearly every row: the clusters stay those of k-means.
-    steps = steps if 2 * max(latent_dims) <= x.shape[1] else 1
-    best: tuple[float, list[Flat], Tensor] | None = None
-    rows = x.cpu().numpy()
-    for start in range(starts):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty flats restart below
-            means = KMeans(K, n_init=1, max_iter=10, random_state=sklearn_seed(seed + start)).fit(rows)  # pyright: ignore[reportArgumentType]
-        assigned = torch.from_numpy(np.asarray(means.labels_, dtype=np.int64)).to(x.device)
-        flats: list[Flat] = []
-        energy = float("inf")
-        for _ in range(steps):
-            flats_before, flats = flats, []
-            for k, d in enumerate(latent_dims):
-                own = x[assigned == k]
-                if len(own) < 2:  # an empty flat restarts from the rows that are explained worst
-                    worst = distances2(x, flats_before).amin(1) if flats_before else x.square().sum(1)
-                    own = x[worst.topk(min(2 * d + 2, len(x))).indices]
-                flats.append(
-                    principal_flat(own, d, centred=centred, start=flats_before[k].basis if flats_before else None)
-                )
-            if steps == 1:
-                energy = float(means.inertia_ or 0.0)
-                break
-            off, assigned = distances2(x, flats).min(1)
-            before, energy = energy, float(off.double().mean())
-            if energy > before * (1 - 1e-4):
-                break
-        if best is None or energy < best[0]:
-            best = energy, flats, assigned
-    assert best is not None
-    return best[1], best[2]
+    steps = steps if 2 * max(latent_dims) <= x.shape[1] else 0
+    begun = [k_means(x, len(latent_dims), torch_generator(seed + start), max_iter=10) for start in range(starts)]
+    if not steps:
+        assigned = min(begun, key=lambda found: found[2])[0]
+        return _flats(x, assigned, [], latent_dims, centred), assigned
+    tried = [_refined(x, found[0], [], latent_dims, min(steps, _TRIED), centred) for found in begun]
+    energy, flats, assigned = min(tried, key=lambda found: found[0])
+    if steps > _TRIED:
+        energy, flats, assigned = _refined(x, assigned, flats, latent_dims, steps - _TRIED, centred, energy)
+    return flats, assigned
+
+
+def _refined(
+    x: Tensor,
+    assigned: Tensor,
+    flats: list[Flat],
+    latent_dims: Sequence[int],
+    steps: int,
+    centred: bool,
+    energy: float = float("inf"),
+) -> tuple[float, list[Flat], Tensor]:
+    """Mean squared distance from the nearest flat, the flats, and the flat of each row, after so many refinements."""
+    for _ in range(steps):
+        flats = _flats(x, assigned, flats, latent_dims, centred)
+        off, assigned = distances2(x, flats).min(1)
+        before, energy = energy, float(off.double().mean())
+        if energy > before * (1 - 1e-4):
+            break
+    return energy, flats, assigned
+
+
+def _flats(
+    x: Tensor, assigned: Tensor, before: Sequence[Flat], latent_dims: Sequence[int], centred: bool
+) -> list[Flat]:
+    """The flats of rows by principal components, found from those before, if there are some."""
+    flats: list[Flat] = []
+    for k, d in enumerate(latent_dims):
+        own = x[assigned == k]
+        if len(own) < 2:  # an empty flat restarts from the rows that are explained worst
+            worst = distances2(x, before).amin(1) if before else x.square().sum(1)
+            own = x[worst.topk(min(2 * d + 2, len(x))).indices]
+        flats.append(principal_flat(own, d, centred=centred, start=before[k].basis if before else None))
+    return flats
 
 
 def initial_law(
@@ -299,9 +308,6 @@ def _stretched(part: Subspace, unit: Tensor) -> Subspace:
 
 def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (n,), means (n, d) and covariances (n, d, d) of k-means clusters of the latents h (N, d)."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
     N, d = h.shape
     if zero_mean or modes == 1 or modes >= N:
         if modes > N:
@@ -313,13 +319,9 @@ def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tupl
         nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch_generator(seed)).to(h.device)
         apart = 0.1 * nudge * covariance.diagonal().sqrt() if modes > 1 and not zero_mean else torch.zeros_like(nudge)
         return h.new_full((modes,), 1 / modes), mean + apart, covariance.expand(modes, d, d)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # duplicate rows: empty clusters are dealt with below
-        found = KMeans(modes, n_init=1, max_iter=30, random_state=sklearn_seed(seed))  # pyright: ignore[reportArgumentType]
-        found.fit(h.cpu().numpy())
-    member = torch.nn.functional.one_hot(torch.from_numpy(found.labels_).long(), modes).to(h)  # (N, n)
+    nearest, means, _ = k_means(h, modes, torch_generator(seed), max_iter=30)
+    member = torch.nn.functional.one_hot(nearest, modes).to(h)  # (N, n)
     count = member.sum(0)
-    means = torch.from_numpy(found.cluster_centers_).to(h)
     off = h[:, None] - means  # (N, n, d)
     within = torch.einsum("Nn,Nni,Nnj->nij", member, off, off)
     pooled = within.sum(0) / N
