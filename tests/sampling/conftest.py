@@ -36,7 +36,9 @@ def dense_of():
     def dense(law: MoLRMoG) -> DenseGaussian:
         only = law.subspace(0)
         factor = only.basis @ only.factors[0]
-        cov = factor @ factor.T + only.tau**2 * torch.eye(law.dim, dtype=factor.dtype)
+        cov = factor @ factor.T + torch.as_tensor(only.tau, dtype=torch.float64) ** 2 * torch.eye(
+            law.dim, dtype=factor.dtype
+        )
         return DenseGaussian(only.offset + only.basis @ only.means[0], cov)
 
     return dense

@@ -20,10 +20,14 @@ def random_law(latent_dims, modes, noise) -> MoLRMoG:
     ).requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.1])
+@pytest.fixture(scope="module", params=[0.0, 0.1, "diagonal"])
 def single(request) -> MoLRMoG:
-    """One Gaussian of rank 1 inside a plane, without and with off-subspace noise."""
-    return random_law((2,), (1,), request.param)
+    """One Gaussian of rank 1 inside a plane, without and with off-subspace noise, equal and not."""
+    if request.param != "diagonal":
+        return random_law((2,), (1,), request.param)
+    law = random_law((2,), (1,), 0.1).with_noise("diagonal")
+    law.tau.copy_(torch.linspace(0.05, 0.5, 6)[None])
+    return law
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "discrete"])  # whose f leaps at each timestep

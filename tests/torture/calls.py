@@ -39,6 +39,7 @@ import molrmog
 from molrmog import metrics
 from molrmog.data import Dataset, Layout
 from molrmog.interfaces.estimator import MoLRMoGEstimator
+from molrmog.laws.axes import Axes
 from molrmog.laws.head_tail import with_tail
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.registry import SAMPLERS
@@ -309,7 +310,13 @@ def law_of(draw: Draw, *, tau: float | None = None) -> Any:
         D, dims, modes, pick(random, (None, 0, 1, 9)), tau, draw.integer(0, 99), offset=float(random.uniform(0, 2)),
         dtype=pick(random, (torch.float32, torch.float64)),
     )  # fmt: skip
-    if D > 1 and random.random() < 0.3:
+    if random.random() < 0.4:
+        law = law.requires_grad_(False).with_noise(pick(random, ("diagonal", "shared")))
+        law.tau.mul_(torch.from_numpy(random.uniform(0.3, 3, law.tau.shape)))
+        if random.random() < 0.5:
+            law = law.with_axes(Axes.dct((D,)))
+        law.requires_grad_(True)
+    elif D > 1 and random.random() < 0.3:
         more = draw.integer(1, 3)
         axes = torch.linalg.qr(torch.from_numpy(random.normal(size=(D + more, D + more)))).Q.to(law.tau.dtype)
         tail = draw.integer(0, more)
@@ -450,6 +457,8 @@ def fits(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None
         modes=[1, 2, [1]],
         rank=[None, 0, 1],
         head=[None, 1, "auto"],
+        noise=[None, "isotropic", "diagonal", "shared"],
+        axes=[None, "pca", "dct", np.eye(d), torch.eye(d)],
         seed=[0, -1, 2**64, np.uint8(3), torch.tensor(4)],
         zero_mean=[False, True],
         prior_rows=[None, 0.0, 10],
@@ -818,7 +827,7 @@ def estimator(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str |
     x, _ = rows(draw, n, d)
     kept = draw.options(
         n_subspaces=[1, 2], latent_dim=[1, 8, [1]], n_modes=[1, 2], rank=[None, 0, 1], head=[None, 1, "auto"],
-        zero_mean=[False, True], prior_rows=[None, 5], noise_floor=[None, 0.1], tol=[1e-4],
+        noise=["isotropic", "diagonal", "shared"], axes=[None, "pca", "dct", np.eye(d)], zero_mean=[False, True], prior_rows=[None, 5], noise_floor=[None, 0.1], tol=[1e-4],
         random_state=[None, 0, np.random.RandomState(0)], use_labels=[False, True],
     )  # fmt: skip
     y = draw.one("y", [None, np.arange(n) % 2, list("ab" * n)[:n]])
@@ -912,6 +921,7 @@ def trained(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | N
     own = draw.options(
         weighting=["edm", "x0", "eps", "min-snr"], levels=["log-normal", "log-snr"], targets=["sample", "batch"],
         sigma_data=[0.5, 1], level_mean=[None, -1.0], level_std=[1.2], drop_expert=[0.0],
+        levels_per_batch=[None, 1, np.int64(2), 10**6],
     )  # fmt: skip
     what = pick(draw.random, ("TrainingOptions", "ScoreMatching", "train", "train"))
     network = molrmog.MLPDenoiser(4, width=8, depth=1)

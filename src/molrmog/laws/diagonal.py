@@ -147,7 +147,7 @@ class Factors:
         d = mean.shape[2]
         one = torch.eye(d, dtype=L.dtype, device=L.device)
         covariance = factor @ factor.mT
-        C = torch.linalg.cholesky(one + s.square() * covariance)
+        C = torch.linalg.cholesky_ex(one + s.square() * covariance).L  # NaN where s or gamma is
         inverse = inverted(C)  # (K, n, d, d)
         logdet = 2 * C.diagonal(dim1=2, dim2=3).log().sum(2)
         weighed = root * (self.offset - self.center)  # (K, D)
@@ -263,7 +263,7 @@ class DiagonalLevel(Level):
         """F_c, with shape (K, n, d, r)."""
         U = self.factor
         one = torch.eye(U.shape[3], dtype=U.dtype, device=U.device)
-        M = torch.linalg.cholesky(one + self.s.square() * U.mT @ U)
+        M = torch.linalg.cholesky_ex(one + self.s.square() * U.mT @ U).L
         return torch.linalg.solve_triangular(M, U.mT, upper=False).mT
 
     def divergence(self, e: Dense) -> Tensor:

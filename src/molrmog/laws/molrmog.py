@@ -753,7 +753,12 @@ class MoLRMoG(Law):
 
 
 def _is_one(level: Any) -> bool:
-    return np.ndim(level) == 0 or len(level) == 1
+    """Whether a noise level is one for all rows, or nothing that could be one of each."""
+    try:
+        shape = level.shape if isinstance(level, Tensor) else np.asarray(level).shape
+    except ValueError:
+        return True
+    return len(shape) == 0 or shape[0] == 1
 
 
 def _groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
