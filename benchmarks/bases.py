@@ -1,8 +1,9 @@
 """What a base costs inside a training step of a 1M-parameter U-Net, on MNIST and CIFAR-10.
 
 The bases are those of `molrmog reproduce hybrid`, fitted in a few iterations, which changes what they say and not what
-they cost; rows are noised at the levels of training. A step is forward, backward and AdamW on as many rows. "Floor" is
-the share of a base's time that its products with all modes take by themselves, which no gate can do without.
+they cost; rows are noised at levels of training, new ones every time, and of unequal noise some that the rows share. A step
+is forward, backward and AdamW on as many rows. "Floor" is the share of a base's time that its products with all modes
+take by themselves, which no gate can do without.
 
     MOLRMOG_DATA_DIR=... python benchmarks/bases.py [mnist cifar10] [--threads 1]
 """
@@ -24,6 +25,7 @@ from molrmog.learning.score_matching import ScoreMatching
 
 BATCH = 64
 CHANNELS = (32, 64, 64)
+LEVELS = (4, 16)
 
 
 def main() -> None:
@@ -46,15 +48,25 @@ def compare(name: str) -> None:
         for title, narrow in (("float32", False), ("bfloat16", True))
     }
     bases = bases_of(made, data)
-    loss = ScoreMatching(bases["law"], molrmog.VPSchedule(), **cast(Any, made.loss))
-    s, gamma, eps = loss.draw(BATCH, torch.Generator().manual_seed(0))
-    xt = s[:, None] * x[:BATCH] + gamma[:, None] * eps
 
-    def ask(base: Any) -> Callable[[], object]:
-        return lambda: base.denoise(xt, s, gamma)
+    def ask(base: Any, levels: int | None = None) -> Callable[[], object]:
+        loss = ScoreMatching(base, molrmog.VPSchedule(), levels_per_batch=levels, **cast(Any, made.loss))
+        generator = torch.Generator().manual_seed(0)
 
+        def denoise() -> object:
+            s, gamma, eps = loss.draw(BATCH, generator)
+            return base.denoise(s[:, None] * x[:BATCH] + gamma[:, None] * eps, s, gamma)
+
+        return denoise
+
+    asked: dict[str, Callable[[], object]] = {}
+    for title, base in bases.items():
+        if isinstance(base, molrmog.MoLRMoG) and base.noise != "isotropic":
+            asked |= {f"{title}, {levels} levels a batch": ask(base, levels) for levels in LEVELS}
+        else:
+            asked[title] = ask(base)
     with torch.no_grad():
-        times = time_each({**{title: ask(base) for title, base in bases.items()}, **floors(bases)})
+        times = time_each({**asked, **floors(bases)})
     times |= time_each(steps)
     wide, narrow = (times[title].cpu for title in steps)
     print(f"{name}: batch {BATCH}, CPU seconds\n{'':28}{'seconds':>9}{'% of f32':>10}{'% of bf16':>10}{'floor, %':>10}")

@@ -28,7 +28,7 @@ def test_what_fails_is_counted_kept_and_named(tmp_path, capsys):
             pass
 
     def swell():
-        return None if len(bytearray(b"x") * (600 * 2**20)) else "never said"
+        return None if len(bytearray(b"x") * (300 * 2**20)) else "never said"
 
     runs = [lambda: None, lambda: "wrong", lambda: 1 / 0, hang, swell, lambda: __import__("os").abort(), lambda: None]
     asked = options(None, tries=len(runs), minutes=1, argv=["--keep", str(tmp_path)])
@@ -38,7 +38,7 @@ def test_what_fails_is_counted_kept_and_named(tmp_path, capsys):
         (folder / "input").write_text(str(number))
         return Case(f"kind {number}", "words", runs[number])
 
-    trials(result, asked, case_of, batch=3, seconds=1, memory=100 * 2**20)
+    trials(result, asked, case_of, batch=3, seconds=3, memory=100 * 2**20)
     assert result.close() == 1
     why = {number: reason for _, number, _, reason in result.failures}
     assert sorted(why) == [1, 2, 3, 4, 5]
