@@ -1,9 +1,9 @@
 """What a base costs inside a training step of a 1M-parameter U-Net, on MNIST and CIFAR-10.
 
 The bases are those of `molrmog reproduce hybrid`, fitted in a few iterations, which changes what they say and not what
-they cost; rows are noised at levels of training, new ones every time, and of unequal noise some that the rows share. A step
-is forward, backward and AdamW on as many rows. "Floor" is the share of a base's time that its products with all modes
-take by themselves, which no gate can do without.
+they cost; rows are noised at levels of training, new ones every time, which they share if noise is unequal. A step is
+forward, backward and AdamW on as many rows. "Floor" is the share of a base's time that its products with all modes take
+by themselves, which no gate can do without.
 
     MOLRMOG_DATA_DIR=... python benchmarks/bases.py [mnist cifar10] [--threads 1]
 """
