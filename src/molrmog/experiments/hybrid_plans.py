@@ -138,7 +138,7 @@ _MNIST = Plan(
     },
     arms={
         **_ARMS,
-        "law, diagonal noise": Arm("diagonal", along=True, loss={"levels_per_batch": 16}),
+        "law, diagonal noise": Arm("diagonal", along=True, loss={"levels_per_batch": 4}),
         "law, levels at 0": Arm("law", along=True, loss={"level_mean": 0.0}),
         "law without labels": Arm("clusters"),
         "blend": Arm("blend"),
