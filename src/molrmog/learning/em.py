@@ -25,7 +25,7 @@ the N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_
 row at a variance s_j^2 that is found from all rows. What EM raises is therefore the penalised log-likelihood
 
     sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
-                     - 1/2 sum_kj ( s_j^2 / psi_kj + log psi_kj )
+                     - 1/2 sum_kj ( s_j^2 / psi_kj - log s_j^2 / psi_kj )
 
 The standard deviation of the noise never falls below `noise_floor`, in data units, nor below 1e-9 of the spread of the
 rows. Where n_k = 1 there is nothing to lean on and no prior on S_c.
@@ -334,8 +334,8 @@ def _evaluate(
         dims = torch.tensor(law.latent_dims, device=count.device)
         penalty += 0.5 * terms.prior_rows * float((several * (count * (_log_det(L) - dims) - fit)).sum())
     if law.noise != "isotropic":
-        psi = law.tau.double().square()
-        penalty -= 0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * float((terms.spread2 / psi + psi.log()).sum())
+        over = terms.spread2 / law.tau.double().square()
+        penalty -= 0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * float((over - over.log()).sum())
     return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
 
 
@@ -464,6 +464,7 @@ def _regression(
     zz = v * N[..., None] * G + G @ around @ G.mT + across + across.mT + own
     zz = torch.where(latents.real[..., None, None], zz, 0.0).sum(1)  # (K, d, d)
     zx, yy = statistics.ambient[:, :-1], statistics.square  # (K, d, D), (K, D)
+    rounding = 1e-13 * (_trace(zz).abs() + latents.v * N.sum((1, 2)))
     if not zero_mean:
         z = torch.where(latents.real[..., None], N * mu + pulled, 0.0).sum(1)
         N_k = statistics.count.sum(1)[:, None]
@@ -473,7 +474,7 @@ def _regression(
         yy = yy - y.square() / N_k if yy.shape[1] else yy
     dims = latents.inside.sum(1)
     # Directions without variance stay where they are.
-    keep = 1e-9 * _trace(zz).clamp(min=0) / dims + 1e-14 * latents.v * N.sum((1, 2)) + torch.finfo(zz.dtype).tiny
+    keep = 1e-9 * _trace(zz).clamp(min=0) / dims + rounding + torch.finfo(zz.dtype).tiny
     ridge = (keep[:, None] * latents.inside + ~latents.inside).diag_embed()
     fit = torch.cholesky_solve(zx + keep[:, None, None] * old.mT, torch.linalg.cholesky(zz + ridge)).mT  # (K, D, d)
     Q = torch.linalg.qr(fit).Q * latents.inside[:, None]
