@@ -11,8 +11,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from molrmog.interfaces.estimator import MoLRMoGEstimator
 
 
-# The tables of the checks are so small that modes run out of rows, which is a warning.
-@pytest.mark.filterwarnings("ignore:EM dropped", "ignore:a subspace starts with")
 @parametrize_with_checks([MoLRMoGEstimator()])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)

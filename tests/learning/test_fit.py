@@ -144,7 +144,6 @@ def test_it_stops_when_the_objective_settles(x):
     ]  # the first two flat passes running, and no more
 
 
-@pytest.mark.filterwarnings("ignore:EM dropped")
 def test_validation_keeps_the_best_law(true, x):
     held_out = true.sample(200, torch.Generator().manual_seed(9)).x
     curve = []
@@ -295,7 +294,6 @@ def test_constant_columns(x, dtype, head):
     assert finite(fit(x.to(dtype), **SMALL, head=head), x.to(dtype))
 
 
-@pytest.mark.filterwarnings("ignore:EM dropped", "ignore:a subspace starts with")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [torch.ones(50, 6), torch.eye(6).repeat(10, 1), torch.arange(6.0).expand(4, 6)])
 def test_repeated_rows(rows, dtype):
@@ -303,7 +301,6 @@ def test_repeated_rows(rows, dtype):
     assert finite(fit(x, **SMALL, max_iter=10), x)
 
 
-@pytest.mark.filterwarnings("ignore:EM dropped", "ignore:a subspace starts with")
 def test_as_few_rows_as_modes(x):
     assert finite(fit(x[:4], **SMALL), x)
     assert finite(fit(x[:1], subspaces=1, latent_dim=2, modes=1), x)

@@ -362,7 +362,7 @@ def _maximise(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Te
     alive = (statistics.count >= terms.one_row) & law._real_mode
     if not bool((alive == law._real_mode).all()):
         dropped = int((law._real_mode & ~alive).sum())
-        warnings.warn(f"EM dropped {dropped} modes that no row belonged to any more", stacklevel=2)
+        warnings.warn(f"EM dropped {dropped} mode{'s' * (dropped > 1)} that no row belonged to any more", stacklevel=2)
         law, statistics = _without_lost_modes(law, statistics, alive)
         return _updated(law, Latents.of(law), statistics, terms)[0], None
     return _updated(law, latents, statistics, terms)
