@@ -136,7 +136,7 @@ def test_a_saved_law_beneath(rows, tmp_path, capsys):
     assert train(rows, run, *none, "--base", str(fitted), "--gates") == 0
     network = network_of(run)
     assert network.base.noise == "diagonal"
-    assert network.network.gates == 3
+    assert network.network.gates == len(molrmog.load(fitted).modes) > 1  # a subspace may have lost its rows
     shutil.rmtree(fitted)  # the run has a copy
     assert main(["sample", str(run), "--num", "4", "--steps", "3"]) == 0
     assert train(rows, tmp_path / "told", *none, "--base", str(by_label)) == 0
