@@ -115,7 +115,8 @@ class ScoreMatching(nn.Module, Generic[D]):
             level_mean: mean of log sigma, for "log-normal"; where None EDM's for data of deviation c, -1.2 + log(2c).
             level_std: standard deviation of log sigma, for "log-normal".
             levels_per_batch: how many noise levels the rows of a batch share, at most one per row; one of each row's
-                own where None. The batch is what one process handles at once.
+                own where None. The batch is what one process handles at once. Losses of other numbers of levels have
+                another variance: compare networks by `metrics.denoising_loss`.
             drop_expert: probability that a row names no expert while training, in [0, 1); more than 0 needs a
                 denoiser with a null expert, and rows with experts.
 

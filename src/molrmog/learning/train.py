@@ -84,7 +84,7 @@ def train(
         level_mean: mean of log sigma; -1.2 + log(2 sigma_data), as EDM has it, where None.
         level_std: standard deviation of log sigma.
         levels_per_batch: how many noise levels the rows share that a process handles at once; one of each row's own
-            where None.
+            where None. Validation draws alike: its losses compare between runs with the same number of levels only.
         drop_expert: probability that a row names no expert, so that the denoiser can be guided.
         batch_size: see `TrainingOptions`, also for all that follow but the last two.
         micro_batch_size: rows that a process handles at once.
