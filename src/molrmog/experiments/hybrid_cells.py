@@ -244,13 +244,16 @@ def _price(base: SupportsDenoise, rows: Dataset, batch: int, loss: Settings) -> 
     """Seconds per row of a base at noise levels as in training: of the processor, or of the clock on a GPU."""
     device = next(as_module(base).parameters()).device
     x = torch.from_numpy(np.asarray(rows.x)[:batch])
-    s, gamma, eps = ScoreMatching(base, SCHEDULE, **loss).draw(len(x), torch.Generator().manual_seed(0))
-    xt, s, gamma = (t.to(device) for t in (s[:, None] * x + gamma[:, None] * eps, s, gamma))
+    objective, generator = ScoreMatching(base, SCHEDULE, **loss), torch.Generator().manual_seed(0)
+    batches: list[tuple[Tensor, ...]] = []
+    for _ in range(1 + _PRICED):  # other levels in each, as a law keeps what it was asked for last
+        s, gamma, eps = objective.draw(len(x), generator)
+        batches.append(tuple(t.to(device) for t in (s[:, None] * x + gamma[:, None] * eps, s, gamma)))
     with torch.no_grad():
-        said = base.denoise(xt, s, gamma)
+        said = base.denoise(*batches[0])
         with metrics.Stopwatch() as watch:
-            for _ in range(_PRICED):
-                said = base.denoise(xt, s, gamma)
+            for noised in batches[1:]:
+                said = base.denoise(*noised)
             said[0, 0].item()  # a GPU has to be done
     return (watch.cpu if device.type == "cpu" else watch.wall) / (_PRICED * len(x))
 
