@@ -515,6 +515,31 @@ class MoLRMoG(Law):
         return law
 
     @torch.no_grad()
+    def stretched(self, scale: Tensor) -> MoLRMoG:
+        """The law of diag(scale) x_0, frozen, with scale (D,) > 0; isotropic noise becomes diagonal.
+
+        diag(scale) A_k = Q_k R_k, and R_k goes into the modes.
+
+        Raises:
+            ValueError: the law has axes, along which columns are not stretched.
+        """
+        if self.axes is not None:
+            raise ValueError("a law along axes cannot be stretched column by column: take law.without_axes()")
+        law = self.with_noise("diagonal") if self.noise == "isotropic" else copy.deepcopy(self).requires_grad_(False)
+        scale = scale.to(law.offset.device, torch.float64)
+        d = law.basis.shape[2]
+        padded = torch.arange(d, device=scale.device) >= torch.tensor(law.latent_dims, device=scale.device)[:, None]
+        A = scale[:, None] * law.basis.double().transpose(0, 1)  # (K, D, d)
+        Q, R = torch.linalg.qr(torch.cat([A, padded.to(A).diag_embed()], 1))
+        R = R * ~padded[..., None] * ~padded[:, None]
+        law.basis.copy_((Q[:, : law.dim] * ~padded[:, None]).transpose(0, 1))
+        law.mean.copy_(law.mean.double() @ R.mT)
+        law.factor.copy_(R[:, None] @ law.factor.double())
+        law.offset.mul_(scale)
+        law.tau.mul_(scale)
+        return law
+
+    @torch.no_grad()
     def _alone(self, k: int) -> Self:
         d, n, r = self.latent_dims[k], self.modes[k], max(self.ranks[k])
         config = {**self.config, "latent_dims": [d], "modes": [n], "ranks": [self.ranks[k]]}

@@ -59,6 +59,8 @@ from molrmog.learning.units import Units
 _SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
 _PRIOR_ROWS_OF_NOISE = 1.0
+_RIDGE = 1e-11  # of the trace, that keeps what modes have in common regular
+_LEANS = 3  # updates of what modes lean on, in a pass
 
 
 @dataclass
@@ -246,22 +248,25 @@ class EMState:
 
 
 @dataclass(frozen=True)
-class _Terms:
+class Terms:
     """What a fit is told, in units of the fit.
 
     Attributes:
-        prior_rows: nu.
+        prior_rows: nu of each subspace, with shape (K,), or () for all.
         one_row: weight of a row.
         floor: least standard deviation of the noise, with shape (D,), or (1,) for all coordinates.
         spread2: variance s_j^2 of each column of the rows, with shape (D,).
         zero_mean: keep b = 0 and mu = 0.
+        sharing: which of several laws each subspace belongs to, with shape (K,), where unequal noise is common to the
+            subspaces of a law but there are several laws; None for one law.
     """
 
-    prior_rows: float
+    prior_rows: Tensor
     one_row: float
     floor: Tensor
     spread2: Tensor
     zero_mean: bool
+    sharing: Tensor | None = None
 
 
 def em_steps(
@@ -300,7 +305,8 @@ def em_steps(
     # Weights are counts, or shares that add up to one: then a row's worth of prior shrinks with them.
     one_row = 1.0 if weights is None else min(1.0, float(weights.sum() / weights.count_nonzero()))
     spread2 = spread.to(law.tau.device, torch.float64).square()
-    terms = _Terms(nu * one_row, one_row, floor, torch.maximum(spread2, floor.square()), zero_mean)
+    prior = torch.tensor(nu * one_row, dtype=torch.float64, device=law.tau.device)
+    terms = Terms(prior, one_row, floor, torch.maximum(spread2, floor.square()), zero_mean)
     slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
     estimate, fallback, reached = law, None, -math.inf
     iteration = 0
@@ -315,28 +321,37 @@ def em_steps(
         yield EMState(iteration, estimate, log_likelihood, value, rejected).in_data_units(units)
         reached = value
         iteration += 1
-        estimate, fallback = _maximise(estimate, latents, statistics, terms)
+        estimate, fallback = maximise(estimate, latents, statistics, terms)
 
 
 def _evaluate(
-    law: MoLRMoG, latents: Latents, rows: Rows, weights: Tensor | None, labels: Tensor | None, terms: _Terms
+    law: MoLRMoG, latents: Latents, rows: Rows, weights: Tensor | None, labels: Tensor | None, terms: Terms
 ) -> tuple[Statistics, float]:
     """Statistics of one pass, and the penalised log-likelihood per row."""
     statistics = gather(law, rows, weights, labels, latents)
-    penalty = 0.0
-    if terms.prior_rows > 0 and max(law.modes) > 1:
-        count = latents.real.sum(1)
-        real = latents.real[..., None, None]
-        fit = torch.where(real[..., 0, 0], _log_det(torch.linalg.cholesky(latents.S)), 0.0).sum(1)
-        L = torch.linalg.cholesky(_scale(latents))
-        several = (count > 1).double()
-        # tr Psi S_c^-1 adds up to n_k d_k, as Psi is the harmonic mean.
-        dims = torch.tensor(law.latent_dims, device=count.device)
-        penalty += 0.5 * terms.prior_rows * float((several * (count * (_log_det(L) - dims) - fit)).sum())
-    if law.noise != "isotropic":
-        over = terms.spread2 / law.tau.double().square()
-        penalty -= 0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * float((over - over.log()).sum())
+    penalty = float(penalty_of_modes(law, latents, terms).sum() + penalty_of_noise(law, terms).sum())
     return statistics, (float(statistics.log_prob) + penalty) / float(statistics.rows)
+
+
+def penalty_of_modes(law: MoLRMoG, latents: Latents, terms: Terms) -> Tensor:
+    """What the prior on the modes' covariances adds to the log-likelihood, of each subspace, with shape (K,)."""
+    count = latents.real.sum(1)
+    if max(law.modes) == 1 or not bool((terms.prior_rows > 0).any()):
+        return torch.zeros_like(count, dtype=torch.float64)
+    fit = torch.where(latents.real, _log_det(torch.linalg.cholesky(latents.S)), 0.0).sum(1)
+    L = torch.linalg.cholesky(_scale(latents.inverse, latents.real))
+    several = (count > 1).double()
+    # tr Psi S_c^-1 adds up to n_k d_k, as Psi is the harmonic mean.
+    dims = torch.tensor(law.latent_dims, device=count.device)
+    return 0.5 * terms.prior_rows * several * (count * (_log_det(L) - dims) - fit)
+
+
+def penalty_of_noise(law: MoLRMoG, terms: Terms) -> Tensor:
+    """What the prior on unequal noise adds to the log-likelihood, of each row of tau, with shape (K or 1,)."""
+    if law.noise == "isotropic":
+        return law.tau.new_zeros(1, dtype=torch.float64)
+    over = terms.spread2 / law.tau.double().square()
+    return -0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * (over - over.log()).sum(1)
 
 
 def _trace(M: Tensor) -> Tensor:
@@ -349,26 +364,70 @@ def _log_det(L: Tensor) -> Tensor:
     return 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def _scale(latents: Latents) -> Tensor:
+def _scale(inverse: Tensor, real: Tensor) -> Tensor:
     """Psi_k, the harmonic mean of the modes' S_c: where the penalised log-likelihood is largest in it; (K, d, d)."""
-    real = latents.real[..., None, None]
-    mean = torch.where(real, latents.inverse, 0.0).sum(1) / real.sum(1)
+    mean = torch.where(real[..., None, None], inverse, 0.0).sum(1) / real.sum(1)[:, None, None]
     return torch.cholesky_inverse(torch.linalg.cholesky(mean))
 
 
+def _leaning(S: Tensor, weight: Tensor, nu: Tensor, latents: Latents) -> Tensor:
+    """Covariances of modes that lean on Psi_k, which leans on them.
+
+    Where the prior outweighs the rows, Psi_k would hardly move from what it was. What all modes have in common is then
+    the other place to begin, the better of both is taken, and both are updated in turn.
+
+    Args:
+        S: H2_c / N_c - mu_c mu_c^T, with shape (K, n, d, d).
+        weight: N_c, with shape (K, n, 1, 1).
+        nu: of each subspace with several modes, with shape (K, 1, 1, 1).
+        latents: of the law so far.
+    """
+    real = latents.real
+    scale = _scale(latents.inverse, real)
+    found = (weight * S + nu * scale[:, None]) / (weight + nu)
+    rows = torch.where(real[..., None, None], weight, 0.0)
+    heavy = (nu[:, 0, 0, 0] * real.sum(1) > rows.sum((1, 2, 3))).nonzero()[:, 0]
+    if not len(heavy):
+        return found
+    weight, nu, rows, real, scale = weight[heavy], nu[heavy], rows[heavy], real[heavy], scale[heavy]
+    # Padding is as it is in S_c, and padded modes are anything.
+    padding = ((~latents.inside).to(S).diag_embed() * latents.v[:, None, None])[heavy, None]
+    own = torch.where(real[..., None, None], S[heavy] + padding, latents.S[heavy])
+    own = own + _RIDGE * _trace(own)[..., None, None] * torch.eye(S.shape[-1]).to(S)
+
+    def leaning(scale: Tensor) -> tuple[Tensor, Tensor]:
+        """S_c, and minus twice the objective of each subspace; tr S_c^-1 (N_c S + nu Psi) is the same for all scales."""
+        S = (weight * own + nu * scale[:, None]) / (weight + nu)
+        cost = torch.where(real, (weight + nu)[..., 0, 0] * _log_det(torch.linalg.cholesky(S)), 0.0).sum(1)
+        return S, cost - nu[:, 0, 0, 0] * real.sum(1) * _log_det(torch.linalg.cholesky(scale))
+
+    (as_it_was, before), (together, after) = leaning(scale), leaning((rows * own).sum(1) / rows.sum(1))
+    S = torch.where((after < before)[:, None, None, None], together, as_it_was)
+    for _ in range(_LEANS):
+        scale = _scale(torch.cholesky_inverse(torch.linalg.cholesky(S)), real)
+        S = (weight * own + nu * scale[:, None]) / (weight + nu)
+    found[heavy] = torch.where(real[..., None, None], S - padding, 0.0)
+    return found
+
+
 @torch.no_grad()
-def _maximise(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG | None]:
+def maximise(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: Terms) -> tuple[MoLRMoG, MoLRMoG | None]:
     """The next law, and the one with the old bases to fall back on, without modes lighter than one row."""
-    alive = (statistics.count >= terms.one_row) & law._real_mode
+    alive = living(law, statistics, terms.one_row)
     if not bool((alive == law._real_mode).all()):
         dropped = int((law._real_mode & ~alive).sum())
         warnings.warn(f"EM dropped {dropped} mode{'s' * (dropped > 1)} that no row belonged to any more", stacklevel=2)
-        law, statistics = _without_lost_modes(law, statistics, alive)
-        return _updated(law, Latents.of(law), statistics, terms)[0], None
-    return _updated(law, latents, statistics, terms)
+        law, statistics = without_lost_modes(law, statistics, alive)
+        return updated_law(law, Latents.of(law), statistics, terms)[0], None
+    return updated_law(law, latents, statistics, terms)
 
 
-def _updated(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Terms) -> tuple[MoLRMoG, MoLRMoG]:
+def living(law: MoLRMoG, statistics: Statistics, one_row: float) -> Tensor:
+    """Which modes weigh a row or more, with shape (K, n)."""
+    return (statistics.count >= one_row) & law._real_mode
+
+
+def updated_law(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: Terms) -> tuple[MoLRMoG, MoLRMoG]:
     """The next law, and the one with the old bases."""
     N = torch.where(latents.real, statistics.count, 1.0)  # (K, n)
     N_k = statistics.count.sum(1)  # (K,)
@@ -383,9 +442,10 @@ def _updated(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Ter
         mu = H1 / N[..., None]
         center = H1.sum(1) / N_k[:, None]
     S = H2 / weight - mu[..., None] * mu[:, :, None]
-    nu = terms.prior_rows * (latents.real.sum(1) > 1)[:, None, None, None].double()
+    nu = (terms.prior_rows * (latents.real.sum(1) > 1))[:, None, None, None]
     # b_k becomes the mean of the subspace's rows, and the prior of a subspace leans on what its modes were.
-    S = (weight * S + nu * _scale(latents)[:, None]) / (weight + nu) if terms.prior_rows > 0 else S
+    if bool((nu > 0).any()):
+        S = _leaning(S, weight, nu, latents)
     S = torch.where((latents.inside[:, :, None] & latents.inside[:, None])[:, None], S, 0.0)
     ell, V = torch.linalg.eigh(0.5 * (S + S.mT) - (~latents.inside).to(S).diag_embed()[:, None])  # padding comes last
     ell, V = ell.flip(2).clamp(min=0), V.flip(3)  # (K, n, d), largest first
@@ -398,7 +458,7 @@ def _updated(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Ter
         dims = torch.tensor(law.latent_dims, dtype=torch.float64, device=ell.device)
         rows = torch.where(latents.real, N + nu[..., 0, 0], 0.0)
         v = pooled_noise(ell, held, latents.inside[:, None].expand_as(held), rows, off, N_k * (law.dim - dims))
-        v = v.clamp(min=float(terms.floor.max()) ** 2)
+        v = torch.maximum(v, terms.floor.amax(-1).square())
     else:
         v = latents.v
     U = V * (torch.where(held, ell, 0.0) - v[:, None, None]).clamp(min=0).sqrt()[:, :, None]
@@ -414,6 +474,8 @@ def _updated(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: _Ter
         squares, rows = left * latents.unit.square(), N_k[:, None]
         if law.noise == "shared":
             squares, rows = squares.sum(0, keepdim=True), rows.sum()
+        elif terms.sharing is not None:
+            squares, rows = (torch.zeros_like(t).index_add(0, terms.sharing, t)[terms.sharing] for t in (squares, rows))
         prior = _PRIOR_ROWS_OF_NOISE * terms.one_row
         tau = torch.maximum(((squares + prior * terms.spread2) / (rows + prior)).sqrt(), terms.floor)
         cautious_tau = law.tau.double()
@@ -518,7 +580,7 @@ def _law_like(
     return new
 
 
-def _without_lost_modes(law: MoLRMoG, statistics: Statistics, alive: Tensor) -> tuple[MoLRMoG, Statistics]:
+def without_lost_modes(law: MoLRMoG, statistics: Statistics, alive: Tensor) -> tuple[MoLRMoG, Statistics]:
     """The law and the statistics without the modes that are lost, and the subspaces that lost all of theirs."""
     kept = alive.any(1).nonzero()[:, 0].tolist()
     modes = [alive[k].nonzero()[:, 0] for k in kept]

@@ -70,6 +70,7 @@ class Rows:
         self.dtype = dtype or self.exact
         self._index: Tensor | None = None
         self._units: Units | None = None
+        self._scale: Tensor | None = None
         self._axes: Axes | None = None
         self.is_turned = False
         self._is_standard = False
@@ -82,6 +83,8 @@ class Rows:
         """Rows as a tensor with shape (M, D)."""
         part = self._read(at)
         part = part.to(self.device, self.dtype) if self._units is None else self._in_units(part).to(self.dtype)
+        if self._scale is not None:
+            part = part / self._scale.to(part)
         return part if self._axes is None else self._axes.down(part)
 
     def _in_units(self, part: Tensor) -> Tensor:
@@ -195,6 +198,8 @@ class Rows:
         """Rows in float64 before they are rounded to `dtype`; a copy, with shape (M, D)."""
         part = self._read(at)
         part = part.to(self.device) if self._units is None else self._in_units(part)
+        if self._scale is not None:
+            part = part.double() / self._scale
         return part.to(torch.float64, copy=True) if self._axes is None else self._axes.down(part.double())
 
     def warn_of_rounding(self, least: float = 0.0) -> None:
@@ -221,6 +226,12 @@ class Rows:
         """The same rows in other units: (x - centre) / unit."""
         part = copy.copy(self)
         part._units, part._is_standard, part._moments = units, True, None
+        return part
+
+    def divided(self, scale: Tensor) -> Rows:
+        """The same rows with each column divided by a number, with shape (D,)."""
+        part = copy.copy(self)
+        part._scale, part._moments = scale.to(self.device), None
         return part
 
     def turned(self, axes: Axes) -> Rows:

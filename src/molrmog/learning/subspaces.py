@@ -198,6 +198,14 @@ def _refined(
     return energy, flats, assigned
 
 
+def refined_flats(
+    x: Tensor, assigned: Tensor, latent_dims: Sequence[int], steps: int, *, centred: bool
+) -> tuple[list[Flat], Tensor]:
+    """Flats, and the flat of each row, from clusters, by refinements by the flat that is nearest."""
+    _, flats, assigned = _refined(x, assigned, [], latent_dims, steps, centred)
+    return flats, assigned
+
+
 def _flats(
     x: Tensor, assigned: Tensor, before: Sequence[Flat], latent_dims: Sequence[int], centred: bool
 ) -> list[Flat]:
@@ -268,9 +276,44 @@ def initial_law(
             groups.append(group)
             shares.append(len(own) / len(rows))
 
+    parts = law_of_flats(
+        flats, groups, modes, rank=rank, zero_mean=zero_mean, seed=seed, least=least, shares=shares, rows=len(rows)
+    )  # fmt: skip
+    law = MoLRMoG.from_subspaces(parts, dtype=rows.dtype).requires_grad_(False)
+    return units.law_of_rows(law if unit is None else law.stretched(unit))
+
+
+def law_of_flats(
+    flats: Sequence[Flat],
+    groups: Sequence[Tensor],
+    modes: Sequence[int],
+    *,
+    rank: int | None,
+    zero_mean: bool,
+    seed: int,
+    least: float,
+    shares: Sequence[float] | None = None,
+    rows: int | None = None,
+) -> list[Subspace]:
+    """Subspaces of a law to start EM from, from flats and the rows on them.
+
+    Args:
+        flats: one for each subspace.
+        groups: rows of each, with shape (N_k, D).
+        modes: n_k of each.
+        rank: of every mode; d_k where not given.
+        zero_mean: keep mu = 0.
+        seed: of the modes.
+        least: smallest tau.
+        shares: weight of each subspace; its share of the rows where not given.
+        rows: how many rows there are; those of the groups where not given.
+    """
+    total = sum(map(len, groups))
+    shares = [len(group) / total for group in groups] if shares is None else shares
     parts: list[Subspace] = []
     for k, (flat, group) in enumerate(zip(flats, groups, strict=True)):
-        r = latent_dims[k] if rank is None else min(rank, latent_dims[k])
+        d = flat.basis.shape[1]
+        r = d if rank is None else min(rank, d)
         h = ((group - flat.offset) @ flat.basis).double()
         weights, means, covariances = _initial_modes(h, modes[k], zero_mean=zero_mean, seed=seed)
         noise = max(flat.noise, least)
@@ -278,7 +321,7 @@ def initial_law(
         spread = (values.flip(1)[:, :r] - noise**2).clamp(min=0).sqrt()  # (n, r)
         parts.append(
             Subspace(
-                weight=max(shares[k], 1.0 / len(rows)),
+                weight=max(shares[k], 1.0 / (rows or total)),
                 basis=flat.basis,
                 offset=flat.offset,
                 tau=noise,
@@ -287,23 +330,7 @@ def initial_law(
                 factors=tuple((vectors.flip(2)[:, :, :r] * spread[:, None]).to(flat.basis.dtype)),
             )
         )
-    if unit is not None:
-        parts = [_stretched(part, unit) for part in parts]
-    return units.law_of_rows(MoLRMoG.from_subspaces(parts, dtype=rows.dtype).requires_grad_(False))
-
-
-def _stretched(part: Subspace, unit: Tensor) -> Subspace:
-    """The subspace of unit x, of unequal noise, from that of x: diag(unit) A = Q R, and R goes into the modes."""
-    basis, R = torch.linalg.qr(unit[:, None] * part.basis.double())
-    return Subspace(
-        weight=part.weight,
-        basis=basis.to(part.basis),
-        offset=(unit * part.offset.double()).to(part.offset),
-        tau=(unit * part.tau).to(part.basis),
-        mode_weights=part.mode_weights,
-        means=(part.means.double() @ R.T).to(part.means),
-        factors=tuple((R @ factor.double()).to(factor) for factor in part.factors),
-    )
+    return parts
 
 
 def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:

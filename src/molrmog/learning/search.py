@@ -1,0 +1,204 @@
+"""Which structures are tried: from one Gaussian to as many parts as the rows reward.
+
+    one Gaussian: which noise, how many dimensions  ->  parted, into subspaces or into modes  ->  uphill: a step of each
+    number, the other kinds of noise, more and less leaning, until no step is an improvement
+
+Numbers that were given stay as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from molrmog.learning.structures import FLOOR, Coordinates, Structure
+from molrmog.learning.trials import Trial, Trials
+
+_FULL = 100  # dimensions up to which modes may have covariances of all of them
+_WIDEST = 1024  # dimensions up to which principal axes of all rows are tried
+_ROWS_PER_PART = 6  # rows that a mode must have at least
+_ROUNDS = 8  # uphill, at most
+_KINDS: tuple[tuple[str, Coordinates], ...] = (
+    ("isotropic", "data"),
+    ("isotropic", "scaled"),
+    ("diagonal", "data"),
+    ("diagonal", "principal"),
+)
+_FLOORS = (0.01, 0.03, 0.1)  # of the deviation of all columns, which are tried where rows are few for the columns
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was asked for; None where it is to be chosen.
+
+    Attributes:
+        subspaces: K.
+        latent_dims: d_k, one for all or one for each.
+        modes: n_k, one for all or one for each.
+        rank: of every mode.
+        kinds: of noise, and in which coordinates, that may be chosen.
+        prior_rows: how many rows the prior on each mode's covariance is worth.
+        floor: least standard deviation of the noise, of that of all columns.
+    """
+
+    subspaces: int | None = None
+    latent_dims: tuple[int, ...] | None = None
+    modes: tuple[int, ...] | None = None
+    rank: int | None = None
+    kinds: tuple[tuple[str, Coordinates], ...] = _KINDS
+    prior_rows: float | None = None
+    floor: float | None = None
+
+    def structure(
+        self, K: int, d: int, n: int, noise: str, coordinates: Coordinates, prior: float | None = None
+    ) -> Structure:
+        """A structure of these numbers, but for those that were given."""
+        K = K if self.subspaces is None else self.subspaces
+        return Structure(
+            _each(self.latent_dims or (d,), K),
+            _each(self.modes or (n,), K),
+            noise,
+            coordinates,
+            prior_rows=prior if self.prior_rows is None else self.prior_rows,
+            floor=FLOOR if self.floor is None else self.floor,
+            even=self.floor is not None,
+            rank=self.rank,
+        )
+
+
+def _each(numbers: Sequence[int], K: int) -> tuple[int, ...]:
+    return tuple(numbers) * K if len(numbers) == 1 else tuple(numbers)
+
+
+@dataclass
+class Search:
+    """A search for the structure of rows.
+
+    Attributes:
+        trials: the judge.
+        given: what was asked for.
+        budget: floating point operations from which no further round begins.
+        watch: called after every round with the number of trials and the best.
+    """
+
+    trials: Trials
+    given: Given
+    budget: float
+    watch: Callable[[int, Trial], None] = lambda count, best: None
+
+    def __post_init__(self) -> None:
+        D = self.trials.rows.dim
+        self.rows = float(self.trials.weights.sum())
+        most = max(1, min(D - 1, int(self.rows / 3)))
+        steps = sorted({round(2 ** (i / 2)) for i in range(24)} | {3})
+        self.dims = [d for d in steps if d <= most] or [1]
+        if D <= _FULL and self.rows > D:
+            self.dims = sorted({*self.dims, D})
+
+    def run(self) -> str:
+        """Search, and say why it ended."""
+        self._one_gaussian()
+        self._parted()
+        return self._uphill()
+
+    def _judge(self, structures: Iterable[Structure]) -> None:
+        self.trials.judge([each for each in structures if self._fits(each)])
+        self.watch(len(self.trials.done), self.trials.best)
+
+    def _fits(self, structure: Structure) -> bool:
+        """Whether every part can have some rows; what was given is not judged."""
+        parts = sum(structure.modes)
+        minimal = sum(self.given.modes or (1,)) * (self.given.subspaces or 1)
+        return parts * _ROWS_PER_PART <= self.rows or parts <= max(minimal, 1)
+
+    def _kinds(self) -> list[tuple[str, Coordinates]]:
+        D = self.trials.rows.dim
+        kinds = list(self.given.kinds)
+        if len(kinds) > 1:
+            kinds = [
+                kind for kind in kinds if kind[1] != "principal" or (_FULL < D <= _WIDEST and self.rows > D / 2)
+            ]
+        return kinds
+
+    def _one_gaussian(self) -> None:
+        """Every kind of noise with one part, or with as many as were given."""
+        coarse = self.dims[::2] if len(self.dims) % 2 else [*self.dims[::2], self.dims[-1]]
+        K, n = self.given.subspaces or 1, max(self.given.modes or (1,))
+        for noise, coordinates in self._kinds():
+            self._judge(self.given.structure(K, d, n, noise, coordinates) for d in coarse)
+        best = self.trials.best.structure
+        self._judge(replace_dims(best, self.given, d) for d in self._near(max(best.latent_dims), (-1, 1)))
+
+    def _parted(self) -> None:
+        """The best of each kind of noise, parted into subspaces and into modes."""
+        of_kind: dict[object, Trial] = {}
+        for trial in self.trials.done.values():
+            kind = trial.structure.noise, trial.structure.coordinates
+            of_kind[kind] = max(of_kind.get(kind, trial), trial, key=lambda each: each.value)
+        leading = sorted(of_kind.values(), key=lambda each: -each.value)[:2]
+        for rank, trial in enumerate(leading):
+            s = trial.structure
+            kind, d = (s.noise, s.coordinates), max(s.latent_dims)
+            parts = (2, 4) if rank == 0 else (3,)
+            self._judge(
+                itertools.chain(
+                    (self.given.structure(K, e, 1, *kind) for K in parts for e in self._near(d, (-3, -1, 0))),
+                    (self.given.structure(1, e, n, *kind) for n in parts for e in {self.dims[-1] if self.dims[-1] <= _FULL else d}),
+                )
+            )  # fmt: skip
+
+    def _uphill(self) -> str:
+        """Steps from the best structure, until none is an improvement."""
+        for _ in range(_ROUNDS):
+            if self.trials.work > self.budget:
+                return "the work that a search may take was done"
+            at = self.trials.best
+            moves = [move for move in self._moves(at.structure) if move not in self.trials.done and self._fits(move)]
+            if not moves:
+                break
+            self._judge(moves)
+            if self.trials.best is at:
+                break
+        else:
+            return f"{_ROUNDS} rounds of steps were taken"
+        return "no step to fewer or more subspaces, dimensions or modes, or to other noise, was an improvement"
+
+    def _moves(self, s: Structure) -> list[Structure]:
+        """Structures one step away."""
+        K, d, n = s.subspaces, max(s.latent_dims), max(s.modes)
+        kind = s.noise, s.coordinates
+
+        def step(K: int = K, d: int = d, n: int = n, prior: float | None = s.prior_rows) -> Structure:
+            return self.given.structure(K, d, n, *kind, prior)
+
+        moves = [step(d=e) for e in self._near(d, (-1, 1))]
+        moves += [step(K=k) for k in _around(K)] if K > 1 or n == 1 else []
+        moves += [step(n=m) for m in _around(n)]
+        moves += [step(K=K * n, n=1), step(K=1, n=K * n)] if K * n > 1 else []
+        for noise, coordinates in self._kinds():
+            if (noise, coordinates) != kind and noise != s.noise:
+                moves.append(self.given.structure(K, d, n, noise, coordinates, s.prior_rows))
+        if K > 1 and s.noise == "diagonal" and len(self.given.kinds) > 1:
+            moves.append(self.given.structure(K, d, n, "shared", s.coordinates, s.prior_rows))
+        if n > 1 and self.given.prior_rows is None:
+            moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]
+        if self.given.floor is None and self.rows < 4 * self.trials.rows.dim:
+            moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
+        elif s.even:
+            moves = [replace(move, floor=s.floor, even=True) for move in moves]
+        return list(dict.fromkeys(moves))
+
+    def _near(self, d: int, steps: Sequence[int]) -> list[int]:
+        at = min(range(len(self.dims)), key=lambda i: abs(self.dims[i] - d))
+        return sorted({self.dims[min(max(at + step, 0), len(self.dims) - 1)] for step in steps})
+
+
+def replace_dims(structure: Structure, given: Given, d: int) -> Structure:
+    """The structure with other dimensions, where they were not given."""
+    return structure if given.latent_dims else replace(structure, latent_dims=(d,) * structure.subspaces)
+
+
+def _around(number: int) -> list[int]:
+    """Numbers one step away from another."""
+    return sorted({max(1, round(number / 1.5)), max(1, number - 1), number + 1, round(number * 1.5 + 0.1)} - {number})

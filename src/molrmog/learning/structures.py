@@ -1,0 +1,91 @@
+"""The structure of a law: what is chosen before EM can begin.
+
+    K subspaces, each with its dimension d_k and its number n_k of modes; the kind of noise, and in which coordinates;
+    how many rows the prior is worth by which modes lean on each other; how far EM goes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Coordinates = Literal["data", "scaled", "principal"]
+
+FLOOR = 1e-3
+_WORDS = {
+    ("isotropic", "data"): "isotropic noise",
+    ("isotropic", "scaled"): "noise in proportion to each column's spread",
+    ("diagonal", "data"): "noise of its own for each coordinate and subspace",
+    ("diagonal", "principal"): "noise of its own for each principal axis and subspace",
+    ("shared", "data"): "noise of its own for each coordinate, shared by all subspaces",
+    ("shared", "principal"): "noise of its own for each principal axis, shared by all subspaces",
+}
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The shape of a law, and how its fit begins and ends.
+
+    Attributes:
+        latent_dims: d_k of each subspace.
+        modes: n_k of each subspace.
+        noise: off the subspaces: "isotropic", "diagonal" or "shared".
+        coordinates: in which noise is that: "data", those of the rows; "scaled", columns divided by their standard
+            deviation; "principal", the principal axes of all rows.
+        prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where None.
+        floor: least standard deviation of the noise, of that of a column; of all columns where `even`.
+        even: whether the floor is the same for all columns.
+        rank: of every mode's covariance; d_k where None.
+        passes: of EM, at most; None for as many as it takes.
+    """
+
+    latent_dims: tuple[int, ...]
+    modes: tuple[int, ...]
+    noise: str = "isotropic"
+    coordinates: Coordinates = "data"
+    prior_rows: float | None = None
+    floor: float = FLOOR
+    even: bool = False
+    rank: int | None = None
+    passes: int | None = None
+
+    @property
+    def subspaces(self) -> int:
+        """Number K of subspaces."""
+        return len(self.modes)
+
+    @property
+    def nu(self) -> float:
+        """How many rows the prior on each mode's covariance is worth."""
+        return float(max(self.latent_dims)) if self.prior_rows is None else self.prior_rows
+
+    @property
+    def law_noise(self) -> str:
+        """The kind of noise of the law in the coordinates of the data."""
+        return "diagonal" if self.coordinates == "scaled" and self.noise == "isotropic" else self.noise
+
+    def ranks(self) -> list[list[int]]:
+        """Rank of each mode's covariance."""
+        of = [d if self.rank is None else min(d, self.rank) for d in self.latent_dims]
+        return [[r] * n for r, n in zip(of, self.modes, strict=True)]
+
+    def __str__(self) -> str:
+        """The structure in words."""
+        K = self.subspaces
+        several = "subspace" if K == 1 else "subspaces"
+        words = f"{K} {several} of dimension {_listed(self.latent_dims)}, {_modes(self.modes)}"
+        words += f", {_WORDS[self.noise, self.coordinates]}"
+        if max(self.modes) > 1 and self.prior_rows is not None:
+            words += f", covariances of modes lean on each other by {self.prior_rows:,.4g} rows"
+        return words
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _modes(numbers: Sequence[int]) -> str:
+    many = "mode" if max(numbers) == 1 else "modes"
+    return f"{_listed(numbers)} {many}{' each' if len(numbers) > 1 else ''}"

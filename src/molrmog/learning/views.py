@@ -1,0 +1,180 @@
+"""Rows as a structure sees them: in the coordinates of the data, scaled column by column, or along principal axes.
+
+A view knows how the columns of its rows spread, where a fit to them begins, and how a law of what it sees becomes one of
+the data.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molrmog.laws.axes import Axes
+from molrmog.laws.molrmog import MoLRMoG
+from molrmog.learning.k_means import k_means
+from molrmog.learning.rows import Rows
+from molrmog.learning.structures import Coordinates, Structure
+from molrmog.learning.subspaces import (
+    Flat,
+    initial_law,
+    law_of_flats,
+    principal_coordinates,
+    refined_flats,
+)
+from molrmog.learning.unequal_starts import unexplained
+from molrmog.seeds import torch_generator
+
+_CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as one that varies
+_REFINED = 8  # times that clusters of few rows are refined by the flats that are nearest
+_TRIED = 2  # starts of k-means
+
+
+@dataclass
+class View:
+    """Rows in some coordinates, near the origin and with a spread near one.
+
+    Attributes:
+        rows: in the coordinates of the view.
+        coordinates: which these are.
+        weights: of the rows, with shape (N,).
+        scale: by which columns were divided, with shape (D,), where they were.
+        axes: to which rows were turned, where they were.
+        seed: of what is looked at.
+    """
+
+    rows: Rows
+    coordinates: Coordinates
+    weights: Tensor | None
+    scale: Tensor | None
+    axes: Axes | None
+    seed: int
+
+    @classmethod
+    def of(cls, rows: Rows, coordinates: Coordinates, weights: Tensor | None, seed: int, *, centred: bool) -> View:
+        """See rows, which are in units of their own, in some coordinates."""
+        scale = axes = None
+        if coordinates == "scaled":
+            deviation = rows.deviation(weights)
+            overall = float(deviation.square().mean().sqrt())
+            scale = torch.where(deviation > _CONSTANT * overall, deviation, overall)
+            rows = rows.divided(scale)
+        elif coordinates == "principal":
+            axes = Axes.of(principal_coordinates(rows, weights, centred=centred, most=rows.dim)[1])
+            rows = rows.turned(axes)
+        return cls(rows, coordinates, weights, scale, axes, seed)
+
+    def part(self, index: Tensor) -> View:
+        """The view of some of the rows, in the same coordinates."""
+        weights = None if self.weights is None else self.weights[index]
+        return View(self.rows.subset(index), self.coordinates, weights, self.scale, self.axes, self.seed)
+
+    @property
+    def log_volume(self) -> float:
+        """What a log-density of the view has more than that of the rows, in nats."""
+        return 0.0 if self.scale is None else float(self.scale.log().sum())
+
+    def law_of_rows(self, law: MoLRMoG) -> MoLRMoG:
+        """The law of the rows from that of what is seen of them."""
+        if self.axes is not None:
+            return law.with_axes(self.axes)
+        return law if self.scale is None else law.stretched(self.scale)
+
+    # --- how the columns spread
+
+    @functools.cached_property
+    def deviation(self) -> Tensor:
+        """Standard deviation of each column, with shape (D,)."""
+        return self.rows.deviation(self.weights)
+
+    @functools.cached_property
+    def overall(self) -> float:
+        """Root mean square of the deviations."""
+        return float(self.deviation.square().mean().sqrt())
+
+    @functools.cached_property
+    def _unexplained(self) -> Tensor:
+        return unexplained(self.rows, self.weights, self.seed)
+
+    def floor(self, structure: Structure) -> Tensor:
+        """Least standard deviation of the noise of each column, with shape (D,)."""
+        if structure.even or structure.noise == "isotropic":
+            least = torch.full_like(self.deviation, self.overall)
+        elif self.coordinates == "principal":
+            least = self.deviation.clamp(min=self.overall)
+        else:
+            least = torch.where(self.deviation > _CONSTANT * self.overall, self.deviation, self.overall)
+        return structure.floor * least
+
+    def spread(self, structure: Structure) -> Tensor:
+        """Standard deviation of each column that the prior on unequal noise is about, with shape (D,)."""
+        if structure.noise == "isotropic" or self.coordinates == "principal":
+            return self.deviation
+        return torch.maximum(self._unexplained, self.floor(structure))
+
+    # --- where fits begin
+
+    def starts(
+        self, structure: Structure, *, zero_mean: bool, labels: Tensor | None = None
+    ) -> list[MoLRMoG]:
+        """Laws from which EM may start, on any number of rows: see `subspaces` and `unequal_starts`."""
+        shape = self.rows, labels, structure.latent_dims, structure.modes
+        options = {"rank": structure.rank, "zero_mean": zero_mean, "seed": self.seed}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "a subspace starts with")
+            laws = [initial_law(*shape, noise_floor=float(self.floor(structure).max()), **options)]
+            if structure.noise != "isotropic" and self.coordinates == "data":
+                laws.append(initial_law(*shape, unit=self.spread(structure), **options))
+        return [law.with_noise(structure.noise) for law in laws]
+
+    def quick_start(self, structure: Structure, *, zero_mean: bool) -> MoLRMoG:
+        """A law from which EM may start, on rows few enough that clusters are found once for all dimensions."""
+        u, unit, assigned, spectra = self._clustered(
+            structure.subspaces, structure.noise != "isotropic" and self.coordinates == "data", not zero_mean
+        )
+        dims = structure.latent_dims
+        if len(dims) > 1 and 2 * max(dims) <= u.shape[1]:
+            flats, assigned = refined_flats(u, assigned, dims, _REFINED, centred=not zero_mean)
+        else:
+            flats = [
+                Flat(center, vectors[:, :d].contiguous(), values[:d], float(values[d:].mean().sqrt()) if d < len(values) else 0.0)
+                for d, (center, values, vectors) in zip(dims, spectra, strict=True)
+            ]  # fmt: skip
+        least = float(self.floor(structure).max()) if unit is None else structure.floor
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "a subspace starts with")
+            parts = law_of_flats(
+                flats, [u[assigned == k] for k in range(len(dims))], structure.modes,
+                rank=structure.rank, zero_mean=zero_mean, seed=self.seed, least=least,
+            )  # fmt: skip
+        law = MoLRMoG.from_subspaces(parts, dtype=torch.float64).requires_grad_(False)
+        return (law if unit is None else law.stretched(unit)).with_noise(structure.noise)
+
+    @functools.cached_property
+    def _clusters(self) -> dict[tuple[int, bool], tuple[Tensor, Tensor | None, Tensor, list[tuple[Tensor, ...]]]]:
+        return {}
+
+    def _clustered(
+        self, K: int, in_units: bool, centred: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, list[tuple[Tensor, ...]]]:
+        """Rows, in units where told, the units, the cluster of each row, and mean and spectrum of each cluster."""
+        if (K, in_units) not in self._clusters:
+            x = self.rows[slice(0, len(self.rows))].double()
+            unit = torch.maximum(self._unexplained, 1e-3 * self.deviation.clamp(min=1e-9 * self.overall)) if in_units else None
+            u = x if unit is None else x / unit
+            tries = range(_TRIED if K > 1 else 1)
+            found = [k_means(u, K, torch_generator(self.seed + i), max_iter=10) for i in tries]
+            assigned = min(found, key=lambda each: each[2])[0]
+            self._clusters[K, in_units] = u, unit, assigned, [_spectrum(u[assigned == k], centred) for k in range(K)]
+        return self._clusters[K, in_units]
+
+
+def _spectrum(x: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), variances (D,), largest first, and principal axes (D, D) of rows."""
+    center = x.mean(0) if centred and len(x) else x.new_zeros(x.shape[1])
+    off = x - center
+    values, vectors = torch.linalg.eigh(off.T @ off / max(1, len(x)))
+    return center, values.flip(0).clamp(min=0), vectors.flip(1)
