@@ -19,13 +19,14 @@ _FULL = 100  # dimensions up to which modes may have covariances of all of them
 _WIDEST = 1024  # dimensions up to which principal axes of all rows are tried
 _ROWS_PER_PART = 6  # rows that a mode must have at least
 _ROUNDS = 8  # uphill, at most
+_GAIN = 5e-4  # nats per dimension that are worth another round
 _KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("isotropic", "data"),
     ("isotropic", "scaled"),
     ("diagonal", "data"),
     ("diagonal", "principal"),
 )
-_FLOORS = (0.01, 0.03, 0.1)  # of the deviation of all columns, which are tried where rows are few for the columns
+_FLOORS = (0.03, 0.1, 0.3)  # of the deviation of all columns, which are tried where rows are few for the columns
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ class Search:
         minimal = sum(self.given.modes or (1,)) * (self.given.subspaces or 1)
         return parts * _ROWS_PER_PART <= self.rows or parts <= max(minimal, 1)
 
+    @property
+    def _is_thin(self) -> bool:
+        """Whether rows are so few for their columns that the floor of the noise is to be chosen, too."""
+        return self.given.floor is None and self.rows < 4 * self.trials.rows.dim
+
     def _kinds(self) -> list[tuple[str, Coordinates]]:
         D = self.trials.rows.dim
         kinds = list(self.given.kinds)
@@ -126,7 +132,11 @@ class Search:
         coarse = self.dims[::2] if len(self.dims) % 2 else [*self.dims[::2], self.dims[-1]]
         K, n = self.given.subspaces or 1, max(self.given.modes or (1,))
         for noise, coordinates in self._kinds():
-            self._judge(self.given.structure(K, d, n, noise, coordinates) for d in coarse)
+            alike = [self.given.structure(K, d, n, noise, coordinates) for d in coarse]
+            self._judge(alike)
+            if noise != "isotropic" and self._is_thin:
+                best = max((self.trials.done[each] for each in alike), key=lambda each: each.value).structure
+                self._judge(replace(best, floor=floor, even=True) for floor in _FLOORS)
         best = self.trials.best.structure
         self._judge(replace_dims(best, self.given, d) for d in self._near(max(best.latent_dims), (-1, 1)))
 
@@ -143,8 +153,8 @@ class Search:
             parts = (2, 4) if rank == 0 else (3,)
             self._judge(
                 itertools.chain(
-                    (self.given.structure(K, e, 1, *kind) for K in parts for e in self._near(d, (-3, -1, 0))),
-                    (self.given.structure(1, e, n, *kind) for n in parts for e in {self.dims[-1] if self.dims[-1] <= _FULL else d}),
+                    (floored(self.given.structure(K, e, 1, *kind), s) for K in parts for e in self._near(d, (-3, -1, 0))),
+                    (floored(self.given.structure(1, e, n, *kind), s) for n in parts for e in {self.dims[-1] if self.dims[-1] <= _FULL else d}),
                 )
             )  # fmt: skip
 
@@ -158,7 +168,7 @@ class Search:
             if not moves:
                 break
             self._judge(moves)
-            if self.trials.best is at:
+            if self.trials.best.value < at.value + _GAIN * self.trials.rows.dim:
                 break
         else:
             return f"{_ROUNDS} rounds of steps were taken"
@@ -183,15 +193,19 @@ class Search:
             moves.append(self.given.structure(K, d, n, "shared", s.coordinates, s.prior_rows))
         if n > 1 and self.given.prior_rows is None:
             moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]
-        if self.given.floor is None and self.rows < 4 * self.trials.rows.dim:
+        moves = [floored(move, s) if move.noise == s.noise else move for move in moves]
+        if self._is_thin and s.noise != "isotropic":
             moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
-        elif s.even:
-            moves = [replace(move, floor=s.floor, even=True) for move in moves]
         return list(dict.fromkeys(moves))
 
     def _near(self, d: int, steps: Sequence[int]) -> list[int]:
         at = min(range(len(self.dims)), key=lambda i: abs(self.dims[i] - d))
         return sorted({self.dims[min(max(at + step, 0), len(self.dims) - 1)] for step in steps})
+
+
+def floored(structure: Structure, like: Structure) -> Structure:
+    """The structure with the floor of another."""
+    return replace(structure, floor=like.floor, even=like.even)
 
 
 def replace_dims(structure: Structure, given: Given, d: int) -> Structure:

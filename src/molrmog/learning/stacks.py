@@ -133,6 +133,7 @@ class StackedEM:
         prior_rows: nu of each law, with shape (J,).
         floor: least standard deviation of the noise, with shape (D,) or (1,), of all laws; or with shape (J, D or 1).
         spread2: variance of each column that the prior on unequal noise is about, with shape (D,) or (J, D).
+        divisor: of each column before a law sees it, with shape (J, D); ones where not given.
         zero_mean: keep b = 0 and mu = 0.
     """
 
@@ -145,6 +146,7 @@ class StackedEM:
         prior_rows: Tensor,
         floor: Tensor,
         spread2: Tensor,
+        divisor: Tensor | None = None,
         zero_mean: bool = False,
     ) -> None:
         self.stack = stack
@@ -153,6 +155,7 @@ class StackedEM:
         self.prior_rows = prior_rows
         self.floor = floor.expand(stack.count, -1)
         self.spread2 = spread2.expand(stack.count, -1)
+        self.divisor = divisor
         self.zero_mean = zero_mean
         law, least = stack.law, self.floor[stack.law_of]
         least = least.amax(1) if law.noise == "isotropic" else least
@@ -169,6 +172,7 @@ class StackedEM:
         self.stack = self.stack.only(index)
         self.weights, self.prior_rows = self.weights[index], self.prior_rows[index]
         self.floor, self.spread2 = self.floor[index], self.spread2[index]
+        self.divisor = None if self.divisor is None else self.divisor[index]
         self._found = self._evaluate(self.stack)
 
     def step(self) -> Progress:
@@ -211,7 +215,7 @@ class StackedEM:
         log_prob, entropy = self.x.new_empty(stack.count, len(self.x)), self.x.new_zeros(stack.count)
         K, n, d = latents.mean.shape
         step = max(1, _NUMBERS // (K * (self.x.shape[1] + 2 * n * d)))
-        form = _Densities.of(stack, latents)
+        form = _Densities.of(stack, latents, self.divisor)
         for start in range(0, len(self.x), step):
             at = slice(start, start + step)
             log_prob[:, at], mixed = form.gather(statistics, self.x[at], self.weights[:, at])
@@ -236,9 +240,10 @@ class _Densities:
     basis: Tensor  # (K, D, d)      A'_k
     lower: Tensor  # (K, n, d, d)   Cholesky factor of S_c^-1: |lower^T (h - mu)|^2 is the distance
     const: Tensor  # (K, n, 1)
+    times: Tensor | None  # (K, 1, D)  what columns are multiplied by
 
     @classmethod
-    def of(cls, stack: Stack, latents: Latents) -> _Densities:
+    def of(cls, stack: Stack, latents: Latents, divisor: Tensor | None) -> _Densities:
         law = stack.law
         level = law.level()
         D, d = law.dim, latents.mean.shape[2]
@@ -253,7 +258,8 @@ class _Densities:
         const = const - 0.5 * ((D - d) * latents.v.log() + D * _LOG_2PI)[:, None]
         within = law.mode_logits.double().masked_fill(~latents.real, -torch.inf).log_softmax(1)
         const = const + within + stack.log_weights()[:, None]
-        return cls(stack, latents, root[:, None], level.basis, lower, const[..., None])
+        times = None if divisor is None else divisor[stack.law_of, None].reciprocal()
+        return cls(stack, latents, root[:, None], level.basis, lower, const[..., None], times)
 
     def gather(self, total: Statistics, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Add the statistics of rows (b, D) of weights (J, b).
@@ -262,6 +268,7 @@ class _Densities:
             Log-densities of the rows, with shape (J, b), and what subspaces add to the entropy, with shape (K,).
         """
         latents, law = self.latents, self.stack.law
+        x = x if self.times is None else x * self.times
         about = (x - law.offset[:, None]) * self.root  # (K, b, D)
         h = about @ self.basis  # (K, b, d)
         square = about.square()

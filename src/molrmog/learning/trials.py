@@ -126,31 +126,25 @@ class Trials:
         self.zero_mean = zero_mean
         self.seed = seed
         self.tol = tol
-        self.stacked = len(rows) * rows.dim <= _STACKED
         self.done: dict[Structure, Trial] = {}
         self.work = 0.0
         self._weighted = weights is not None
-        self._views: dict[Coordinates, tuple[View, list[View]]] = {}
+        self._views: dict[Coordinates, list[View]] = {}
 
     @property
     def best(self) -> Trial:
         """The trial that is worth most."""
         return max(self.done.values(), key=lambda each: each.value)
 
-    def view(self, coordinates: Coordinates) -> View:
-        """All rows in some coordinates."""
-        return self._seen(coordinates)[0]
-
     def judge(self, structures: Sequence[Structure]) -> list[Trial]:
         """Trials of structures; those that were tried before are not tried again."""
         new = list(dict.fromkeys(each for each in structures if each not in self.done))
         for group in self._groups(new):
             start = time.perf_counter()
-            found = self._together(group) if self.stacked else self._alone(group[0])
+            found = self._together(group) if self._is_stacked(group[0]) else self._alone(group[0])
             for trial in found:
                 trial.seconds = (time.perf_counter() - start) / len(found)
-                above = self._above(trial.structure)
-                trial.value, trial.train = trial.value - above, trial.train - above
+                trial.value, trial.train = trial.value - self.log_volume, trial.train - self.log_volume
                 if self.criterion == "held-out":
                     trial.held_out = trial.value
                 self.done[trial.structure] = trial
@@ -161,16 +155,17 @@ class Trials:
         inside = sum(d * (self.rows.dim + n * d) for d, n in zip(structure.latent_dims, structure.modes, strict=True))
         return 4.0 * len(self.rows) * inside
 
-    def _above(self, structure: Structure) -> float:
-        return self.log_volume + self.view(structure.coordinates).log_volume
+    def _is_stacked(self, structure: Structure) -> bool:
+        """Whether a structure is fitted beside others; every fold has principal axes of its own."""
+        return len(self.rows) * self.rows.dim <= _STACKED and structure.coordinates != "principal"
 
     def _groups(self, structures: Sequence[Structure]) -> Iterator[list[Structure]]:
         """Structures that are fitted side by side: of one kind, of similar shapes, and not too many."""
-        if not self.stacked:
-            yield from ([each] for each in structures)
-            return
         groups: dict[object, list[Structure]] = {}
         for each in structures:
+            if not self._is_stacked(each):
+                yield [each]
+                continue
             kind = each.noise, each.coordinates, max(each.modes) > 1, max(each.latent_dims).bit_length()
             groups.setdefault(kind, []).append(each)
         for group in groups.values():
@@ -185,13 +180,15 @@ class Trials:
                 numbers += own
             yield begun
 
-    def _seen(self, coordinates: Coordinates) -> tuple[View, list[View]]:
-        """The view of all rows, and of the rows that are not held out, for each fold."""
+    def _parts(self, coordinates: Coordinates) -> list[View]:
+        """The rows that are not held out, for each fold, in coordinates found from them."""
         if coordinates not in self._views:
-            weights = self.weights if self._weighted else None
-            whole = View.of(self.rows, coordinates, weights, self.seed, centred=not self.zero_mean)
-            parts = [whole.part((~fold).nonzero()[:, 0]) for fold in self.folds]
-            self._views[coordinates] = whole, parts
+            self._views[coordinates] = []
+            for fold in self.folds:
+                at = (~fold).nonzero()[:, 0]
+                weights = self.weights[at] if self._weighted else None
+                rows = self.rows.subset(at)
+                self._views[coordinates].append(View.of(rows, coordinates, weights, self.seed, centred=not self.zero_mean))
         return self._views[coordinates]
 
     def _trial(self, structure: Structure) -> Trial:
@@ -206,26 +203,28 @@ class Trials:
 
     def _together(self, group: Sequence[Structure]) -> list[Trial]:
         """Structures of one kind, all folds side by side."""
-        whole, parts = self._seen(group[0].coordinates)
+        parts = self._parts(group[0].coordinates)
         F, N, D = len(self.folds), len(self.rows), self.rows.dim
         jobs = [(each, part) for each in group for part in parts]
         held = torch.stack(self.folds).double() * self.weights  # (F, N)
         shown = self.weights - held
         em = StackedEM(
             Stack.of([part.quick_start(each, zero_mean=self.zero_mean) for each, part in jobs]),
-            whole.rows[slice(0, N)].double(),
+            self.rows[slice(0, N)].double(),
             shown.repeat(len(group), 1),
             prior_rows=torch.tensor([each.nu for each, _ in jobs], dtype=torch.float64),
             floor=torch.stack([part.floor(each) for each, part in jobs]),
             spread2=torch.stack([part.spread(each).square() for each, part in jobs]),
+            divisor=None if parts[0].scale is None else torch.stack([part.scale for _, part in jobs]),
             zero_mean=self.zero_mean,
         )
+        volume = torch.tensor([[part.log_volume] for part in parts], dtype=torch.float64)  # (F, 1)
         trials = [self._trial(each) for each in group]
         active = torch.arange(len(group))
-        above, target = self._above(group[0]), self._target()
+        target = self._target()
         for iteration in itertools.count():
             state = em.state() if iteration == 0 else em.step()
-            log_prob = state.log_prob.unflatten(0, (-1, F))  # (A, F, N)
+            log_prob = state.log_prob.unflatten(0, (-1, F)) - volume  # (A, F, N)
             train = (log_prob * shown).sum((1, 2)) / shown.sum()
             entropy = state.entropy.unflatten(0, (-1, F)).mean(1).tolist()
             if self.criterion == "held-out":
@@ -238,8 +237,8 @@ class Trials:
                 trial = trials[at]
                 if trial.seen(iteration, value[i], objective[i], _RISE * D, self.tol * D):
                     trial.train, trial.entropy = float(train[i]), entropy[i]
-                    trial.of_rows = torch.where(held > 0, log_prob[i] - above, 0.0).sum(0)
-                aim = max(target + above, max(value))
+                    trial.of_rows = torch.where(held > 0, log_prob[i] - self.log_volume, 0.0).sum(0)
+                aim = max(target + self.log_volume, max(value))
                 if not trial.is_done(iteration, aim) and iteration < (trial.structure.passes or _PASSES):
                     goes_on.append(i)
             self.work += F * sum(self.cost(group[at]) for at in active.tolist())
@@ -265,8 +264,7 @@ class Trials:
         return [total]
 
     def _of_fold(self, structure: Structure, f: int) -> Trial:
-        whole, parts = self._seen(structure.coordinates)
-        part, D = parts[f], self.rows.dim
+        part, D = self._parts(structure.coordinates)[f], self.rows.dim
         options = {
             "prior_rows": structure.nu,
             "zero_mean": self.zero_mean,
@@ -276,24 +274,25 @@ class Trials:
         starts = [law.to(part.rows.device, part.rows.dtype) for law in part.starts(structure, zero_mean=self.zero_mean)]
         at = self.folds[f].nonzero()[:, 0]
         law = starts[0]
-        held, weights = whole.rows.subset(at), self.weights[at]
+        held, weights = part.seen(self.rows.subset(at)), self.weights[at]
         trial = self._trial(structure)
         trial.of_rows = torch.zeros(len(self.rows), dtype=torch.float64)
-        above, target = self._above(structure), self._target()
+        above, target = part.log_volume, self._target() + self.log_volume
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "EM dropped")
             start = likelier(starts, part.rows, None, part.weights, self.seed, **options)
             for state in em_steps(start, part.rows, weights=part.weights, **options):
                 if self.criterion == "held-out":
-                    log_prob = torch.cat([state.law.log_prob(chunk).double().cpu() for _, chunk in held.chunks()])
+                    found = [state.law.log_prob(chunk).double().cpu() for _, chunk in held.chunks()]
+                    log_prob = torch.cat(found) - above
                     value = float((log_prob * weights).sum() / weights.sum())
                 else:
-                    log_prob, value = weights, self._worth(trial, state.log_likelihood, 0.0)
+                    log_prob, value = weights, self._worth(trial, state.log_likelihood - above, 0.0)
                 if trial.seen(state.iteration, value, state.penalised, _RISE * D, self.tol * D):
-                    trial.train, law = state.log_likelihood, state.law
-                    trial.of_rows[at] = log_prob - above
+                    trial.train, law = state.log_likelihood - above, state.law
+                    trial.of_rows[at] = log_prob - self.log_volume
                 self.work += self.cost(structure)
-                if trial.is_done(state.iteration, target + above) or state.iteration >= (structure.passes or _PASSES):
+                if trial.is_done(state.iteration, target) or state.iteration >= (structure.passes or _PASSES):
                     break
         trial.entropy = _entropy(law, part.rows)
         if self.criterion == "icl":

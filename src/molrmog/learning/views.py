@@ -23,6 +23,7 @@ from molrmog.learning.subspaces import (
     initial_law,
     law_of_flats,
     principal_coordinates,
+    principal_flat,
     refined_flats,
 )
 from molrmog.learning.unequal_starts import unexplained
@@ -31,6 +32,9 @@ from molrmog.seeds import torch_generator
 _CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as one that varies
 _REFINED = 8  # times that clusters of few rows are refined by the flats that are nearest
 _TRIED = 2  # starts of k-means
+_NARROW = 100  # dimensions up to which all principal axes are found at once
+
+Spectrum = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -55,22 +59,23 @@ class View:
 
     @classmethod
     def of(cls, rows: Rows, coordinates: Coordinates, weights: Tensor | None, seed: int, *, centred: bool) -> View:
-        """See rows, which are in units of their own, in some coordinates."""
+        """See rows, which are in units of their own, in coordinates that are found from them."""
         scale = axes = None
         if coordinates == "scaled":
             deviation = rows.deviation(weights)
             overall = float(deviation.square().mean().sqrt())
             scale = torch.where(deviation > _CONSTANT * overall, deviation, overall)
-            rows = rows.divided(scale)
         elif coordinates == "principal":
             axes = Axes.of(principal_coordinates(rows, weights, centred=centred, most=rows.dim)[1])
-            rows = rows.turned(axes)
-        return cls(rows, coordinates, weights, scale, axes, seed)
+        view = cls(rows, coordinates, weights, scale, axes, seed)
+        view.rows = view.seen(rows)
+        return view
 
-    def part(self, index: Tensor) -> View:
-        """The view of some of the rows, in the same coordinates."""
-        weights = None if self.weights is None else self.weights[index]
-        return View(self.rows.subset(index), self.coordinates, weights, self.scale, self.axes, self.seed)
+    def seen(self, rows: Rows) -> Rows:
+        """Other rows in the coordinates of this view."""
+        if self.scale is not None:
+            return rows.divided(self.scale)
+        return rows if self.axes is None else rows.turned(self.axes)
 
     @property
     def log_volume(self) -> float:
@@ -139,10 +144,11 @@ class View:
         if len(dims) > 1 and 2 * max(dims) <= u.shape[1]:
             flats, assigned = refined_flats(u, assigned, dims, _REFINED, centred=not zero_mean)
         else:
+            groups = [u[assigned == k] for k in range(len(dims))]
             flats = [
-                Flat(center, vectors[:, :d].contiguous(), values[:d], float(values[d:].mean().sqrt()) if d < len(values) else 0.0)
-                for d, (center, values, vectors) in zip(dims, spectra, strict=True)
-            ]  # fmt: skip
+                principal_flat(group, d, centred=not zero_mean) if spectrum is None else _leading(spectrum, d)
+                for d, group, spectrum in zip(dims, groups, spectra, strict=True)
+            ]
         least = float(self.floor(structure).max()) if unit is None else structure.floor
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "a subspace starts with")
@@ -154,13 +160,13 @@ class View:
         return (law if unit is None else law.stretched(unit)).with_noise(structure.noise)
 
     @functools.cached_property
-    def _clusters(self) -> dict[tuple[int, bool], tuple[Tensor, Tensor | None, Tensor, list[tuple[Tensor, ...]]]]:
+    def _clusters(self) -> dict[tuple[int, bool], tuple[Tensor, Tensor | None, Tensor, list[Spectrum | None]]]:
         return {}
 
     def _clustered(
         self, K: int, in_units: bool, centred: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor, list[tuple[Tensor, ...]]]:
-        """Rows, in units where told, the units, the cluster of each row, and mean and spectrum of each cluster."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, list[Spectrum | None]]:
+        """Rows, in units where told, the units, the cluster of each row, and the spectrum of each where that is cheap."""
         if (K, in_units) not in self._clusters:
             x = self.rows[slice(0, len(self.rows))].double()
             unit = torch.maximum(self._unexplained, 1e-3 * self.deviation.clamp(min=1e-9 * self.overall)) if in_units else None
@@ -168,13 +174,22 @@ class View:
             tries = range(_TRIED if K > 1 else 1)
             found = [k_means(u, K, torch_generator(self.seed + i), max_iter=10) for i in tries]
             assigned = min(found, key=lambda each: each[2])[0]
-            self._clusters[K, in_units] = u, unit, assigned, [_spectrum(u[assigned == k], centred) for k in range(K)]
+            groups = [u[assigned == k] for k in range(K)]
+            spectra = [_spectrum(group, centred) if u.shape[1] <= _NARROW and len(group) > 1 else None for group in groups]
+            self._clusters[K, in_units] = u, unit, assigned, spectra
         return self._clusters[K, in_units]
 
 
-def _spectrum(x: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _spectrum(x: Tensor, centred: bool) -> Spectrum:
     """Mean (D,), variances (D,), largest first, and principal axes (D, D) of rows."""
-    center = x.mean(0) if centred and len(x) else x.new_zeros(x.shape[1])
+    center = x.mean(0) if centred else x.new_zeros(x.shape[1])
     off = x - center
-    values, vectors = torch.linalg.eigh(off.T @ off / max(1, len(x)))
+    values, vectors = torch.linalg.eigh(off.T @ off / len(x))
     return center, values.flip(0).clamp(min=0), vectors.flip(1)
+
+
+def _leading(spectrum: Spectrum, d: int) -> Flat:
+    """The flat of the leading axes."""
+    center, values, vectors = spectrum
+    noise = float(values[d:].mean().sqrt()) if d < len(values) else 0.0
+    return Flat(center, vectors[:, :d].contiguous(), values[:d], noise)
