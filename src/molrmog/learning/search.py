@@ -92,7 +92,7 @@ class Search:
         D = self.trials.rows.dim
         self.rows = float(self.trials.weights.sum())
         most = max(1, min(D - 1, int(self.rows / 3)))
-        steps = sorted({round(2 ** (i / 2)) for i in range(24)} | {3})
+        steps = sorted({round(2 ** (i / 2)) for i in range(15)} | {3})  # 1 to 128
         self.dims = [d for d in steps if d <= most] or [1]
         if D <= _FULL and self.rows > D:
             self.dims = sorted({*self.dims, D})
@@ -147,16 +147,16 @@ class Search:
             kind = trial.structure.noise, trial.structure.coordinates
             of_kind[kind] = max(of_kind.get(kind, trial), trial, key=lambda each: each.value)
         leading = sorted(of_kind.values(), key=lambda each: -each.value)[:2]
-        for rank, trial in enumerate(leading):
+        for place, trial in enumerate(leading):
             s = trial.structure
             kind, d = (s.noise, s.coordinates), max(s.latent_dims)
-            parts = (2, 4) if rank == 0 else (3,)
-            self._judge(
-                itertools.chain(
-                    (floored(self.given.structure(K, e, 1, *kind), s) for K in parts for e in self._near(d, (-3, -1, 0))),
-                    (floored(self.given.structure(1, e, n, *kind), s) for n in parts for e in {self.dims[-1] if self.dims[-1] <= _FULL else d}),
-                )
-            )  # fmt: skip
+            wide = self.dims[-1] if self.trials.rows.dim <= _FULL else d
+            parts = ((2, 4) if self.trials.rows.dim <= _FULL else (3, 10)) if place == 0 else (3,)
+            structures = [self.given.structure(1, wide, n, *kind) for n in parts]
+            for K in parts:
+                dims = {e for share in (d, d / K**0.5, d / K) for e in self._near(share, (0,))}
+                structures += [self.given.structure(K, e, 1, *kind) for e in sorted(dims)]
+            self._judge(floored(each, s) for each in structures)
 
     def _uphill(self) -> str:
         """Steps from the best structure, until none is an improvement."""
@@ -198,7 +198,7 @@ class Search:
             moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
         return list(dict.fromkeys(moves))
 
-    def _near(self, d: int, steps: Sequence[int]) -> list[int]:
+    def _near(self, d: float, steps: Sequence[int]) -> list[int]:
         at = min(range(len(self.dims)), key=lambda i: abs(self.dims[i] - d))
         return sorted({self.dims[min(max(at + step, 0), len(self.dims) - 1)] for step in steps})
 

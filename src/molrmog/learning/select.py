@@ -29,7 +29,7 @@ from molrmog.learning.views import View
 from molrmog.seeds import torch_generator
 
 CRITERIA = ("held-out", "bic", "icl")
-BUDGET = 4e12  # floating point operations of a search
+BUDGET = 1e12  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 _QUICK = 2**18  # numbers in rows that are few
