@@ -214,6 +214,15 @@ class Law(Denoiser):
     def mode_weights(self) -> Tensor:
         """Probabilities pi_kl, zero where padded, with shape (K, n)."""
 
+    @property
+    def degrees_of_freedom(self) -> int:
+        """In how many directions the parameters move the law, see `molrmog.laws.freedom`.
+
+        Raises:
+            ValueError: the law does not say.
+        """
+        raise ValueError(f"a {type(self).__name__} does not know its degrees of freedom: ask a MoLRMoG")
+
     @abstractmethod
     def subspace(self, k: int) -> Subspace:
         """Subspace k without padding, in R^D, detached from the law."""
@@ -319,6 +328,45 @@ class Law(Denoiser):
             return (torch.cat([self._posterior_draw(x, s, gamma, piece, generator) for piece in pieces], 1),)
 
         return self._by_rows(drawn, x, s, gamma, size=max(1, min(rows, most // n)))[0].swapaxes(0, 1)
+
+    def bic(self, x: Any) -> float:
+        """Bayesian information criterion of rows x (N, D), in nats, the smaller the better: p log N - 2 log p(x).
+
+        Errors as in :meth:`log_prob`.
+
+        References:
+            Schwarz, "Estimating the dimension of a model", 1978.
+        """
+        log_prob = self._log_probs(x)
+        return self.degrees_of_freedom * math.log(len(log_prob)) - 2 * float(log_prob.sum())
+
+    def aic(self, x: Any) -> float:
+        """Akaike's information criterion of rows x (N, D), in nats, the smaller the better: 2 p - 2 log p(x).
+
+        Errors as in :meth:`log_prob`.
+
+        References:
+            Akaike, "A new look at the statistical model identification", 1974.
+        """
+        return 2 * self.degrees_of_freedom - 2 * float(self._log_probs(x).sum())
+
+    def icl(self, x: Any) -> float:
+        """Integrated complete likelihood of rows x (N, D), in nats, the smaller the better.
+
+        It is BIC and twice the entropy of the responsibilities of all modes: modes that overlap cost something.
+        Errors as in :meth:`log_prob`.
+
+        References:
+            Biernacki, Celeux & Govaert, "Assessing a mixture model for clustering with the integrated completed
+            likelihood", 2000.
+        """
+        with torch.no_grad():
+            shares = torch.as_tensor(self.posterior(x).responsibilities).double()
+        return self.bic(x) + 2 * float(torch.special.entr(shares).sum())
+
+    def _log_probs(self, x: Any) -> Tensor:
+        with torch.no_grad():
+            return torch.as_tensor(self.log_prob(x)).double()
 
     def subspace_responsibilities(self, x: Rows, s: Noise = 1.0, gamma: Noise = 0.0) -> Rows:
         """P(x_0 on subspace k | x_t = x), with shape (B, K); arguments and errors as in :meth:`log_prob`."""

@@ -57,6 +57,7 @@ from molrmog.laws.base import (
 )
 from molrmog.laws.diagonal import Factors
 from molrmog.laws.isotropic import Eigenform
+from molrmog.laws.freedom import degrees_of_freedom
 from molrmog.laws.levels import Level, lifted, squared_norm
 from molrmog.laws.precision import (
     DENOISER,
@@ -215,6 +216,12 @@ class MoLRMoG(Law):
         numbers = sum(self.dim * (d + 1) + n * (d + 1) + d * sum(ranks) + 1 for d, n, ranks in per_subspace)
         axes = 0 if self.axes is None else sum(buffer.numel() for buffer in self.axes.state_dict().values())
         return numbers + self.tau.numel() + axes
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """In how many directions the parameters move the law, see `molrmog.laws.freedom`; axes of its own count."""
+        turned = self.axes is not None and self.axes.kind == "matrix"
+        return degrees_of_freedom(self.dim, self.latent_dims, self.ranks, self.noise, turned=turned)
 
     @property
     def noise_floor(self) -> float:
