@@ -33,6 +33,9 @@ from molrmog.laws.base import Law, as_tensor
 from molrmog.laws.molrmog import NOISES, MoLRMoG
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
+from molrmog.learning.search import KINDS, Given
+from molrmog.learning.select import choose, law_of
+from molrmog.learning.structures import Coordinates
 from molrmog.learning.subspaces import initial_law, principal_coordinates
 from molrmog.learning.unequal_starts import likelier, unexplained
 from molrmog.learning.units import Moments, Units
@@ -50,14 +53,14 @@ _FLAT = 2  # passes running that hardly raise the log-likelihood: a single one m
 def fit(
     x: Any,
     labels: Any = None,
-    subspaces: int = 10,
-    latent_dim: int | Sequence[int] = 32,
-    modes: int | Sequence[int] = 8,
+    subspaces: int | Literal["auto"] = 10,
+    latent_dim: int | Sequence[int] | Literal["auto"] = 32,
+    modes: int | Sequence[int] | Literal["auto"] = 8,
     rank: int | None = None,
     head: int | Literal["auto"] | None = None,
     seed: int = 0,
     *,
-    noise: Literal["isotropic", "diagonal", "shared"] | None = None,
+    noise: Literal["isotropic", "diagonal", "shared", "auto"] | None = None,
     axes: Literal["pca", "dct"] | Tensor | None = None,
     zero_mean: bool = False,
     prior_rows: float | None = None,
@@ -79,16 +82,18 @@ def fit(
             count, or Dataset.
         labels: class of each row, with shape (N,), integers or strings, none missing: one subspace per class, in sorted
             order. None clusters.
-        subspaces: number K of subspaces; with labels, the number of classes counts instead.
-        latent_dim: dimension d_k, of all subspaces or one per subspace.
-        modes: n_k, of all subspaces or one per subspace.
+        subspaces: number K of subspaces, "auto" to choose it from the rows; with labels, the number of classes counts
+            instead. Where something is chosen, see `molrmog.learning.select`, the law has a `fit_summary_`.
+        latent_dim: dimension d_k, of all subspaces or one per subspace, or "auto".
+        modes: n_k, of all subspaces or one per subspace, or "auto".
         rank: rank of every mode's covariance; d_k where not given.
         head: None for a law whose subspaces lie anywhere in R^D; q for subspaces within the q leading principal axes,
             with diagonal noise along all of them: EM works in R^q, and the variance of each further axis is the same
             for all subspaces; "auto" for whichever of these has the best log-likelihood on a tenth of the rows.
         seed: of everything random.
         noise: off the subspaces: "isotropic", one variance per subspace; "diagonal", one per coordinate and subspace;
-            "shared", one per coordinate for all subspaces. Where not given, that of `start`, or else isotropic.
+            "shared", one per coordinate for all subspaces; "auto" chooses. Where not given, that of `start`, "auto"
+            where something else is chosen, or else isotropic.
         axes: whose coordinates unequal noise goes along: None, those of the data (drawings, tables); "pca", the
             principal axes of all rows (photographs; D x D numbers, and an eigendecomposition of that size); "dct",
             cosines: of every channel of the pictures of a Dataset, else of a row as it is; or orthonormal columns,
@@ -125,7 +130,10 @@ def fit(
     dtype = None if dtype is None else floating(dtype)
     rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device_of(device))
     rows.moments()
-    max_iter, subspaces = whole(max_iter, "max_iter"), whole(subspaces, "subspaces")
+    asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
+    chosen = {name for name, value in asked.items() if _is_auto(value)} if start is None and head is None else set()
+    max_iter = whole(max_iter, "max_iter")
+    subspaces = 1 if _is_auto(subspaces) else whole(subspaces, "subspaces")
     rank = None if rank is None else whole(rank, "rank")
     head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
     turn = _axes_asked(x, axes, rows.dim)
@@ -169,6 +177,32 @@ def fit(
         subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
     if subspaces < 1:
         raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
+    if chosen:
+        shapes = {"latent_dim": latent_dim, "modes": modes}
+        several = [len(value) for value in shapes.values() if not isinstance(value, int | str)]
+        free = "subspaces" in chosen and y is None
+        K = several[0] if free and several else subspaces
+        dims, counts = (
+            None if name in chosen else tuple(_per_subspace(name, value, K)) for name, value in shapes.items()
+        )
+        if K > len(rows):
+            raise ValueError(f"{len(rows)} rows are fewer than the {K} subspaces asked for: lower subspaces")
+        _check_sizes(rows, dims or [1], counts or [1])
+        given = Given(
+            subspaces=None if free and not several else K,
+            latent_dims=dims if dims is None or not free else dims[:1],
+            modes=counts if counts is None or not free else counts[:1],
+            rank=rank,
+            kinds=_kinds(noise, turn),
+            prior_rows=prior_rows,
+            floor=None if noise_floor is None else noise_floor / (rows.moments().spread or 1.0),
+        )
+        if several:
+            given = dataclasses.replace(given, latent_dims=dims, modes=counts)
+        return _fit_chosen(
+            rows, y, w, held_out, given, turn, seed=seed, zero_mean=zero_mean, max_iter=max_iter, tol=tol,
+            progress=progress, on_iteration=on_iteration,
+        )  # fmt: skip
     kind = one_of(noise, "noise", NOISES) if noise is not None else start.noise if start is not None else "isotropic"
     if turn is not None and kind == "isotropic":
         raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
@@ -248,6 +282,80 @@ def fit(
     elif head is not None and (isinstance(head, str) or not max(dims) <= head <= rows.dim):
         raise ValueError(f"head = {head}: pass a number from latent_dim = {max(dims)} to D = {rows.dim}, or 'auto'")
     return units.law_of_rows(fitted(head, rows, y, w, held_out))
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def _kinds(noise: str | None, turn: Axes | Literal["pca"] | None) -> tuple[tuple[str, Coordinates], ...]:
+    """Kinds of noise, and their coordinates, that may be chosen.
+
+    Raises:
+        ValueError: there is no such noise, or it does not go along axes.
+    """
+    names = ("diagonal", "shared") if turn is not None else NOISES
+    if noise is not None and not _is_auto(noise):
+        if one_of(noise, "noise", NOISES) not in names:
+            raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
+        names = (noise,)
+    elif turn is None:
+        return KINDS
+    coordinates: Coordinates = "principal" if turn == "pca" else "data"
+    return tuple((name, coordinates) for name in names)
+
+
+def _fit_chosen(
+    rows: Rows,
+    y: Tensor | None,
+    w: Tensor | None,
+    held_out: Rows | None,
+    given: Given,
+    turn: Axes | Literal["pca"] | None,
+    *,
+    seed: int,
+    zero_mean: bool,
+    max_iter: int,
+    tol: float,
+    progress: bool,
+    on_iteration: Callable[[EMState], None] | None,
+) -> Law:
+    """Choose the structure of a law, and fit it to all rows."""
+    rows, units = rows.standard(centred=not zero_mean)
+    held_out = None if held_out is None else held_out.inside(units)
+    axes = turn if isinstance(turn, Axes) else None
+    if axes is not None:
+        rows, held_out = rows.turned(axes), None if held_out is None else held_out.turned(axes)
+    with stages(shown=progress) as show:
+        selection = choose(
+            rows, labels=y, weights=w, held_out=held_out, given=given, log_volume=units.log_volume,
+            zero_mean=zero_mean, seed=seed, watch=lambda count, text: show("choosing", count, text=text),
+        )  # fmt: skip
+    best = selection.best
+    view, law, options = law_of(rows, best, w, labels=y, zero_mean=zero_mean, seed=seed)
+
+    def watch(state: EMState) -> None:
+        if on_iteration is not None:
+            own = dataclasses.replace(
+                state,
+                law=of_rows(state.law),
+                log_likelihood=state.log_likelihood - view.log_volume,
+                penalised=state.penalised - view.log_volume,
+            )
+            on_iteration(own.in_data_units(units))
+
+    def of_rows(law: MoLRMoG) -> MoLRMoG:
+        law = view.law_of_rows(law)
+        return law if axes is None else law.with_axes(axes)
+
+    most = max_iter if best.passes is None else min(max_iter, best.passes)
+    seen = None if held_out is None else view.seen(held_out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "EM dropped")
+        law = _settle(law, view.rows, y, w, seen, most, tol, progress, watch, units, **options)
+    fitted = units.law_of_rows(of_rows(law))
+    fitted.fit_summary_ = selection  # pyright: ignore[reportAttributeAccessIssue]
+    return fitted
 
 
 def _axes_asked(x: Any, axes: Any, dim: int) -> Axes | Literal["pca"] | None:

@@ -20,7 +20,7 @@ _WIDEST = 1024  # dimensions up to which principal axes of all rows are tried
 _ROWS_PER_PART = 6  # rows that a mode must have at least
 _ROUNDS = 8  # uphill, at most
 _GAIN = 5e-4  # nats per dimension that are worth another round
-_KINDS: tuple[tuple[str, Coordinates], ...] = (
+KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("isotropic", "data"),
     ("isotropic", "scaled"),
     ("diagonal", "data"),
@@ -47,7 +47,7 @@ class Given:
     latent_dims: tuple[int, ...] | None = None
     modes: tuple[int, ...] | None = None
     rank: int | None = None
-    kinds: tuple[tuple[str, Coordinates], ...] = _KINDS
+    kinds: tuple[tuple[str, Coordinates], ...] = KINDS
     prior_rows: float | None = None
     floor: float | None = None
 
@@ -121,7 +121,7 @@ class Search:
     def _kinds(self) -> list[tuple[str, Coordinates]]:
         D = self.trials.rows.dim
         kinds = list(self.given.kinds)
-        if len(kinds) > 1:
+        if self.given.kinds == KINDS:
             kinds = [
                 kind for kind in kinds if kind[1] != "principal" or (_FULL < D <= _WIDEST and self.rows > D / 2)
             ]
@@ -189,7 +189,7 @@ class Search:
         for noise, coordinates in self._kinds():
             if (noise, coordinates) != kind and noise != s.noise:
                 moves.append(self.given.structure(K, d, n, noise, coordinates, s.prior_rows))
-        if K > 1 and s.noise == "diagonal" and len(self.given.kinds) > 1:
+        if K > 1 and s.noise == "diagonal" and self.given.kinds == KINDS:
             moves.append(self.given.structure(K, d, n, "shared", s.coordinates, s.prior_rows))
         if n > 1 and self.given.prior_rows is None:
             moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]

@@ -33,6 +33,7 @@ BUDGET = 1e12  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 _QUICK = 2**18  # numbers in rows that are few
+_FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
 _FOLDS = ((80, 8), (500, 5), (1_000, 3), (2_500, 2))  # below so many rows, so many folds
 
@@ -138,6 +139,8 @@ def choose(
         watch: told how many candidates were tried, and the best so far in words.
     """
     total = len(rows)
+    if total < _FEW and held_out is None:
+        criterion = "bic"
     if held_out is not None and criterion == "held-out":
         rows, labels, weights, folds = _beside(rows, held_out, labels, weights)
     else:

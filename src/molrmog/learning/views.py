@@ -29,6 +29,7 @@ from molrmog.learning.subspaces import (
 from molrmog.learning.unequal_starts import unexplained
 from molrmog.seeds import torch_generator
 
+_SMALLEST = 1e-9  # standard deviation of noise, in units of the fit
 _CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as one that varies
 _REFINED = 8  # times that clusters of few rows are refined by the flats that are nearest
 _TRIED = 2  # starts of k-means
@@ -112,7 +113,7 @@ class View:
             least = self.deviation.clamp(min=self.overall)
         else:
             least = torch.where(self.deviation > _CONSTANT * self.overall, self.deviation, self.overall)
-        return structure.floor * least
+        return (structure.floor * least).clamp(min=_SMALLEST)
 
     def spread(self, structure: Structure) -> Tensor:
         """Standard deviation of each column that the prior on unequal noise is about, with shape (D,)."""
