@@ -60,6 +60,7 @@ _SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
 _PRIOR_ROWS_OF_NOISE = 1.0
 _RIDGE = 1e-11  # of the trace, that keeps what modes have in common regular
+_FLAT = 1e-6  # of the variance of the noise, that rows vary by at least where modes lean on each other
 _LEANS = 3  # updates of what modes lean on, in a pass
 
 
@@ -393,7 +394,8 @@ def _leaning(S: Tensor, weight: Tensor, nu: Tensor, latents: Latents) -> Tensor:
     # Padding is as it is in S_c, and padded modes are anything.
     padding = ((~latents.inside).to(S).diag_embed() * latents.v[:, None, None])[heavy, None]
     own = torch.where(real[..., None, None], S[heavy] + padding, latents.S[heavy])
-    own = own + _RIDGE * _trace(own)[..., None, None] * torch.eye(S.shape[-1]).to(S)
+    ridge = _RIDGE * _trace(own) + _FLAT * latents.v[heavy, None]
+    own = own + ridge[..., None, None] * torch.eye(S.shape[-1]).to(S)
 
     def leaning(scale: Tensor) -> tuple[Tensor, Tensor]:
         """S_c, and minus twice the objective of each subspace; tr S_c^-1 (N_c S + nu Psi) is the same for all scales."""

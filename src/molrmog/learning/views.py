@@ -32,6 +32,7 @@ from molrmog.seeds import torch_generator
 _SMALLEST = 1e-9  # standard deviation of noise, in units of the fit
 _CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as one that varies
 _REFINED = 8  # times that clusters of few rows are refined by the flats that are nearest
+_SHARED = 1e-3  # of a column's deviation, at least, that others do not tell
 _TRIED = 2  # starts of k-means
 _NARROW = 100  # dimensions up to which all principal axes are found at once
 
@@ -65,7 +66,7 @@ class View:
         if coordinates == "scaled":
             deviation = rows.deviation(weights)
             overall = float(deviation.square().mean().sqrt())
-            scale = torch.where(deviation > _CONSTANT * overall, deviation, overall)
+            scale = torch.where(deviation > _CONSTANT * overall, deviation, overall or 1.0)
         elif coordinates == "principal":
             axes = Axes.of(principal_coordinates(rows, weights, centred=centred, most=rows.dim)[1])
         view = cls(rows, coordinates, weights, scale, axes, seed)
@@ -170,7 +171,8 @@ class View:
         """Rows, in units where told, the units, the cluster of each row, and the spectrum of each where that is cheap."""
         if (K, in_units) not in self._clusters:
             x = self.rows[slice(0, len(self.rows))].double()
-            unit = torch.maximum(self._unexplained, 1e-3 * self.deviation.clamp(min=1e-9 * self.overall)) if in_units else None
+            least = (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST))
+            unit = torch.maximum(self._unexplained, least) if in_units else None
             u = x if unit is None else x / unit
             tries = range(_TRIED if K > 1 else 1)
             found = [k_means(u, K, torch_generator(self.seed + i), max_iter=10) for i in tries]
