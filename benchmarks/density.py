@@ -47,16 +47,19 @@ def main() -> None:
     parser.add_argument("data", nargs="*", help="names of sets, or files that molrmog reads; all named sets if none")
     parser.add_argument("--splits", type=int, default=3, help="of small sets")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of one family of the sweep, four times as much where it still rises")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="of one family of the sweep",
+    )
     parser.add_argument("--own", action="store_true", help="sweep the shapes of this library as well")
     parser.add_argument("--keep", type=Path, help="folder in which results of sweeps are kept and found again")
     parser.add_argument("--only", choices=["ours", "peers"], help="one side")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
-    print(
-        f"{'':26}{'rows':>7}{'D':>6}{'plain call':>12}{'s':>8}{'scikit-learn':>14}{'s':>8}{'own sweep':>11}{'s':>8}  chosen"
-    )
+    print(f"{'':26}{'rows':>7}{'D':>6}{'plain call':>12}{'s':>8}{'scikit-learn':>14}{'s':>8}{'own sweep':>11}{'s':>8}")
     for name in given.data or _SETS:
         x = _rows(name)
         splits = given.splits if len(x) < _SEVERAL else 1
@@ -129,7 +132,11 @@ def _peers(rest: np.ndarray, test: np.ndarray, given: argparse.Namespace) -> tup
         f"{kind}, {floor:g}": (
             (
                 n,
-                scaled(lambda n=n, kind=kind, floor=floor: GaussianMixture(n, covariance_type=kind, reg_covar=floor, random_state=0)),
+                scaled(
+                    lambda n=n, kind=kind, floor=floor: GaussianMixture(
+                        n, covariance_type=kind, reg_covar=floor, random_state=0
+                    )
+                ),
             )
             for n in _MODES
             if n <= len(rest) // 2 and (kind != "full" or n * len(rest) * rest.shape[1] ** 2 < 4e11)

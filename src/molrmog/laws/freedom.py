@@ -6,8 +6,8 @@ modes of rank r,
     A_k  d (D - d)      b_k across A_k  D - d      noise  1, or D, or D for all subspaces together
     modes  each d + d r - r (r - 1) / 2, their weights n - 1        and K - 1 weights of subspaces
 
-where d is what the modes span, at most sum_l r_l + n - 1: no data tell of directions in which nothing varies. Noise that
-a covariance without it could take over as well does not count: no subspace has more than n (D + D (D + 1) / 2) + n - 1.
+where d is what the modes span, at most sum_l r_l + n - 1: no data tell of directions in which nothing varies. Noise
+that a covariance could take over does not count: no subspace has more than n (D + D (D + 1) / 2) + n - 1.
 """
 
 from __future__ import annotations

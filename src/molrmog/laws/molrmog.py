@@ -56,8 +56,8 @@ from molrmog.laws.base import (
     values_hidden,
 )
 from molrmog.laws.diagonal import Factors
-from molrmog.laws.isotropic import Eigenform
 from molrmog.laws.freedom import degrees_of_freedom
+from molrmog.laws.isotropic import Eigenform
 from molrmog.laws.levels import Level, lifted, squared_norm
 from molrmog.laws.precision import (
     DENOISER,

@@ -398,7 +398,7 @@ def _leaning(S: Tensor, weight: Tensor, nu: Tensor, latents: Latents) -> Tensor:
     own = own + ridge[..., None, None] * torch.eye(S.shape[-1]).to(S)
 
     def leaning(scale: Tensor) -> tuple[Tensor, Tensor]:
-        """S_c, and minus twice the objective of each subspace; tr S_c^-1 (N_c S + nu Psi) is the same for all scales."""
+        """S_c, and minus twice the objective of each subspace; its tr S_c^-1 (N_c S + nu Psi) never changes."""
         S = (weight * own + nu * scale[:, None]) / (weight + nu)
         cost = torch.where(real, (weight + nu)[..., 0, 0] * _log_det(torch.linalg.cholesky(S)), 0.0).sum(1)
         return S, cost - nu[:, 0, 0, 0] * real.sum(1) * _log_det(torch.linalg.cholesky(scale))

@@ -18,7 +18,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -183,9 +183,10 @@ def fit(
         free = "subspaces" in chosen and y is None
         K = several[0] if free and several else subspaces
         dims, counts = (
-            None if name in chosen else tuple(_per_subspace(name, value, K)) for name, value in shapes.items()
+            None if name in chosen else tuple(_per_subspace(name, cast(Any, value), K))
+            for name, value in shapes.items()
         )
-        if K > len(rows):
+        if len(rows) < K:
             raise ValueError(f"{len(rows)} rows are fewer than the {K} subspaces asked for: lower subspaces")
         _check_sizes(rows, dims or [1], counts or [1])
         given = Given(
@@ -208,8 +209,8 @@ def fit(
         raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
     if head is not None and (turn is not None or noise == "shared"):
         raise ValueError("a head has diagonal noise along the principal axes: leave out axes and noise, or head")
-    dims = _per_subspace("latent_dim", latent_dim, subspaces)
-    counts = _per_subspace("modes", modes, subspaces)
+    dims = _per_subspace("latent_dim", cast(Any, latent_dim), subspaces)
+    counts = _per_subspace("modes", cast(Any, modes), subspaces)
     noise_floor = _checked(rows, dims, counts, noise_floor, equal=kind == "isotropic" and head is None)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
@@ -354,7 +355,7 @@ def _fit_chosen(
         warnings.filterwarnings("ignore", "EM dropped")
         law = _settle(law, view.rows, y, w, seen, most, tol, progress, watch, units, **options)
     fitted = units.law_of_rows(of_rows(law))
-    fitted.fit_summary_ = selection  # pyright: ignore[reportAttributeAccessIssue]
+    fitted.fit_summary_ = selection  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return fitted
 
 

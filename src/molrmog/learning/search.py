@@ -8,7 +8,6 @@ Numbers that were given stay as they are.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -122,9 +121,7 @@ class Search:
         D = self.trials.rows.dim
         kinds = list(self.given.kinds)
         if self.given.kinds == KINDS:
-            kinds = [
-                kind for kind in kinds if kind[1] != "principal" or (_FULL < D <= _WIDEST and self.rows > D / 2)
-            ]
+            kinds = [kind for kind in kinds if kind[1] != "principal" or (_FULL < D <= _WIDEST and self.rows > D / 2)]
         return kinds
 
     def _one_gaussian(self) -> None:
@@ -149,7 +146,7 @@ class Search:
         leading = sorted(of_kind.values(), key=lambda each: -each.value)[:2]
         for place, trial in enumerate(leading):
             s = trial.structure
-            kind, d = (s.noise, s.coordinates), max(s.latent_dims)
+            kind, d = s.kind, max(s.latent_dims)
             wide = self.dims[-1] if self.trials.rows.dim <= _FULL else d
             parts = ((2, 4) if self.trials.rows.dim <= _FULL else (3, 10)) if place == 0 else (3,)
             structures = [self.given.structure(1, wide, n, *kind) for n in parts]
@@ -177,7 +174,7 @@ class Search:
     def _moves(self, s: Structure) -> list[Structure]:
         """Structures one step away."""
         K, d, n = s.subspaces, max(s.latent_dims), max(s.modes)
-        kind = s.noise, s.coordinates
+        kind = s.kind
 
         def step(K: int = K, d: int = d, n: int = n, prior: float | None = s.prior_rows) -> Structure:
             return self.given.structure(K, d, n, *kind, prior)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from molrmog.laws.freedom import degrees_of_freedom
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given, Search
-from molrmog.learning.structures import Coordinates, Structure
+from molrmog.learning.structures import Kind, Structure
 from molrmog.learning.trials import Trial, Trials
 from molrmog.learning.unequal_starts import likelier
 from molrmog.learning.views import View
@@ -146,7 +145,7 @@ def choose(
     else:
         rows, labels, weights = _sampled(rows, labels, weights, seed)
         folds = _folds(len(rows), labels, seed) if criterion == "held-out" else [torch.zeros(len(rows)).bool()]
-    options = {"log_volume": log_volume, "criterion": criterion, "zero_mean": zero_mean, "seed": seed}
+    options: dict[str, Any] = {"log_volume": log_volume, "criterion": criterion, "zero_mean": zero_mean, "seed": seed}
     if labels is None:
         trials = Trials(rows, weights, folds, **options)
         search = Search(trials, given, budget, lambda count, best: watch(count, _in_short(best)))
@@ -197,7 +196,8 @@ def _sampled(
     if len(rows) <= most:
         return rows, labels, weights
     at = torch.randperm(len(rows), generator=torch_generator(seed))[:most].sort().values
-    return rows.subset(at), *(None if each is None else each[at] for each in (labels, weights))
+    labels, weights = (None if each is None else each[at] for each in (labels, weights))
+    return rows.subset(at), labels, weights
 
 
 def _beside(
@@ -248,14 +248,19 @@ def _by_class(
             modes=_own(given.modes, k),
         )
         trials = Trials(rows.subset(own), part, here, **options)
-        searches.append(Search(trials, alone, budget / classes, lambda count, best, k=k: watch(count, f"class {k + 1} of {classes}: {_in_short(best)}")))
+        searches.append(
+            Search(
+                trials,
+                alone,
+                budget / classes,
+                lambda count, best, k=k: watch(count, f"class {k + 1} of {classes}: {_in_short(best)}"),
+            )
+        )
     counts = torch.bincount(labels, weights)
     shares = (counts / counts.sum()).tolist()
     found: list[Trial] = []
-    whys: list[str] = []
-    for search in searches:
-        whys.append(search.run())
-    kinds = list(dict.fromkeys((s.noise, s.coordinates) for search in searches for s in search.trials.done))
+    whys = [search.run() for search in searches]
+    kinds = list(dict.fromkeys(s.kind for search in searches for s in search.trials.done))
     for kind in kinds:
         own = [_best_of(search, kind) for search in searches]
         found.append(_together(own, shares, rows, kind))
@@ -266,8 +271,8 @@ def _own(numbers: tuple[int, ...] | None, k: int) -> tuple[int, ...] | None:
     return numbers if numbers is None or len(numbers) == 1 else (numbers[k],)
 
 
-def _best_of(search: Search, kind: tuple[str, Coordinates]) -> Trial:
-    of = [each for each in search.trials.done.values() if (each.structure.noise, each.structure.coordinates) == kind]
+def _best_of(search: Search, kind: Kind) -> Trial:
+    of = [each for each in search.trials.done.values() if each.structure.kind == kind]
     if not of:
         best = search.trials.best.structure
         (trial,) = search.trials.judge([dataclasses.replace(best, noise=kind[0], coordinates=kind[1])])
@@ -275,7 +280,7 @@ def _best_of(search: Search, kind: tuple[str, Coordinates]) -> Trial:
     return max(of, key=lambda each: each.value)
 
 
-def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows, kind: tuple[str, Coordinates]) -> Trial:
+def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows, kind: Kind) -> Trial:
     """The trial of a law of which each class has one subspace."""
     shapes = [trial.structure for trial in trials]
     leaning = [s.prior_rows for s in shapes if max(s.modes) > 1 and s.prior_rows is not None]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class Stack:
         law_of = torch.arange(len(index)).repeat_interleave(torch.bincount(self.law_of, minlength=self.count)[index])
         law = self.law
         n, d = max(law.modes[k] for k in kept.tolist()), max(law.latent_dims[k] for k in kept.tolist())
-        config = {
+        config: dict[str, Any] = {
             "dim": law.dim,
             "latent_dims": [law.latent_dims[k] for k in kept.tolist()],
             "modes": [law.modes[k] for k in kept.tolist()],

@@ -1,7 +1,7 @@
 """The structure of a law: what is chosen before EM can begin.
 
-    K subspaces, each with its dimension d_k and its number n_k of modes; the kind of noise, and in which coordinates;
-    how many rows the prior is worth by which modes lean on each other; how far EM goes
+K subspaces, each with its dimension d_k and its number n_k of modes; the kind of noise, and in which coordinates;
+how many rows the prior is worth by which modes lean on each other; how far EM goes
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Coordinates = Literal["data", "scaled", "principal"]
+Kind = tuple[str, Coordinates]
 
 FLOOR = 1e-3
 _WORDS = {
@@ -54,6 +55,11 @@ class Structure:
     def subspaces(self) -> int:
         """Number K of subspaces."""
         return len(self.modes)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of noise, and its coordinates."""
+        return self.noise, self.coordinates
 
     @property
     def nu(self) -> float:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,7 +189,9 @@ class Trials:
                 at = (~fold).nonzero()[:, 0]
                 weights = self.weights[at] if self._weighted else None
                 rows = self.rows.subset(at)
-                self._views[coordinates].append(View.of(rows, coordinates, weights, self.seed, centred=not self.zero_mean))
+                self._views[coordinates].append(
+                    View.of(rows, coordinates, weights, self.seed, centred=not self.zero_mean)
+                )
         return self._views[coordinates]
 
     def _trial(self, structure: Structure) -> Trial:
@@ -215,7 +218,9 @@ class Trials:
             prior_rows=torch.tensor([each.nu for each, _ in jobs], dtype=torch.float64),
             floor=torch.stack([part.floor(each) for each, part in jobs]),
             spread2=torch.stack([part.spread(each).square() for each, part in jobs]),
-            divisor=None if parts[0].scale is None else torch.stack([part.scale for _, part in jobs]),
+            divisor=torch.stack([part.scale for _, part in jobs if part.scale is not None])
+            if parts[0].scale is not None
+            else None,
             zero_mean=self.zero_mean,
         )
         volume = torch.tensor([[part.log_volume] for part in parts], dtype=torch.float64)  # (F, 1)
@@ -265,7 +270,7 @@ class Trials:
 
     def _of_fold(self, structure: Structure, f: int) -> Trial:
         part, D = self._parts(structure.coordinates)[f], self.rows.dim
-        options = {
+        options: dict[str, Any] = {
             "prior_rows": structure.nu,
             "zero_mean": self.zero_mean,
             "spread": part.spread(structure),

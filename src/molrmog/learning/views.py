@@ -1,7 +1,7 @@
 """Rows as a structure sees them: in the coordinates of the data, scaled column by column, or along principal axes.
 
-A view knows how the columns of its rows spread, where a fit to them begins, and how a law of what it sees becomes one of
-the data.
+A view knows how the columns of its rows spread, where a fit to them begins, and how a law of what it sees becomes one
+of the data.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,12 +125,10 @@ class View:
 
     # --- where fits begin
 
-    def starts(
-        self, structure: Structure, *, zero_mean: bool, labels: Tensor | None = None
-    ) -> list[MoLRMoG]:
+    def starts(self, structure: Structure, *, zero_mean: bool, labels: Tensor | None = None) -> list[MoLRMoG]:
         """Laws from which EM may start, on any number of rows: see `subspaces` and `unequal_starts`."""
         shape = self.rows, labels, structure.latent_dims, structure.modes
-        options = {"rank": structure.rank, "zero_mean": zero_mean, "seed": self.seed}
+        options: dict[str, Any] = {"rank": structure.rank, "zero_mean": zero_mean, "seed": self.seed}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "a subspace starts with")
             laws = [initial_law(*shape, noise_floor=float(self.floor(structure).max()), **options)]
@@ -168,7 +167,7 @@ class View:
     def _clustered(
         self, K: int, in_units: bool, centred: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, list[Spectrum | None]]:
-        """Rows, in units where told, the units, the cluster of each row, and the spectrum of each where that is cheap."""
+        """Rows, in units where told, the units, the cluster of each row, and its spectrum where that is cheap."""
         if (K, in_units) not in self._clusters:
             x = self.rows[slice(0, len(self.rows))].double()
             least = (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST))
@@ -178,7 +177,9 @@ class View:
             found = [k_means(u, K, torch_generator(self.seed + i), max_iter=10) for i in tries]
             assigned = min(found, key=lambda each: each[2])[0]
             groups = [u[assigned == k] for k in range(K)]
-            spectra = [_spectrum(group, centred) if u.shape[1] <= _NARROW and len(group) > 1 else None for group in groups]
+            spectra = [
+                _spectrum(group, centred) if u.shape[1] <= _NARROW and len(group) > 1 else None for group in groups
+            ]
             self._clusters[K, in_units] = u, unit, assigned, spectra
         return self._clusters[K, in_units]
 
