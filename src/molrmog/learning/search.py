@@ -141,7 +141,7 @@ class Search:
         """The best of each kind of noise, parted into subspaces and into modes."""
         of_kind: dict[object, Trial] = {}
         for trial in self.trials.done.values():
-            kind = trial.structure.noise, trial.structure.coordinates
+            kind = trial.structure.kind
             of_kind[kind] = max(of_kind.get(kind, trial), trial, key=lambda each: each.value)
         leading = sorted(of_kind.values(), key=lambda each: -each.value)[:2]
         for place, trial in enumerate(leading):

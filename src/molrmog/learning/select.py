@@ -11,27 +11,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from molrmog.laws.freedom import degrees_of_freedom
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given, Search
 from molrmog.learning.structures import Kind, Structure
-from molrmog.learning.trials import Trial, Trials
+from molrmog.learning.trials import FEW_NUMBERS, Trial, Trials
 from molrmog.learning.unequal_starts import likelier
 from molrmog.learning.views import View
 from molrmog.seeds import torch_generator
 
-CRITERIA = ("held-out", "bic", "icl")
 BUDGET = 1e12  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
-_QUICK = 2**18  # numbers in rows that are few
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
 _FOLDS = ((80, 8), (500, 5), (1_000, 3), (2_500, 2))  # below so many rows, so many folds
@@ -61,7 +58,6 @@ class Selection:
     rows: int
     sampled: int
     dim: int
-    words: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         """What was chosen and by how much, in a few lines."""
@@ -96,16 +92,6 @@ class Selection:
         gain = max(0.0, first["train"] - first["held_out"]) / 4
         # Held-out rows lose what fitted ones gain, p / 2N each: twice the rows give back a quarter of the difference.
         return f"rows: {settled}; twice as many would be worth about {gain:.2g} nats per row to the same structure"
-
-    def plot(self, path: Any = None) -> Any:
-        """Draw every candidate: its worth over its degrees of freedom.
-
-        Args:
-            path: of a picture to write; where not given, the matplotlib figure is returned.
-        """
-        from molrmog.learning.select_plot import draw
-
-        return draw(self, path)
 
 
 def choose(
@@ -154,7 +140,7 @@ def choose(
     else:
         found, why = _by_class(rows, labels, weights, folds, given, budget, watch, options)
     used = len(rows) - (len(held_out) if held_out is not None and criterion == "held-out" else 0)
-    return _selection(found, criterion, why, weights, total, used, rows.dim)
+    return _selection(found, criterion, why, total, used, rows.dim)
 
 
 def law_of(
@@ -171,7 +157,7 @@ def law_of(
     view = View.of(rows, structure.coordinates, weights, seed, centred=not zero_mean)
     options: dict[str, Any] = {"prior_rows": structure.nu, "zero_mean": zero_mean}
     options |= {"spread": view.spread(structure), "noise_floor": view.floor(structure)}
-    quick = len(rows) * rows.dim <= _QUICK and labels is None
+    quick = len(rows) * rows.dim <= FEW_NUMBERS and labels is None
     starts: list[MoLRMoG] = []
     for i in range(n_init):
         own = dataclasses.replace(view, seed=seed + 100 * i)
@@ -263,7 +249,7 @@ def _by_class(
     kinds = list(dict.fromkeys(s.kind for search in searches for s in search.trials.done))
     for kind in kinds:
         own = [_best_of(search, kind) for search in searches]
-        found.append(_together(own, shares, rows, kind))
+        found.append(_together(own, shares, rows))
     return sorted(found, key=lambda each: -each.value), whys[0]
 
 
@@ -280,7 +266,7 @@ def _best_of(search: Search, kind: Kind) -> Trial:
     return max(of, key=lambda each: each.value)
 
 
-def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows, kind: Kind) -> Trial:
+def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows) -> Trial:
     """The trial of a law of which each class has one subspace."""
     shapes = [trial.structure for trial in trials]
     leaning = [s.prior_rows for s in shapes if max(s.modes) > 1 and s.prior_rows is not None]
@@ -292,9 +278,6 @@ def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows, kind
         floor=max(s.floor for s in shapes),
         even=any(s.even for s in shapes),
     )
-    freedom = degrees_of_freedom(
-        rows.dim, structure.latent_dims, structure.ranks(), kind[0], turned=kind[1] == "principal"
-    )  # fmt: skip
     entropy = -sum(w * math.log(w) for w in shares if w > 0)
 
     def mean(name: str) -> float:
@@ -302,7 +285,7 @@ def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows, kind
 
     return Trial(
         structure,
-        freedom,
+        structure.degrees_of_freedom(rows.dim),
         value=mean("value") - entropy,
         held_out=mean("held_out") - entropy,
         train=mean("train") - entropy,
@@ -311,9 +294,7 @@ def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows, kind
     )
 
 
-def _selection(
-    found: Sequence[Trial], criterion: str, why: str, weights: Tensor | None, rows: int, sampled: int, dim: int
-) -> Selection:
+def _selection(found: Sequence[Trial], criterion: str, why: str, rows: int, sampled: int, dim: int) -> Selection:
     best = found[0]
     fitted = sampled * (0.8 if criterion == "held-out" else 1.0)
     table: list[dict[str, Any]] = []

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from molrmog.laws.freedom import degrees_of_freedom
+
 Coordinates = Literal["data", "scaled", "principal"]
 Kind = tuple[str, Coordinates]
 
@@ -66,15 +68,15 @@ class Structure:
         """How many rows the prior on each mode's covariance is worth."""
         return float(max(self.latent_dims)) if self.prior_rows is None else self.prior_rows
 
-    @property
-    def law_noise(self) -> str:
-        """The kind of noise of the law in the coordinates of the data."""
-        return "diagonal" if self.coordinates == "scaled" and self.noise == "isotropic" else self.noise
-
     def ranks(self) -> list[list[int]]:
         """Rank of each mode's covariance."""
         of = [d if self.rank is None else min(d, self.rank) for d in self.latent_dims]
         return [[r] * n for r, n in zip(of, self.modes, strict=True)]
+
+    def degrees_of_freedom(self, dim: int) -> int:
+        """Of a law of this structure over R^dim."""
+        turned = self.coordinates == "principal"
+        return degrees_of_freedom(dim, self.latent_dims, self.ranks(), self.noise, turned=turned)
 
     def __str__(self) -> str:
         """The structure in words."""

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molrmog.laws.freedom import degrees_of_freedom
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import em_steps
 from molrmog.learning.rows import Rows
@@ -27,7 +26,7 @@ from molrmog.learning.structures import Coordinates, Structure
 from molrmog.learning.unequal_starts import likelier
 from molrmog.learning.views import View
 
-_STACKED = 2**18  # numbers in rows that many laws are fitted to side by side
+FEW_NUMBERS = 2**18  # numbers in rows that many laws are fitted to side by side
 _PASSES = 30
 _PATIENCE, _FLAT = 2, 2  # passes without better held-out rows, and that hardly raise the objective
 _SEEN_BEFORE = 4  # passes before a structure is given up
@@ -158,7 +157,7 @@ class Trials:
 
     def _is_stacked(self, structure: Structure) -> bool:
         """Whether a structure is fitted beside others; every fold has principal axes of its own."""
-        return len(self.rows) * self.rows.dim <= _STACKED and structure.coordinates != "principal"
+        return len(self.rows) * self.rows.dim <= FEW_NUMBERS and structure.coordinates != "principal"
 
     def _groups(self, structures: Sequence[Structure]) -> Iterator[list[Structure]]:
         """Structures that are fitted side by side: of one kind, of similar shapes, and not too many."""
@@ -195,14 +194,10 @@ class Trials:
         return self._views[coordinates]
 
     def _trial(self, structure: Structure) -> Trial:
-        freedom = degrees_of_freedom(
-            self.rows.dim, structure.latent_dims, structure.ranks(), structure.noise,
-            turned=structure.coordinates == "principal",
-        )  # fmt: skip
-        return Trial(structure, freedom)
+        return Trial(structure, structure.degrees_of_freedom(self.rows.dim))
 
     def _target(self) -> float:
-        return max((trial.value for trial in self.done.values()), default=-math.inf)
+        return self.best.value if self.done else -math.inf
 
     def _together(self, group: Sequence[Structure]) -> list[Trial]:
         """Structures of one kind, all folds side by side."""
