@@ -36,7 +36,7 @@ SHAPES = {
 }
 HEAD = 384
 GAMMAS = (0.01, 0.03, 0.08, 0.22, 0.61, 1.6, 4.5)
-PATCHES = {"subspaces": 10, "latent_dim": 32, "modes": 20}
+PATCHES = {"subspaces": 10, "latent_dim": 32, "modes": 20, "noise": "isotropic"}
 
 Fit = Callable[[molrmog.Dataset, dict[str, int]], Any]
 
@@ -45,7 +45,7 @@ def head_and_tail(train: molrmog.Dataset, shape: dict[str, int]) -> Any:
     """A law of isotropic noise in the leading principal coordinates, a Gaussian on the rest."""
     x = torch.from_numpy(train.x)
     offset, axes, variance, left = principal_coordinates(Rows(x))
-    head = molrmog.fit((x - offset) @ axes[:, :HEAD], train.labels, max_iter=12, tol=0, **shape)
+    head = molrmog.fit((x - offset) @ axes[:, :HEAD], train.labels, max_iter=12, tol=0, noise="isotropic", **shape)
     return with_tail(head, axes, offset, variance[HEAD:].clamp(min=1e-8).sqrt(), left.clamp(min=1e-8).sqrt())
 
 
@@ -57,7 +57,8 @@ def patches(train: molrmog.Dataset, shape: dict[str, int]) -> Any:
 
 
 def fitted(**noise: Any) -> Fit:
-    """A fit with such noise."""
+    """A fit with such noise, isotropic where none is told."""
+    noise = {"noise": None} | noise
     return lambda train, shape: molrmog.fit(train, train.labels, max_iter=12, tol=0, **shape, **noise)
 
 

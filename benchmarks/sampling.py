@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
 
     data = molrmog.load_data("mnist")
-    law = molrmog.fit(data, data.labels, latent_dim=32, modes=8)
+    law = molrmog.fit(data, data.labels, latent_dim=32, modes=8, noise="isotropic")
     generator = torch.Generator().manual_seed(0)
     law.sample(100, generator)
     start = time.perf_counter()

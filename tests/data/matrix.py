@@ -124,7 +124,7 @@ def verdicts(table: pa.Table, form: str, folder: Path, name: str) -> dict[str, s
 
 
 def small_fit(x: Any, labels: Any = None) -> Any:
-    return molrmog.fit(x, labels, subspaces=1, latent_dim=1, modes=1, max_iter=1)
+    return molrmog.fit(x, labels, subspaces=1, latent_dim=1, modes=1, max_iter=1, noise="isotropic")
 
 
 def estimated(x: Any) -> int:

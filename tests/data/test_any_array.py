@@ -82,7 +82,7 @@ BAD = {
     "nothing": (lambda: None, "lacks 1 of 1 values"),
     "an object": (object, "Python objects such as <object"),
 }
-SMALL = {"subspaces": 1, "latent_dim": 1, "modes": 1, "max_iter": 1}
+SMALL = {"subspaces": 1, "latent_dim": 1, "modes": 1, "noise": "isotropic", "max_iter": 1}
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")

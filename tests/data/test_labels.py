@@ -61,7 +61,7 @@ X = np.random.default_rng(0).normal(size=(4, 3))
 
 def consumers(y):
     """What a fit, the estimator and the experts of a network make of labels."""
-    small = {"latent_dim": 1, "modes": 1, "max_iter": 1}
+    small = {"latent_dim": 1, "modes": 1, "noise": "isotropic", "max_iter": 1}
     return [
         lambda: molrmog.fit(X, y, **small),
         lambda: MoLRMoGEstimator(latent_dim=1, max_iter=1, use_labels=True).fit(X, y),

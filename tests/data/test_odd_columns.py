@@ -100,7 +100,7 @@ def test_whole_numbers_that_are_rounded_are_said(tmp_path, kind):
 @pytest.mark.parametrize("make", [np.array, torch.tensor, pd.DataFrame, lambda x: x.astype(np.uint64)])
 def test_whole_numbers_of_a_caller_that_are_rounded_are_said(make):
     with pytest.warns(UserWarning, match=r"whole numbers beyond 2\^53 are rounded"):
-        molrmog.fit(make(BIG), None, 1, 1, 1, max_iter=1)
+        molrmog.fit(make(BIG), None, 1, 1, 1, max_iter=1, noise="isotropic")
 
 
 def test_a_second_array_behind_the_first_is_no_secret(tmp_path):
@@ -133,4 +133,4 @@ def test_the_estimator_takes_what_a_fit_takes(kind):
     from molrmog.interfaces.estimator import MoLRMoGEstimator
 
     assert MoLRMoGEstimator(n_subspaces=1, latent_dim=1, max_iter=1).fit(x).n_features_in_ == 2
-    assert molrmog.fit(x, None, 1, 1, 1, max_iter=1).dim == 2
+    assert molrmog.fit(x, None, 1, 1, 1, max_iter=1, noise="isotropic").dim == 2

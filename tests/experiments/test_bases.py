@@ -18,7 +18,7 @@ def rows(n=240, dim=8, seed=0):
 def test_the_fitted_base_is_the_law_by_label_told_its_subspace():
     x, expert = rows()
     base = fitted_base(x, expert, latent_dim=3, modes=2)
-    law = molrmog.fit(x, labels=expert, latent_dim=3, modes=2)
+    law = molrmog.fit(x, labels=expert, latent_dim=3, modes=2, noise="isotropic")
     assert isinstance(base, ConditionalLaw)
     assert torch.equal(base.denoise(x, 0.8, 0.6), law.denoise(x, 0.8, 0.6))
     assert not any(parameter.requires_grad for parameter in base.parameters())
@@ -51,7 +51,7 @@ def test_a_head_gives_diagonal_noise():
 
 def test_a_saved_law_is_told_its_experts_only_where_they_are_its_subspaces(tmp_path):
     x, expert = rows()
-    law = molrmog.fit(x, labels=expert, latent_dim=3, modes=2)
+    law = molrmog.fit(x, labels=expert, latent_dim=3, modes=2, noise="isotropic")
     law.save_pretrained(tmp_path)
     found = saved_base(tmp_path, 8, 3)
     assert type(found) is MoLRMoG

@@ -25,7 +25,7 @@ def place(tmp_path_factory):
     x = rng.normal(size=(400, 6)) * [1, 1, 1, 0.3, 0.2, 0.1] + 4 * label[:, None]
     np.savez(folder / "rows.npz", x=x.astype(np.float32), y=label)
     train, _ = load_parts(str(folder / "rows.npz"))
-    molrmog.fit(train, train.labels, latent_dim=3, modes=2).save_pretrained(folder / "law")
+    molrmog.fit(train, train.labels, latent_dim=3, modes=2, noise="isotropic").save_pretrained(folder / "law")
     words = ["--network", "mlp", "--autoencoder", "none", "--width", "8", "--steps", "30", "--device", "cpu"]
     assert main(["train", str(folder / "rows.npz"), "--out", str(folder / "run"), *words, "--no-evaluate"]) == 0
     return folder

@@ -422,7 +422,7 @@ def test_a_device_that_is_not_there(device, at_home):
     x = np.zeros((9, 2))
     network = molrmog.MLPDenoiser(2, width=4, depth=1)
     for ask in (
-        lambda: molrmog.fit(x, device=device),
+        lambda: molrmog.fit(x, device=device, subspaces=10, latent_dim=32, modes=8, noise="isotropic"),
         lambda: molrmog.TrainingOptions(steps=1, device=device),
         lambda: molrmog.train(network, x, molrmog.VPSchedule(), steps=1, device=device),
     ):

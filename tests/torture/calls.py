@@ -457,7 +457,7 @@ def fits(draw: Draw) -> tuple[str, Callable[[], Any], Callable[[Any], str | None
         modes=[1, 2, [1]],
         rank=[None, 0, 1],
         head=[None, 1, "auto"],
-        noise=[None, "isotropic", "diagonal", "shared"],
+        noise=[None, "auto", "isotropic", "diagonal", "shared"],
         axes=[None, "pca", "dct", np.eye(d), torch.eye(d)],
         seed=[0, -1, 2**64, np.uint8(3), torch.tensor(4)],
         zero_mean=[False, True],

@@ -243,7 +243,7 @@ def _starts(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     runs.append(("learned, truth", _learned(space.law, x)))
     options: dict[str, Any] = {"subspaces": shape.subspaces, "latent_dim": shape.latent_dim, "modes": shape.modes}
     for one in range(4):
-        law = cast(MoLRMoG, fit(x, **options, rank=shape.rank, seed=one, max_iter=200, tol=1e-6))
+        law = cast(MoLRMoG, fit(x, **options, noise="isotropic", rank=shape.rank, seed=one, max_iter=200, tol=1e-6))
         runs.append(("learned, clustered", law))
     truth = {run.split(",")[0]: float(law.log_prob(x).mean()) for run, law in runs if run.endswith("truth")}
     records: list[dict[str, Any]] = []

@@ -411,7 +411,7 @@ def start_law(start: str, law: TrueLaw, x: Tensor, subspace: Tensor, seed: int, 
 def clustered_law(law: TrueLaw, x: Tensor, seed: int, restarts: int) -> MoLRMoG:
     """The likeliest law of several fits by EM that are not told the subspaces; arguments as above."""
     shape: dict[str, Any] = {"subspaces": law.subspaces, "latent_dim": law.latent_dim, "modes": law.modes}
-    found = [fit(x, seed=one, rank=law.rank, **shape) for one in range(seed, seed + restarts)]
+    found = [fit(x, seed=one, rank=law.rank, noise="isotropic", **shape) for one in range(seed, seed + restarts)]
     return cast(MoLRMoG, max(found, key=lambda law: mean_log_prob(law, Rows(x))))
 
 

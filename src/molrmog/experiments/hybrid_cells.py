@@ -86,6 +86,7 @@ def make_base(chosen: Mapping[str, Any], rows: Dataset, made: Callable[[str], De
         made: a base that was made before, by its name.
     """
     options = {key: value for key, value in chosen.items() if key not in ("kind", "labels")}
+    options.setdefault("noise", None)  # isotropic, where nothing else is told
     x = torch.from_numpy(np.asarray(rows.x))
     labels = rows.labels if chosen.get("labels") else None
     if chosen["kind"] == "law":

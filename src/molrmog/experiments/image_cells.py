@@ -226,7 +226,7 @@ Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _pixel_law(settings: Settings, folder: Path, rows: Dataset, x: Tensor, expert: Tensor) -> tuple[Draw, metrics.Cost]:
-    law = fit(x, labels=expert, seed=settings["seed"], **settings["options"])
+    law = fit(x, labels=expert, seed=settings["seed"], noise="isotropic", **settings["options"])
     law.save_pretrained(folder / "model")
     return lambda k, generator: law.sample(len(k), generator, subspace=k).x, metrics.cost(law, x[:256], *SCHEDULE(0.5))
 

@@ -149,7 +149,7 @@ def _clusters(x: np.ndarray, experts: int, seed: int) -> Law:
     latent_dim = min(16, x.shape[1] // 2 or 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "EM dropped")  # nobody asked for these modes
-        return fit(x, subspaces=experts, latent_dim=latent_dim, modes=4, max_iter=20, seed=seed)
+        return fit(x, subspaces=experts, latent_dim=latent_dim, modes=4, max_iter=20, seed=seed, noise="isotropic")
 
 
 def build_autoencoders(

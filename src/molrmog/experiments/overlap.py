@@ -281,7 +281,7 @@ def compute_data(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     for modes in chosen.modes:
         for k in range(chosen.experts):
             report_progress(folder, 0.2 + 0.6 * k / chosen.experts)
-            law = fit(z[own == k], subspaces=1, modes=modes, **shape)
+            law = fit(z[own == k], subspaces=1, modes=modes, noise="isotropic", **shape)
             measure(law, z_held[others == k], "modes", modes, k)
     if chosen.kind != "vae":  # the latents of VAEs share no space
         scale = 1.0
@@ -289,7 +289,7 @@ def compute_data(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         if chosen.kind == "linear":
             scale = float(torch.stack([encoder.latent_scale for encoder in encoders]).mean())
             x, x_held = (torch.from_numpy(np.asarray(part.x)) / scale for part in (rows, held))
-        law = fit(x, labels=own, modes=chosen.modes[0], **shape)
+        law = fit(x, labels=own, modes=chosen.modes[0], noise="isotropic", **shape)
         picked = torch.randperm(len(x_held), generator=draw)[: settings["samples"]]
         for of in ("subspaces", "modes"):
             measure(law, x_held[picked], of, chosen.modes[0], None)

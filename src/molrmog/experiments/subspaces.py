@@ -226,7 +226,7 @@ def by_em(law: MoLRMoG, parts: Sequence[Tensor], starts: int, steps: int, draw: 
     def fitted(**options: Any) -> MoLRMoG:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "EM dropped|a subspace starts with")  # what few rows are bound to do
-            return cast(MoLRMoG, fit(x, zero_mean=modes == 1, **options))
+            return cast(MoLRMoG, fit(x, zero_mean=modes == 1, noise="isotropic", **options))
 
     shape: dict[str, Any] = {"subspaces": law.subspaces, "latent_dim": law.latent_dims[0], "modes": modes}
     laws = [fitted(seed=seed + start, **shape) for start in range(starts)]

@@ -42,6 +42,7 @@ from molrmog.learning.units import Moments, Units
 from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of, torch_generator
 
+_BESIDE_A_HEAD = 10, 32, 8  # subspaces, their dimension, and modes of each
 _GREATEST_FLOOR = 1e18  # in units of the data's spread: its square is a number in float32
 _CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as one that varies
 _FLOOR = 1e-3  # the default noise floor, of the overall standard deviation
@@ -53,14 +54,14 @@ _FLAT = 2  # passes running that hardly raise the log-likelihood: a single one m
 def fit(
     x: Any,
     labels: Any = None,
-    subspaces: int | Literal["auto"] = 10,
-    latent_dim: int | Sequence[int] | Literal["auto"] = 32,
-    modes: int | Sequence[int] | Literal["auto"] = 8,
+    subspaces: int | Literal["auto"] = "auto",
+    latent_dim: int | Sequence[int] | Literal["auto"] = "auto",
+    modes: int | Sequence[int] | Literal["auto"] = "auto",
     rank: int | None = None,
     head: int | Literal["auto"] | None = None,
     seed: int = 0,
     *,
-    noise: Literal["isotropic", "diagonal", "shared", "auto"] | None = None,
+    noise: Literal["isotropic", "diagonal", "shared", "auto"] | None = "auto",
     axes: Literal["pca", "dct"] | Tensor | None = None,
     zero_mean: bool = False,
     prior_rows: float | None = None,
@@ -77,23 +78,25 @@ def fit(
 ) -> Law:
     """Fit a law to rows of data by EM.
 
+    What is not given is chosen by how likely it makes rows that were held out, see `molrmog.select`; what was tried is
+    then in the law's `fit_summary_`.
+
     Args:
         x: rows, with shape (N, D): tensor, array, memory map (may be larger than memory), data frame, whose columns all
             count, or Dataset.
         labels: class of each row, with shape (N,), integers or strings, none missing: one subspace per class, in sorted
             order. None clusters.
-        subspaces: number K of subspaces, "auto" to choose it from the rows; with labels, the number of classes counts
-            instead. Where something is chosen, see `molrmog.learning.select`, the law has a `fit_summary_`.
+        subspaces: number K of subspaces, or "auto"; with labels, the number of classes counts instead.
         latent_dim: dimension d_k, of all subspaces or one per subspace, or "auto".
         modes: n_k, of all subspaces or one per subspace, or "auto".
         rank: rank of every mode's covariance; d_k where not given.
         head: None for a law whose subspaces lie anywhere in R^D; q for subspaces within the q leading principal axes,
             with diagonal noise along all of them: EM works in R^q, and the variance of each further axis is the same
-            for all subspaces; "auto" for whichever of these has the best log-likelihood on a tenth of the rows.
+            for all subspaces; "auto" for whichever of these has the best log-likelihood on a tenth of the rows. Nothing
+            is chosen beside a head: 10 subspaces of dimension 32 with 8 modes, where no other numbers are given.
         seed: of everything random.
         noise: off the subspaces: "isotropic", one variance per subspace; "diagonal", one per coordinate and subspace;
-            "shared", one per coordinate for all subspaces; "auto" chooses. Where not given, that of `start`, "auto"
-            where something else is chosen, or else isotropic.
+            "shared", one per coordinate for all subspaces; "auto" chooses. None is that of `start`, or isotropic.
         axes: whose coordinates unequal noise goes along: None, those of the data (drawings, tables); "pca", the
             principal axes of all rows (photographs; D x D numbers, and an eigendecomposition of that size); "dct",
             cosines: of every channel of the pictures of a Dataset, else of a row as it is; or orthonormal columns,
@@ -132,8 +135,17 @@ def fit(
     rows.moments()
     asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
     chosen = {name for name, value in asked.items() if _is_auto(value)} if start is None and head is None else set()
+    if head is not None:
+        K, d, n = _BESIDE_A_HEAD
+        d = min(d, rows.dim, head if isinstance(head, int) else d)
+        subspaces, latent_dim, modes = (
+            number if _is_auto(value) else value
+            for value, number in zip((subspaces, latent_dim, modes), (K, d, n), strict=True)
+        )
+    if not chosen and _is_auto(noise):
+        noise = None
     max_iter = whole(max_iter, "max_iter")
-    subspaces = 1 if _is_auto(subspaces) else whole(subspaces, "subspaces")
+    subspaces = 1 if _is_auto(subspaces) else whole(cast(Any, subspaces), "subspaces")
     rank = None if rank is None else whole(rank, "rank")
     head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
     turn = _axes_asked(x, axes, rows.dim)
@@ -296,7 +308,8 @@ def _kinds(noise: str | None, turn: Axes | Literal["pca"] | None) -> tuple[tuple
         ValueError: there is no such noise, or it does not go along axes.
     """
     names = ("diagonal", "shared") if turn is not None else NOISES
-    if noise is not None and not _is_auto(noise):
+    noise = "isotropic" if noise is None else noise
+    if not _is_auto(noise):
         if one_of(noise, "noise", NOISES) not in names:
             raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
         names = (noise,)

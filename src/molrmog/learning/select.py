@@ -29,6 +29,7 @@ from molrmog.seeds import torch_generator
 BUDGET = 1e12  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
+_SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
 _FOLDS = ((80, 8), (500, 5), (1_000, 3), (2_500, 2))  # below so many rows, so many folds
@@ -71,9 +72,9 @@ class Selection:
             "bic": f"BIC {first['bic']:,.1f}",
             "icl": f"ICL {first['icl']:,.1f}",
         }[self.criterion]
-        lines = [f"chosen: {self.best}; {judged}"]
-        if len(self.table) > 1:
-            second = self.table[1]
+        lines = [f"chosen: {first['what']}; {judged}"]
+        second = next((each for each in self.table if each["behind"] > _SAME * self.dim), None)
+        if second is not None:
             error = f" (standard error {second['behind_error']:.2g})" if second["behind_error"] > 0 else ""
             lines.append(f"next best, {second['behind']:.2g} nats per row behind{error}: {second['what']}")
         seen = f"{len(self.table)} candidates on {self.sampled:,} rows" + (
@@ -114,7 +115,7 @@ def choose(
         rows: in units of their own.
         labels: subspace of each row, with shape (N,); None to find them.
         weights: of the rows, with shape (N,).
-        held_out: rows to judge by; some of `rows` where not given.
+        held_out: rows to judge by; some of `rows` where not given, and where rows have labels, as these have none.
         given: what is not to be chosen.
         log_volume: what a log-density of these rows has more than one in the units of the data, in nats.
         criterion: "held-out", "bic" or "icl".
@@ -126,8 +127,10 @@ def choose(
     total = len(rows)
     if total < _FEW and held_out is None:
         criterion = "bic"
-    if held_out is not None and criterion == "held-out":
-        rows, labels, weights, folds = _beside(rows, held_out, labels, weights)
+    if held_out is not None and criterion == "held-out" and labels is None:
+        rows, _, weights = _sampled(rows, None, weights, seed)
+        held_out, _, _ = _sampled(held_out, None, None, seed)
+        rows, weights, folds = _beside(rows, held_out, weights)
     else:
         rows, labels, weights = _sampled(rows, labels, weights, seed)
         folds = _folds(len(rows), labels, seed) if criterion == "held-out" else [torch.zeros(len(rows)).bool()]
@@ -139,7 +142,7 @@ def choose(
         found = sorted(trials.done.values(), key=lambda each: -each.value)
     else:
         found, why = _by_class(rows, labels, weights, folds, given, budget, watch, options)
-    used = len(rows) - (len(held_out) if held_out is not None and criterion == "held-out" else 0)
+    used = min(len(rows), total)
     return _selection(found, criterion, why, total, used, rows.dim)
 
 
@@ -187,15 +190,13 @@ def _sampled(
 
 
 def _beside(
-    rows: Rows, held_out: Rows, labels: Tensor | None, weights: Tensor | None
-) -> tuple[Rows, Tensor | None, Tensor | None, list[Tensor]]:
+    rows: Rows, held_out: Rows, weights: Tensor | None
+) -> tuple[Rows, Tensor | None, list[Tensor]]:
     """Rows with those that were given to judge by behind them."""
     both = Rows(torch.cat([chunk for part in (rows, held_out) for _, chunk in part.chunks()])).as_standard()
     fold = torch.arange(len(both)) >= len(rows)
     weights = None if weights is None else torch.cat([weights, torch.ones(len(held_out), dtype=weights.dtype)])
-    if labels is not None:
-        raise ValueError("validation rows have no labels: leave out validation, or give every number")
-    return both, None, weights, [fold]
+    return both, weights, [fold]
 
 
 def _folds(rows: int, labels: Tensor | None, seed: int) -> list[Tensor]:
@@ -307,7 +308,7 @@ def _selection(found: Sequence[Trial], criterion: str, why: str, rows: int, samp
         bic = trial.degrees_of_freedom * math.log(fitted) - 2 * fitted * trial.train
         table.append(
             {
-                "what": str(s),
+                "what": s.words(dim),
                 "subspaces": s.subspaces,
                 "latent_dims": list(s.latent_dims),
                 "modes": list(s.modes),
