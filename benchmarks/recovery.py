@@ -33,7 +33,9 @@ def recover(seed: int, rows: int, max_iter: int) -> tuple[float, float, float, f
     generator = torch.Generator().manual_seed(seed)
     x, held_out = true.sample(rows, generator).x, true.sample(rows, generator).x
     start = time.perf_counter()
-    law = molrmog.fit(x, subspaces=SUBSPACES, latent_dim=LATENT_DIM, modes=MODES, seed=seed, max_iter=max_iter, noise="isotropic")
+    law = molrmog.fit(
+        x, subspaces=SUBSPACES, latent_dim=LATENT_DIM, modes=MODES, seed=seed, max_iter=max_iter, noise="isotropic"
+    )
     seconds = time.perf_counter() - start
     reached = [float(each.log_prob(held_out).mean()) for each in (true, law)]
     return *reached, subspace_error(law, true).max, seconds

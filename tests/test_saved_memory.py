@@ -34,7 +34,9 @@ def a_law(dim=6, **options):
 
 
 def fitted(**options):
-    return molrmog.fit(a_law().sample(200).x, subspaces=2, latent_dim=2, modes=2, max_iter=3, **{"noise": "isotropic"} | options)
+    return molrmog.fit(
+        a_law().sample(200).x, subspaces=2, latent_dim=2, modes=2, max_iter=3, **{"noise": "isotropic"} | options
+    )
 
 
 def pca(shape=(6,)):

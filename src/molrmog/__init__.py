@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from molrmog.learning.fit import fit
     from molrmog.learning.options import TrainingOptions
     from molrmog.learning.score_matching import ScoreMatching
+    from molrmog.learning.select import select
+    from molrmog.learning.selection import Selection as Selection
     from molrmog.learning.train import train
     from molrmog.models import Denoiser
     from molrmog.registry import load
@@ -92,6 +94,7 @@ __all__ = [
     "load_data",
     "sample",
     "sample_experts",
+    "select",
     "train",
 ]
 
@@ -106,6 +109,7 @@ _OTHERS = {  # public names that are no class of the registry: module, or module
     "Sampler": "sampling.base",
     "Samples": "laws.base",
     "ScoreMatching": "learning.score_matching",
+    "Selection": "learning.selection",
     "Subspace": "laws.molrmog",
     "TrainingOptions": "learning.options",
     "VESchedule": "schedules",
@@ -116,6 +120,7 @@ _OTHERS = {  # public names that are no class of the registry: module, or module
     "load_data": "data:load",
     "sample": "sampling",
     "sample_experts": "sampling",
+    "select": "learning.select",
     "train": "learning.train",
 }
 _ROOMS = (

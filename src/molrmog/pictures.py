@@ -192,6 +192,38 @@ def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return fig
 
 
+def selection(table: Sequence[Mapping[str, Any]], criterion: str = "held-out") -> Figure:
+    """What each candidate structure is worth, over its degrees of freedom.
+
+    Args:
+        table: of a `Selection`, the best first.
+        criterion: by which it was chosen.
+    """
+    fig, (axis,) = figure(6.2, 3.0)
+    best = 0.0 if criterion != "held-out" else float(table[0]["held_out"])
+    worth = np.array([best - each["behind"] for each in table])
+    freedom = np.array([each["degrees_of_freedom"] for each in table])
+    for name, colour in zip(("isotropic", "diagonal", "shared"), (_BLUE, _ORANGE, _GREEN), strict=True):
+        for several, marker in ((False, "o"), (True, "s")):
+            at = [i for i, e in enumerate(table) if e["noise"] == name and (e["subspaces"] > 1) == several]
+            label = f"{name} noise, {'several subspaces' if several else 'one subspace'}"
+            if at:
+                axis.scatter(freedom[at], worth[at], s=14, color=colour, marker=marker, alpha=0.8, label=label, lw=0)
+    axis.scatter(freedom[:1], worth[:1], s=110, facecolors="none", edgecolors=_INK, linewidths=1.2)
+    axis.annotate(
+        "chosen", (freedom[0], worth[0]), (0, 9), textcoords="offset points", ha="center", fontsize=8, color=_INK
+    )
+    low, high = np.quantile(worth, 0.25), worth.max()  # what is far behind would flatten the rest
+    axis.set_ylim(low - 0.08 * (high - low or 1.0), high + 0.22 * (high - low or 1.0))
+    axis.set_xlabel("degrees of freedom")
+    axis.set_ylabel(
+        "nats per held-out row" if criterion == "held-out" else f"nats per row behind, by {criterion.upper()}"
+    )
+    axis.legend(frameon=False, fontsize=7, labelcolor=_INK, loc="lower right")
+    logarithmic(axis, up=False)
+    return fig
+
+
 def gate_usage(weights: np.ndarray, shares: np.ndarray) -> Figure:
     """Weight of each subspace beside its mean responsibility on held-out rows, both with shape (K,)."""
     fig, (axis,) = figure(6.2, 2.7)

@@ -108,14 +108,7 @@ def _fit() -> ArgumentParser:
     add("data", type=str, help=DATA)
     add("--out", type=str, required=True, metavar="RUN", help="run folder to write")
     _yes_no(parser, "overwrite", False, "replace a run that is there")
-    add("--subspaces", type=int, default=10, help="number of subspaces; with --labels the number of classes counts")
-    add(
-        "--latent-dim",
-        type=int | list[int] | None,
-        default=None,
-        help="dimension of each, one number or [a,b,...]; 32 where not given, half the columns of a narrow table",
-    )
-    add("--modes", type=int | list[int], default=8, help="Gaussians in each, one number or [a,b,...]")
+    _structure(parser)
     add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
     add(
         "--head",
@@ -123,12 +116,47 @@ def _fit() -> ArgumentParser:
         default=None,
         help="fit in so many leading principal coordinates, with diagonal noise along all; auto chooses whether",
     )
+    _yes_no(parser, "labels", False, "one subspace per class")
+    _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
+    add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
+    add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
+    add("--n-init", type=int, default=1, help="starts of which the likeliest is fitted")
+    add("--max-iter", type=int, default=50, help="passes over the data, at most")
+    add("--tol", type=float, default=1e-4, help="stop when the log-likelihood per dimension rises by less, in nats")
+    add("--seed", type=int, default=0, help="of everything random")
+    _reading(parser)
+    add("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+    _yes_no(parser, "evaluate", True, "measure the Fréchet distance of samples and how rows cluster, too")
+    return parser
+
+
+def _structure(parser: ArgumentParser) -> None:
+    """The numbers that a fit chooses where they are not given."""
+    add = parser.add_argument
+    add(
+        "--subspaces",
+        type=int | Literal["auto"],
+        default="auto",
+        help="number of subspaces, chosen from the rows where not given; with --labels the number of classes counts",
+    )
+    add(
+        "--latent-dim",
+        type=int | list[int] | Literal["auto"] | None,
+        default="auto",
+        help="dimension of each, one number or [a,b,...]; chosen where not given",
+    )
+    add(
+        "--modes",
+        type=int | list[int] | Literal["auto"],
+        default="auto",
+        help="Gaussians in each, one number or [a,b,...]; chosen where not given",
+    )
     add(
         "--noise",
-        type=Literal["isotropic", "diagonal", "shared"] | None,
-        default=None,
+        type=Literal["isotropic", "diagonal", "shared", "auto"] | None,
+        default="auto",
         help="off the subspaces: one variance of each, one of each and every coordinate, or of every coordinate for "
-        "all (drawings and tables gain from the latter two); isotropic where not given",
+        "all; chosen where not given",
     )
     add(
         "--axes",
@@ -137,16 +165,33 @@ def _fit() -> ArgumentParser:
         help="along which unequal noise goes: principal axes (photographs) or cosines; those of the data where not "
         "given",
     )
-    _yes_no(parser, "labels", False, "one subspace per class")
-    _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
+
+
+def _select() -> ArgumentParser:
+    parser = _command(
+        "Say which structure the rows of some data reward: how many subspaces, of which dimension, with how many "
+        "modes, and which noise. molrmog fit chooses in the same way, and then fits."
+    )
+    add = parser.add_argument
+    add("data", type=str, help=DATA)
+    _structure(parser)
+    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
+    add(
+        "--criterion",
+        type=Literal["held-out", "bic", "icl"],
+        default="held-out",
+        help="held-out nats per row, or an information criterion, for tables whose parts are to be counted",
+    )
+    _yes_no(parser, "labels", False, "one subspace per class, each of a shape of its own")
+    _yes_no(parser, "zero-mean", False, "keep all means at zero")
     add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
     add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
-    add("--max-iter", type=int, default=50, help="passes over the data, at most")
-    add("--tol", type=float, default=1e-4, help="stop when the log-likelihood per dimension rises by less, in nats")
+    add("--rows", type=int, default=12, help="candidates to list")
+    add("--plot", type=str | None, default=None, metavar="FILE", help="write a picture of all candidates, PNG or SVG")
+    add("--out", type=str | None, default=None, metavar="FILE", help="write all candidates, CSV or JSON")
     add("--seed", type=int, default=0, help="of everything random")
     _reading(parser)
     add("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
-    _yes_no(parser, "evaluate", True, "measure the Fréchet distance of samples and how rows cluster, too")
     return parser
 
 
@@ -446,6 +491,7 @@ def _bench() -> ArgumentParser:
 
 _COMMANDS = {
     "fit": (_fit, "fit a law to data and write a run folder"),
+    "select": (_select, "say which structure the rows of some data reward"),
     "train": (_train, "train a score network and write a run folder"),
     "sample": (_sample, "draw samples of a run"),
     "evaluate": (_evaluate, "measure a run on held-out rows"),

@@ -47,6 +47,22 @@ def fit(*, command: str, **settings: Any) -> None:
     fit_run(**settings, command=command)
 
 
+def select(*, command: str, **settings: Any) -> None:
+    """Say which structure rows reward; see `molrmog.interfaces.selecting`.
+
+    Args:
+        command: the words that asked for this.
+        **settings: the options of `molrmog select`.
+
+    Raises:
+        ValueError: the data or settings do not fit.
+        OSError: the data are not there, or a file cannot be written.
+    """
+    from molrmog.interfaces.selecting import select_and_print
+
+    select_and_print(**settings)
+
+
 def train(*, command: str, **settings: Any) -> None:
     """Train a score network, or go on with its training.
 
@@ -378,6 +394,7 @@ def demo(*, out: str = "runs/demo", seed: int = 0, command: str) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
+    "select": select,
     "train": train,
     "sample": sample,
     "evaluate": evaluate,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import time
@@ -28,6 +27,7 @@ from molrmog.interfaces.runs import DATA_NAME, SAMPLES_NAME, SETTINGS_NAME, Run,
 from molrmog.laws.base import Law
 from molrmog.learning.em import EMState
 from molrmog.learning.fit import check_rows, fit
+from molrmog.learning.selection import rows_looked_at
 from molrmog.progress import progress, status
 from molrmog.saving import write_atomically
 
@@ -76,8 +76,8 @@ def fit_run(
     if labels and train.labels is None:
         raise ValueError(f"{train.name} has no labels: leave out --labels")
     shape = {name: value for name, value in options.items() if name not in source}
-    if shape.get("latent_dim") is None:
-        shape["latent_dim"] = latent_dim_of_fit(train.dim)
+    if shape.get("latent_dim") is None:  # as runs of earlier versions have it
+        shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
     _check_sizes(train, 1 if labels else shape["subspaces"], shape)
     settings = {
         "data": data,
@@ -116,37 +116,35 @@ def fit_run(
             raise
     evaluation.print_measurements(train.name, {"law": measured})
     print(f"report  {page}")
-
-
-def latent_dim_of_fit(dim: int) -> int:
-    """Dimension of the subspaces of rows with so many columns, where none is asked for."""
-    return 32 if dim >= 64 else max(1, dim // 2)
+    if selection := getattr(law, "fit_summary_", None):
+        print(selection)
 
 
 def forecast(train: Dataset) -> list[str]:
-    """What a fit of these rows without further options would do, a line each; the last one where it is refused."""
-    defaults = {name: each.default for name, each in inspect.signature(fit).parameters.items()}
-    K, n, d = defaults["subspaces"], defaults["modes"], latent_dim_of_fit(train.dim)
-    lines = [f"K = {K} subspaces of dimension {d}, {n} modes each, computed in {exact_precision(train.x)}"]
+    """What a fit of these rows without further options would do, a line each."""
+    seen = rows_looked_at(len(train), train.dim)
+    sample = "them" if seen == len(train) else f"{seen:,} of them"
+    lines = [f"chooses subspaces, dimensions, modes and noise from {sample}, computed in {exact_precision(train.x)}"]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            check_rows(train, [d] * K, [n] * K)
+            check_rows(train)
         except ValueError as error:
             lines.append(f"refused: {error}")
     return [*lines, *(f"warning: {each.message}" for each in said)]
 
 
-def _check_sizes(train: Dataset, subspaces: int, shape: Mapping[str, Any]) -> None:
+def _check_sizes(train: Dataset, subspaces: int | str, shape: Mapping[str, Any]) -> None:
     """Refuse a law of more parts than there are rows, or than fit into memory, before any of it is made.
 
     Raises:
         ValueError: that is what is asked for.
     """
     counts: dict[str, list[int]] = {
-        name: [value] if isinstance(value := shape.get(name, 1), int) else list(value)
-        for name in ("modes", "latent_dim")
+        name: [1] if value == "auto" else [value] if isinstance(value, int) else list(value)
+        for name, value in ((name, shape.get(name, 1)) for name in ("modes", "latent_dim"))
     }
+    subspaces = 1 if isinstance(subspaces, str) else subspaces
     for name, most in (("subspaces", subspaces), ("modes", max(counts["modes"]))):
         if most > len(train):
             raise ValueError(f"--{name} {most}: the {len(train):,} training rows are fewer, pass less")
@@ -195,8 +193,16 @@ def fit_and_record(
             text = f"pass {state.iteration} of {total} at most, {state.log_likelihood:.2f} nats/row"
             show(name, state.iteration, total, text)
 
-        law = fit(train, labels=train.labels if labels else None, on_iteration=on_iteration, **options)
+        law = fit(
+            train,
+            labels=train.labels if labels else None,
+            on_iteration=on_iteration,
+            on_choice=lambda count, text: show(name, text=f"choosing: {count} tried, {text}"),
+            **options,
+        )
         show(name, 1, total=1)
+    selection = getattr(law, "fit_summary_", None)
+    chosen = {} if selection is None else {"chosen": selection.lines(), "criterion": selection.criterion}
     record = {
         "kind": "fit",
         "command": command,
@@ -204,9 +210,11 @@ def fit_and_record(
         "passes": passes[-1]["iteration"] if passes else 0,
         "rows": len(train),
         "labels": labels,
+        **chosen,
         "machine": machine() | {"threads": torch.get_num_threads()},
     }
-    return law.cpu(), [record, *passes]
+    tried = [] if selection is None else [{"kind": "candidate", **each} for each in selection.table]
+    return law.cpu(), [record, *passes, *tried]
 
 
 def save_run(

@@ -85,6 +85,7 @@ def _of_run(folder: Path) -> tuple[Lines, dict[str, list[Measurement]]]:
     if made := next((r for r in records if r["kind"] in ("fit", "training")), None):
         if made["kind"] == "fit":
             lines.append(("fit", f"{made['seconds']:.1f} s, {made['passes']} passes"))
+            lines += [tuple(each.split(": ", 1)) for each in made.get("chosen", ())]
         lines.append(("command", made["command"]))
     latest: dict[tuple[str, str, str], Any] = {}
     for r in records:

@@ -17,6 +17,7 @@ from molrmog.interfaces.runs import REPORT_NAME, Run
 from molrmog.laws.base import Law, Subspace
 from molrmog.saving import write_atomically
 
+_CANDIDATES = 8  # listed
 _DRAWN = 12  # subspaces drawn, the heaviest ones
 _DIRECTIONS = 6  # directions drawn of each
 _MODES = 8  # mode means drawn of each
@@ -70,6 +71,7 @@ def write_report(
         curve=_curve(records),
         losses=None if curves is None else pictures.svg_uri(pictures.losses(held_out_losses(curves))),
         labelled=bool(fit.get("labels")),
+        chosen=_chosen(fit, [r for r in records if r["kind"] == "candidate"]),
         head=law.head_dim,
         drawn=_drawn(law, train, gates),
         hidden=max(0, law.subspaces - _DRAWN),
@@ -206,6 +208,21 @@ def _cards(measured: Sequence[Mapping[str, Any]], fit: Mapping[str, Any], train:
     if "seconds" in fit:
         cards.append((f"{fit['seconds']:.1f} s", "fit", f"{fit['passes']} passes over {len(train):,} rows"))
     return cards
+
+
+def _chosen(fit: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What was chosen, in words, as a table of the leading candidates and as a picture of all."""
+    if not tried:
+        return None
+    by_bic = fit["criterion"] != "held-out"
+    return {
+        "lines": [each.split(": ", 1) for each in fit["chosen"]],
+        "rows": tried[:_CANDIDATES],
+        "more": max(0, len(tried) - _CANDIDATES),
+        "judged": {"held-out": "held-out nats", "bic": "BIC", "icl": "ICL"}[fit["criterion"]],
+        "key": fit["criterion"] if by_bic else "held_out",
+        "plot": pictures.svg_uri(pictures.selection(tried, fit["criterion"])) if len(tried) > 2 else None,
+    }
 
 
 def _curve(records: Sequence[Mapping[str, Any]]) -> str | None:

@@ -23,19 +23,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from molrmog.arguments import flag, floating, is_a, one_of, one_or_several, real, shown, whole
-from molrmog.checks import check_orthonormal
-from molrmog.data.dataset import Dataset
-from molrmog.data.labels import classes_of
-from molrmog.devices import device_of
+from molrmog.arguments import flag, is_a, one_of, real, shown, whole
 from molrmog.laws.axes import Axes
-from molrmog.laws.base import Law, as_tensor
+from molrmog.laws.base import Law
 from molrmog.laws.molrmog import NOISES, MoLRMoG
+from molrmog.learning.asked import Read, axes_asked, check_sizes, is_auto, per_subspace, read
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
-from molrmog.learning.search import KINDS, Given
-from molrmog.learning.select import choose, law_of
-from molrmog.learning.structures import Coordinates
+from molrmog.learning.search import Given
+from molrmog.learning.select import Standard, choice, given_numbers
+from molrmog.learning.selection import Selection, law_of, starting_seeds
 from molrmog.learning.subspaces import initial_law, principal_coordinates
 from molrmog.learning.unequal_starts import likelier, unexplained
 from molrmog.learning.units import Moments, Units
@@ -66,15 +63,18 @@ def fit(
     zero_mean: bool = False,
     prior_rows: float | None = None,
     noise_floor: float | None = None,
+    n_init: int = 1,
     max_iter: int = 50,
     tol: float = 1e-4,
     weights: Any = None,
     validation: Any = None,
     start: MoLRMoG | None = None,
+    selection: Selection | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
     on_iteration: Callable[[EMState], None] | None = None,
+    on_choice: Callable[[int, str], None] | None = None,
 ) -> Law:
     """Fit a law to rows of data by EM.
 
@@ -107,17 +107,21 @@ def fit(
             data's standard deviation; for unequal noise in the coordinates of the data a thousandth of that of the
             coordinate. It is at least 1e-9 of the data's standard deviation, or of the rows' size where they are all
             equal.
+        n_init: of so many starts the one that a few passes make likeliest is fitted.
         max_iter: passes over the data, at most.
         tol: stop when the penalised log-likelihood per row and dimension rises by less in two passes running, in nats.
         weights: how many rows each row counts as, or shares that add up to one, with shape (N,). Where EM starts is
             found without them, but for rows of weight 0, which are left out.
         validation: held-out rows; stop when their log-likelihood no longer rises, and return the best law.
         start: a law to go on from; its shapes count, not `subspaces`, `latent_dim`, `modes` and `rank`.
+        selection: what `molrmog.select` found, with the same `axes` and `zero_mean`: its best structure counts in place
+            of the numbers above.
         dtype: float32 or float64, to compute in; where not given, float32 if that holds every value of x exactly, else
             float64.
         device: to compute on.
         progress: show a progress bar with the log-likelihood.
         on_iteration: called with the state after every pass.
+        on_choice: called with the number of structures that were tried, and the best so far in words.
 
     Returns:
         The law, on `device`, not asking for gradients.
@@ -130,47 +134,36 @@ def fit(
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
     seed = seed_of(seed)
-    dtype = None if dtype is None else floating(dtype)
-    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device_of(device))
-    rows.moments()
+    given = read(x, labels, weights, validation, dtype=dtype, device=device)
+    rows, y, w, held_out = given.rows, given.labels, given.weights, given.held_out
     asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
-    chosen = {name for name, value in asked.items() if _is_auto(value)} if start is None and head is None else set()
+    chosen = {name for name, value in asked.items() if is_auto(value)} if start is None and head is None else set()
     if head is not None:
         K, d, n = _BESIDE_A_HEAD
         d = min(d, rows.dim, head if isinstance(head, int) else d)
-        subspaces, latent_dim, modes = (
-            number if _is_auto(value) else value
-            for value, number in zip((subspaces, latent_dim, modes), (K, d, n), strict=True)
-        )
-    if not chosen and _is_auto(noise):
+        subspaces = K if is_auto(subspaces) else subspaces
+        latent_dim = d if is_auto(latent_dim) else latent_dim
+        modes = n if is_auto(modes) else modes
+    if not chosen and is_auto(noise):
         noise = None
     max_iter = whole(max_iter, "max_iter")
-    subspaces = 1 if _is_auto(subspaces) else whole(cast(Any, subspaces), "subspaces")
+    subspaces = 1 if is_auto(subspaces) else whole(cast(Any, subspaces), "subspaces")
     rank = None if rank is None else whole(rank, "rank")
     head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
-    turn = _axes_asked(x, axes, rows.dim)
+    turn = axes_asked(x, axes, rows.dim)
     prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
     noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
     tol = real(tol, "tol")
-    if not (on_iteration is None or callable(on_iteration)):
-        raise ValueError(f"on_iteration = {shown(on_iteration)}: pass a function of the state, or None")
+    for name, called in (("on_iteration", on_iteration), ("on_choice", on_choice)):
+        if not (called is None or callable(called)):
+            raise ValueError(f"{name} = {shown(called)}: pass a function, or None")
     zero_mean, progress = flag(zero_mean, "zero_mean"), flag(progress, "progress")
+    n_init = whole(n_init, "n_init")
     at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
     for name, value in at_least_zero.items():
         if value is not None and not value >= 0:
             raise ValueError(f"{name} = {value}: pass a number >= 0")
-    held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device, name="validation")
-    if held_out is not None:
-        if held_out.dim != rows.dim:
-            raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
-        held_out.moments("validation")
-    w = None if weights is None else _row_weights(weights, len(rows))
-    y, subspaces = _classes(labels, len(rows), subspaces)
-    if w is not None and not bool(w.all()):
-        kept = w.nonzero()[:, 0]
-        rows, w, y = rows.subset(kept), w[kept], None if y is None else y[kept]
-    if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
-        raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
+    subspaces = subspaces if given.classes is None else given.classes
     if start is not None:
         if not is_a(start, MoLRMoG):
             raise ValueError(f"start = {shown(start)}: pass a MoLRMoG, or None")
@@ -189,40 +182,23 @@ def fit(
         subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
     if subspaces < 1:
         raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
-    if chosen:
-        shapes = {"latent_dim": latent_dim, "modes": modes}
-        several = [len(value) for value in shapes.values() if not isinstance(value, int | str)]
-        free = "subspaces" in chosen and y is None
-        K = several[0] if free and several else subspaces
-        dims, counts = (
-            None if name in chosen else tuple(_per_subspace(name, cast(Any, value), K))
-            for name, value in shapes.items()
-        )
-        if len(rows) < K:
-            raise ValueError(f"{len(rows)} rows are fewer than the {K} subspaces asked for: lower subspaces")
-        _check_sizes(rows, dims or [1], counts or [1])
-        given = Given(
-            subspaces=None if free and not several else K,
-            latent_dims=dims if dims is None or not free else dims[:1],
-            modes=counts if counts is None or not free else counts[:1],
-            rank=rank,
-            kinds=_kinds(noise, turn),
-            prior_rows=prior_rows,
-            floor=None if noise_floor is None else noise_floor / (rows.moments().spread or 1.0),
-        )
-        if several:
-            given = dataclasses.replace(given, latent_dims=dims, modes=counts)
+    if n_init < 1 or (start is not None and n_init > 1):
+        raise ValueError(f"n_init = {n_init}: pass 1 or more, and leave it out where start is given")
+    if selection is not None:
+        _check_selection(selection, given, start, head)
+    if chosen or selection is not None:
+        fixed = selection or given_numbers(given, asked, rank, turn, prior_rows, noise_floor)
         return _fit_chosen(
-            rows, y, w, held_out, given, turn, seed=seed, zero_mean=zero_mean, max_iter=max_iter, tol=tol,
-            progress=progress, on_iteration=on_iteration,
+            given, fixed, turn, seed=seed, n_init=n_init, zero_mean=zero_mean, max_iter=max_iter, tol=tol,
+            progress=progress, on_iteration=on_iteration, on_choice=on_choice,
         )  # fmt: skip
     kind = one_of(noise, "noise", NOISES) if noise is not None else start.noise if start is not None else "isotropic"
     if turn is not None and kind == "isotropic":
         raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
     if head is not None and (turn is not None or noise == "shared"):
         raise ValueError("a head has diagonal noise along the principal axes: leave out axes and noise, or head")
-    dims = _per_subspace("latent_dim", cast(Any, latent_dim), subspaces)
-    counts = _per_subspace("modes", cast(Any, modes), subspaces)
+    dims = per_subspace("latent_dim", cast(Any, latent_dim), subspaces)
+    counts = per_subspace("modes", cast(Any, modes), subspaces)
     noise_floor = _checked(rows, dims, counts, noise_floor, equal=kind == "isotropic" and head is None)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
@@ -250,10 +226,12 @@ def fit(
             unit = deviation if principal else torch.maximum(unexplained(rows, w, seed), least)
             options |= {"spread": unit, "noise_floor": least}
         if law is None:
-            begin = functools.partial(initial_law, rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=seed)
-            laws = [begin(noise_floor=overall)]
-            if unit is not None and not principal:
-                laws.append(begin(unit=unit))
+            laws: list[MoLRMoG] = []
+            for one in starting_seeds(seed, n_init):
+                begin = functools.partial(initial_law, rows, y, dims, counts, rank=rank, zero_mean=zero_mean, seed=one)
+                laws.append(begin(noise_floor=overall))
+                if unit is not None and not principal:
+                    laws.append(begin(unit=unit))
             law = likelier([each.with_noise(kind).to(rows.device, rows.dtype) for each in laws], rows, y, w, **options)
         law = law.with_noise(kind).to(rows.device, rows.dtype)
 
@@ -297,100 +275,68 @@ def fit(
     return units.law_of_rows(fitted(head, rows, y, w, held_out))
 
 
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == "auto"
-
-
-def _kinds(noise: str | None, turn: Axes | Literal["pca"] | None) -> tuple[tuple[str, Coordinates], ...]:
-    """Kinds of noise, and their coordinates, that may be chosen.
-
-    Raises:
-        ValueError: there is no such noise, or it does not go along axes.
-    """
-    names = ("diagonal", "shared") if turn is not None else NOISES
-    noise = "isotropic" if noise is None else noise
-    if not _is_auto(noise):
-        if one_of(noise, "noise", NOISES) not in names:
-            raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
-        names = (noise,)
-    elif turn is None:
-        return KINDS
-    coordinates: Coordinates = "principal" if turn == "pca" else "data"
-    return tuple((name, coordinates) for name in names)
-
-
 def _fit_chosen(
-    rows: Rows,
-    y: Tensor | None,
-    w: Tensor | None,
-    held_out: Rows | None,
-    given: Given,
+    read: Read,
+    given: Given | Selection,
     turn: Axes | Literal["pca"] | None,
     *,
     seed: int,
+    n_init: int,
     zero_mean: bool,
     max_iter: int,
     tol: float,
     progress: bool,
     on_iteration: Callable[[EMState], None] | None,
+    on_choice: Callable[[int, str], None] | None,
 ) -> Law:
-    """Choose the structure of a law, and fit it to all rows."""
-    rows, units = rows.standard(centred=not zero_mean)
-    held_out = None if held_out is None else held_out.inside(units)
-    axes = turn if isinstance(turn, Axes) else None
-    if axes is not None:
-        rows, held_out = rows.turned(axes), None if held_out is None else held_out.turned(axes)
-    with stages(shown=progress) as show:
-        selection = choose(
-            rows, labels=y, weights=w, held_out=held_out, given=given, log_volume=units.log_volume,
-            zero_mean=zero_mean, seed=seed, watch=lambda count, text: show("choosing", count, text=text),
-        )  # fmt: skip
+    """Choose the structure of a law where it is not chosen yet, and fit it to all rows."""
+    standard = Standard.of(read, turn, zero_mean=zero_mean)
+    y, w, units = read.labels, read.weights, standard.units
+    selection = (
+        given
+        if isinstance(given, Selection)
+        else choice(standard, read, given, zero_mean=zero_mean, seed=seed, progress=progress, on_choice=on_choice)
+    )
     best = selection.best
-    view, law, options = law_of(rows, best, w, labels=y, zero_mean=zero_mean, seed=seed)
+    view, law, options = law_of(standard.rows, best, w, labels=y, zero_mean=zero_mean, seed=seed, n_init=n_init)
 
     def watch(state: EMState) -> None:
         if on_iteration is not None:
+            law = view.law_of_rows(state.law)
             own = dataclasses.replace(
                 state,
-                law=of_rows(state.law),
+                law=law if standard.axes is None else law.with_axes(standard.axes),
                 log_likelihood=state.log_likelihood - view.log_volume,
                 penalised=state.penalised - view.log_volume,
             )
             on_iteration(own.in_data_units(units))
 
-    def of_rows(law: MoLRMoG) -> MoLRMoG:
-        law = view.law_of_rows(law)
-        return law if axes is None else law.with_axes(axes)
-
     most = max_iter if best.passes is None else min(max_iter, best.passes)
-    seen = None if held_out is None else view.seen(held_out)
+    seen = None if standard.held_out is None else view.seen(standard.held_out)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "EM dropped")
         law = _settle(law, view.rows, y, w, seen, most, tol, progress, watch, units, **options)
-    fitted = units.law_of_rows(of_rows(law))
+    fitted = standard.law_of_rows(view.law_of_rows(law))
     fitted.fit_summary_ = selection  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return fitted
 
 
-def _axes_asked(x: Any, axes: Any, dim: int) -> Axes | Literal["pca"] | None:
-    """The axes that were asked for; principal ones are still to be found.
+def _check_selection(selection: Any, read: Read, start: Any, head: Any) -> None:
+    """Refuse a selection that is none, or is of other rows.
 
     Raises:
-        ValueError: they are neither named nor orthonormal columns.
+        ValueError: it is.
     """
-    if axes is None or (isinstance(axes, str) and axes == "pca"):
-        return axes
-    if isinstance(axes, str) and axes == "dct":
-        shape = x.shape if isinstance(x, Dataset) and x.is_image else (dim,)
-        return Axes.dct(shape)
-    if isinstance(axes, str):
-        raise ValueError(f"unknown axes {shown(axes)}: choose pca or dct, or pass orthonormal columns ({dim}, {dim})")
-    matrix = as_tensor(axes, "axes")
-    if matrix.shape != (dim, dim):
-        raise ValueError(f"axes have shape {tuple(matrix.shape)}: pass orthonormal columns with shape ({dim}, {dim})")
-    matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
-    check_orthonormal("axes", matrix[None], [dim])
-    return Axes.of(matrix)
+    if not isinstance(selection, Selection):
+        raise ValueError(f"selection = {shown(selection)}: pass what molrmog.select returned, or None")
+    if start is not None or head is not None:
+        raise ValueError("a selection says how to start: leave out start and head, or selection")
+    if selection.dim != read.rows.dim:
+        raise ValueError(f"selection is of rows with {selection.dim} columns, but x has {read.rows.dim}: select again")
+    if read.classes not in (None, selection.best.subspaces):
+        raise ValueError(
+            f"selection has {selection.best.subspaces} subspaces for {read.classes} classes: select with these labels"
+        )
 
 
 def _relative_floor(deviation: Tensor, *, alike: bool) -> Tensor:
@@ -421,18 +367,17 @@ def _with_tail(law: MoLRMoG, tail: Tensor, axes: Axes, offset: Tensor) -> MoLRMo
     return whole.with_axes(axes)
 
 
-def check_rows(x: Any, latent_dims: Sequence[int], modes: Sequence[int]) -> None:
+def check_rows(x: Any) -> None:
     """Look at rows as `fit` does before it begins, with a warning of what it would not see in them.
 
     Args:
         x: rows, with shape (N, D), as `fit` takes them.
-        latent_dims: of each subspace.
-        modes: of each subspace.
 
     Raises:
-        ValueError: the rows are not finite, or too few or too narrow for these shapes.
+        ValueError: the rows are not finite.
     """
-    _checked(Rows(x), latent_dims, modes, None)
+    rows = Rows(x)
+    rows.warn_of_rounding(_FLOOR * rows.moments().spread)
 
 
 def _checked(
@@ -442,7 +387,7 @@ def _checked(
 
     Where noise is not equal in all coordinates, floors that are not given differ, and there is no one number.
     """
-    _check_sizes(rows, latent_dims, modes)
+    check_sizes(rows, latent_dims, modes)
     moments = rows.moments()
     overall = _FLOOR * moments.spread if noise_floor is None else noise_floor
     if noise_floor is None and equal:
@@ -537,44 +482,6 @@ def _steps_by_class(
             log_likelihood=log_share + sum(w * s.log_likelihood for w, s in zip(share, states, strict=True)),
             penalised=log_share + sum(w * s.penalised for w, s in zip(share, states, strict=True)),
             rejected=any(s.rejected for s in states),
-        )
-
-
-def _classes(labels: Any, rows: int, subspaces: int) -> tuple[Tensor | None, int]:
-    """Labels as 0 to K - 1, and K."""
-    if labels is None:
-        return None, subspaces
-    index, classes = classes_of(labels, rows)
-    return torch.from_numpy(index), len(classes)
-
-
-def _row_weights(weights: Any, rows: int) -> Tensor:
-    w = as_tensor(weights, "weights").to("cpu", torch.float64)
-    if w.shape != (rows,):
-        raise ValueError(f"weights have shape {tuple(w.shape)} for {rows} rows: pass one weight per row, ({rows},)")
-    if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
-        raise ValueError("weights must be finite, >= 0 and not all zero")
-    return w
-
-
-def _per_subspace(name: str, value: int | Sequence[int], subspaces: int) -> list[int]:
-    given = one_or_several(value, name)
-    values = [given] * subspaces if isinstance(given, int) else list(given)
-    if len(values) != subspaces:
-        raise ValueError(f"{name} = {shown(value)} for {subspaces} subspaces: pass one number, or one per subspace")
-    if min(values) < 1:
-        raise ValueError(f"{name} = {shown(value)}: pass numbers >= 1")
-    return values
-
-
-def _check_sizes(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int]) -> None:
-    if max(latent_dims) > rows.dim:
-        raise ValueError(
-            f"latent_dim = {max(latent_dims)}, but the data have {rows.dim} columns: pass at most {rows.dim}"
-        )
-    if len(rows) < sum(modes):
-        raise ValueError(
-            f"{len(rows)} rows are fewer than the {sum(modes)} modes asked for: lower modes or subspaces, or add rows"
         )
 
 

@@ -1,334 +1,188 @@
-"""The structure of a law from the rows: which, why, and by how much.
-
-    few rows     folds, each held out once         many rows   a fifth of a sample is held out
-    labels       one subspace per class: each class chooses its own dimension and number of modes, all the same noise
-
-See `search` for what is tried, and `trials` for how it is judged.
-"""
+"""The structure of a law from rows: what was asked for is kept, the rest is chosen."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from molrmog.laws.molrmog import MoLRMoG
+from molrmog.arguments import flag, one_of, real, whole
+from molrmog.laws.axes import Axes
+from molrmog.laws.molrmog import NOISES, MoLRMoG
+from molrmog.learning.asked import Read, axes_asked, check_sizes, is_auto, per_subspace, read
 from molrmog.learning.rows import Rows
-from molrmog.learning.search import Given, Search
-from molrmog.learning.structures import Kind, Structure
-from molrmog.learning.trials import FEW_NUMBERS, Trial, Trials
-from molrmog.learning.unequal_starts import likelier
-from molrmog.learning.views import View
-from molrmog.seeds import torch_generator
-
-BUDGET = 1e12  # floating point operations of a search
-_SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
-_LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
-_SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
-_FEW = 4  # rows below which none can be held out
-_PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
-_FOLDS = ((80, 8), (500, 5), (1_000, 3), (2_500, 2))  # below so many rows, so many folds
+from molrmog.learning.search import KINDS, Given
+from molrmog.learning.selection import CRITERIA, Selection, choose
+from molrmog.learning.structures import Coordinates
+from molrmog.learning.units import Units
+from molrmog.progress import progress as stages
+from molrmog.seeds import seed_of
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What was tried and what was chosen.
-
-    Attributes:
-        table: a record of each candidate, the best first: subspaces K, latent_dims d, modes n, rank r, noise,
-            coordinates of the noise, prior_rows, degrees_of_freedom, nats per row of the rows fitted to (train) and of
-            held-out rows (held_out, NaN where none were), bic, icl, passes of EM, seconds, and behind: by how many nats
-            of the criterion it is worse than the best, with its standard error.
-        best: the structure that was chosen.
-        criterion: by which: "held-out", "bic" or "icl".
-        why: why the search ended.
-        rows: how many rows there were.
-        sampled: from how many of them the structure was chosen.
-        dim: dimension D.
-    """
-
-    table: tuple[dict[str, Any], ...]
-    best: Structure
-    criterion: str
-    why: str
-    rows: int
-    sampled: int
-    dim: int
-
-    def __str__(self) -> str:
-        """What was chosen and by how much, in a few lines."""
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """What was chosen, by how much, and what more rows would allow: a sentence each."""
-        first = self.table[0]
-        judged = {
-            "held-out": f"{first['held_out']:,.2f} nats per held-out row",
-            "bic": f"BIC {first['bic']:,.1f}",
-            "icl": f"ICL {first['icl']:,.1f}",
-        }[self.criterion]
-        lines = [f"chosen: {first['what']}; {judged}"]
-        second = next((each for each in self.table if each["behind"] > _SAME * self.dim), None)
-        if second is not None:
-            error = f" (standard error {second['behind_error']:.2g})" if second["behind_error"] > 0 else ""
-            lines.append(f"next best, {second['behind']:.2g} nats per row behind{error}: {second['what']}")
-        seen = f"{len(self.table)} candidates on {self.sampled:,} rows" + (
-            "" if self.sampled == self.rows else f" of {self.rows:,}"
-        )
-        lines.append(f"tried: {seen}; {self.why}")
-        lines.append(self._more_rows())
-        return lines
-
-    def _more_rows(self) -> str:
-        first = self.table[0]
-        freedom, numbers = first["degrees_of_freedom"], self.sampled * self.dim
-        settled = f"{freedom:,} degrees of freedom from {numbers:,} numbers"
-        if self.criterion != "held-out":
-            return f"rows: {settled}"
-        gain = max(0.0, first["train"] - first["held_out"]) / 4
-        # Held-out rows lose what fitted ones gain, p / 2N each: twice the rows give back a quarter of the difference.
-        return f"rows: {settled}; twice as many would be worth about {gain:.2g} nats per row to the same structure"
-
-
-def choose(
-    rows: Rows,
-    *,
-    labels: Tensor | None,
-    weights: Tensor | None,
-    held_out: Rows | None,
-    given: Given,
-    log_volume: float,
-    criterion: str = "held-out",
-    zero_mean: bool = False,
+def select(
+    x: Any,
+    labels: Any = None,
+    subspaces: int | Literal["auto"] = "auto",
+    latent_dim: int | Sequence[int] | Literal["auto"] = "auto",
+    modes: int | Sequence[int] | Literal["auto"] = "auto",
+    rank: int | None = None,
     seed: int = 0,
-    budget: float = BUDGET,
-    watch: Callable[[int, str], None] = lambda count, text: None,
+    *,
+    noise: Literal["isotropic", "diagonal", "shared", "auto"] = "auto",
+    axes: Literal["pca", "dct"] | Tensor | None = None,
+    criterion: Literal["held-out", "bic", "icl"] = "held-out",
+    zero_mean: bool = False,
+    prior_rows: float | None = None,
+    noise_floor: float | None = None,
+    weights: Any = None,
+    validation: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> Selection:
-    """Choose the structure of a law.
+    """Choose the structure of a law from rows: K, d_k, n_k, the noise, and how far modes lean on each other.
+
+    From one Gaussian the search goes to more parts, a step of each number at a time, until no step is an improvement.
+    Few rows are judged by folds that are held out in turn, many by a fifth of a sample.
 
     Args:
-        rows: in units of their own.
-        labels: subspace of each row, with shape (N,); None to find them.
-        weights: of the rows, with shape (N,).
-        held_out: rows to judge by; some of `rows` where not given, and where rows have labels, as these have none.
-        given: what is not to be chosen.
-        log_volume: what a log-density of these rows has more than one in the units of the data, in nats.
-        criterion: "held-out", "bic" or "icl".
-        zero_mean: keep b = 0 and mu = 0.
+        x: rows, with shape (N, D), as `fit` takes them.
+        labels: class of each row, with shape (N,): one subspace per class, each of its own shape.
+        subspaces: K where it is not to be chosen, and so for the next ones.
+        latent_dim: d_k, of all subspaces or one per subspace.
+        modes: n_k, of all subspaces or one per subspace.
+        rank: of every mode's covariance; d_k where not given.
         seed: of everything random.
-        budget: floating point operations of the search.
-        watch: told how many candidates were tried, and the best so far in words.
+        noise: off the subspaces.
+        axes: whose coordinates unequal noise goes along.
+        criterion: "held-out", nats per row that was held out; "bic" or "icl", of all rows: for small tables whose parts
+            are to be counted rather than their density found.
+        zero_mean: keep all means at zero.
+        prior_rows: how many rows the prior on each mode's covariance is worth.
+        noise_floor: smallest standard deviation of the noise, in data units.
+        weights: how many rows each row counts as, with shape (N,).
+        validation: rows to judge by, in place of held-out ones.
+        dtype: float32 or float64, to compute in.
+        device: to compute on.
+        progress: show how far it is.
+
+    Returns:
+        What was tried, the best first, and what was chosen. `fit(x, selection=found)` fits it.
+
+    Raises:
+        ValueError: as `fit` does.
     """
-    total = len(rows)
-    if total < _FEW and held_out is None:
-        criterion = "bic"
-    if held_out is not None and criterion == "held-out" and labels is None:
-        rows, _, weights = _sampled(rows, None, weights, seed)
-        held_out, _, _ = _sampled(held_out, None, None, seed)
-        rows, weights, folds = _beside(rows, held_out, weights)
-    else:
-        rows, labels, weights = _sampled(rows, labels, weights, seed)
-        folds = _folds(len(rows), labels, seed) if criterion == "held-out" else [torch.zeros(len(rows)).bool()]
-    options: dict[str, Any] = {"log_volume": log_volume, "criterion": criterion, "zero_mean": zero_mean, "seed": seed}
-    if labels is None:
-        trials = Trials(rows, weights, folds, **options)
-        search = Search(trials, given, budget, lambda count, best: watch(count, _in_short(best)))
-        why = search.run()
-        found = sorted(trials.done.values(), key=lambda each: -each.value)
-    else:
-        found, why = _by_class(rows, labels, weights, folds, given, budget, watch, options)
-    used = min(len(rows), total)
-    return _selection(found, criterion, why, total, used, rows.dim)
-
-
-def law_of(
-    rows: Rows,
-    structure: Structure,
-    weights: Tensor | None,
-    *,
-    labels: Tensor | None = None,
-    zero_mean: bool = False,
-    seed: int = 0,
-    n_init: int = 1,
-) -> tuple[View, MoLRMoG, dict[str, Any]]:
-    """Where the fit of a structure to rows begins: what EM sees, the law to start from, and the options of EM."""
-    view = View.of(rows, structure.coordinates, weights, seed, centred=not zero_mean)
-    options: dict[str, Any] = {"prior_rows": structure.nu, "zero_mean": zero_mean}
-    options |= {"spread": view.spread(structure), "noise_floor": view.floor(structure)}
-    quick = len(rows) * rows.dim <= FEW_NUMBERS and labels is None
-    starts: list[MoLRMoG] = []
-    for i in range(n_init):
-        own = dataclasses.replace(view, seed=seed + 100 * i)
-        if quick:
-            starts.append(own.quick_start(structure, zero_mean=zero_mean))
-        else:
-            starts += own.starts(structure, zero_mean=zero_mean, labels=labels)
-    starts = [law.to(view.rows.device, view.rows.dtype) for law in starts]
-    return view, likelier(starts, view.rows, labels, weights, seed, **options), options
-
-
-def _in_short(trial: Trial) -> str:
-    s = trial.structure
-    return f"K {s.subspaces}, d {max(s.latent_dims)}, n {max(s.modes)}, {s.noise}: {trial.value:,.2f} nats/row"
-
-
-def _sampled(
-    rows: Rows, labels: Tensor | None, weights: Tensor | None, seed: int
-) -> tuple[Rows, Tensor | None, Tensor | None]:
-    """Rows few enough to choose a structure from."""
-    most = min(max(_SAMPLE // rows.dim, _LEAST_SAMPLE), _GREATEST_SAMPLE)
-    if len(rows) <= most:
-        return rows, labels, weights
-    at = torch.randperm(len(rows), generator=torch_generator(seed))[:most].sort().values
-    labels, weights = (None if each is None else each[at] for each in (labels, weights))
-    return rows.subset(at), labels, weights
-
-
-def _beside(
-    rows: Rows, held_out: Rows, weights: Tensor | None
-) -> tuple[Rows, Tensor | None, list[Tensor]]:
-    """Rows with those that were given to judge by behind them."""
-    both = Rows(torch.cat([chunk for part in (rows, held_out) for _, chunk in part.chunks()])).as_standard()
-    fold = torch.arange(len(both)) >= len(rows)
-    weights = None if weights is None else torch.cat([weights, torch.ones(len(held_out), dtype=weights.dtype)])
-    return both, weights, [fold]
-
-
-def _folds(rows: int, labels: Tensor | None, seed: int) -> list[Tensor]:
-    """Rows that are held out together, each with shape (N,)."""
-    count = next((folds for below, folds in _FOLDS if rows < below), 1)
-    parts = max(_PARTS, count)
-    order = torch.randperm(rows, generator=torch_generator(seed))
-    if labels is not None:  # every class is split alike
-        order = order[labels[order].argsort(stable=True)]
-    part = torch.empty(rows, dtype=torch.long)
-    part[order] = torch.arange(rows) % parts
-    return [part == f for f in range(count)]
-
-
-def _by_class(
-    rows: Rows,
-    labels: Tensor,
-    weights: Tensor | None,
-    folds: Sequence[Tensor],
-    given: Given,
-    budget: float,
-    watch: Callable[[int, str], None],
-    options: dict[str, Any],
-) -> tuple[list[Trial], str]:
-    """Trials of whole laws, the best first, whose classes choose their shapes for themselves."""
-    classes = int(labels.max()) + 1
-    searches: list[Search] = []
-    for k in range(classes):
-        own = (labels == k).nonzero()[:, 0]
-        part = None if weights is None else weights[own]
-        here = [fold[own] for fold in folds if bool((~fold[own]).any())] or [torch.zeros(len(own)).bool()]
-        alone = dataclasses.replace(
-            given,
-            subspaces=1,
-            latent_dims=_own(given.latent_dims, k),
-            modes=_own(given.modes, k),
-        )
-        trials = Trials(rows.subset(own), part, here, **options)
-        searches.append(
-            Search(
-                trials,
-                alone,
-                budget / classes,
-                lambda count, best, k=k: watch(count, f"class {k + 1} of {classes}: {_in_short(best)}"),
-            )
-        )
-    counts = torch.bincount(labels, weights)
-    shares = (counts / counts.sum()).tolist()
-    found: list[Trial] = []
-    whys = [search.run() for search in searches]
-    kinds = list(dict.fromkeys(s.kind for search in searches for s in search.trials.done))
-    for kind in kinds:
-        own = [_best_of(search, kind) for search in searches]
-        found.append(_together(own, shares, rows))
-    return sorted(found, key=lambda each: -each.value), whys[0]
-
-
-def _own(numbers: tuple[int, ...] | None, k: int) -> tuple[int, ...] | None:
-    return numbers if numbers is None or len(numbers) == 1 else (numbers[k],)
-
-
-def _best_of(search: Search, kind: Kind) -> Trial:
-    of = [each for each in search.trials.done.values() if each.structure.kind == kind]
-    if not of:
-        best = search.trials.best.structure
-        (trial,) = search.trials.judge([dataclasses.replace(best, noise=kind[0], coordinates=kind[1])])
-        of = [trial]
-    return max(of, key=lambda each: each.value)
-
-
-def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows) -> Trial:
-    """The trial of a law of which each class has one subspace."""
-    shapes = [trial.structure for trial in trials]
-    leaning = [s.prior_rows for s in shapes if max(s.modes) > 1 and s.prior_rows is not None]
-    structure = dataclasses.replace(
-        shapes[0],
-        latent_dims=tuple(s.latent_dims[0] for s in shapes),
-        modes=tuple(s.modes[0] for s in shapes),
-        prior_rows=sorted(leaning)[len(leaning) // 2] if leaning else None,
-        floor=max(s.floor for s in shapes),
-        even=any(s.even for s in shapes),
+    seed, judge = seed_of(seed), one_of(criterion, "criterion", CRITERIA)
+    given = read(x, labels, weights, validation, dtype=dtype, device=device)
+    turn = axes_asked(x, axes, given.rows.dim)
+    rank = None if rank is None else whole(rank, "rank")
+    prior_rows, noise_floor = (
+        None if value is None else real(value, name)
+        for name, value in (("prior_rows", prior_rows), ("noise_floor", noise_floor))
     )
-    entropy = -sum(w * math.log(w) for w in shares if w > 0)
-
-    def mean(name: str) -> float:
-        return sum(w * getattr(trial, name) for w, trial in zip(shares, trials, strict=True))
-
-    return Trial(
-        structure,
-        structure.degrees_of_freedom(rows.dim),
-        value=mean("value") - entropy,
-        held_out=mean("held_out") - entropy,
-        train=mean("train") - entropy,
-        passes=max(trial.passes for trial in trials),
-        seconds=sum(trial.seconds for trial in trials),
+    asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
+    fixed = given_numbers(given, asked, rank, turn, prior_rows, noise_floor)
+    zero_mean = flag(zero_mean, "zero_mean")
+    standard = Standard.of(given, turn, zero_mean=zero_mean)
+    return choice(
+        standard, given, fixed, criterion=judge, zero_mean=zero_mean, seed=seed, progress=flag(progress, "progress")
     )
 
 
-def _selection(found: Sequence[Trial], criterion: str, why: str, rows: int, sampled: int, dim: int) -> Selection:
-    best = found[0]
-    fitted = sampled * (0.8 if criterion == "held-out" else 1.0)
-    table: list[dict[str, Any]] = []
-    for trial in found:
-        s = trial.structure
-        error = 0.0
-        if len(best.of_rows) and trial is not best and criterion == "held-out":
-            apart = (best.of_rows - trial.of_rows)[(best.of_rows != 0) & (trial.of_rows != 0)]
-            error = float(apart.std() / max(1, len(apart)) ** 0.5) if len(apart) > 1 else 0.0
-        bic = trial.degrees_of_freedom * math.log(fitted) - 2 * fitted * trial.train
-        table.append(
-            {
-                "what": s.words(dim),
-                "subspaces": s.subspaces,
-                "latent_dims": list(s.latent_dims),
-                "modes": list(s.modes),
-                "rank": s.rank,
-                "noise": s.noise,
-                "coordinates": s.coordinates,
-                "prior_rows": s.prior_rows,
-                "noise_floor": s.floor,
-                "even_floor": s.even,
-                "degrees_of_freedom": trial.degrees_of_freedom,
-                "train": trial.train,
-                "held_out": trial.held_out,
-                "bic": bic,
-                "icl": bic + 2 * fitted * trial.entropy,
-                "passes": trial.passes,
-                "seconds": trial.seconds,
-                "behind": best.value - trial.value,
-                "behind_error": error,
-            }
-        )
-    longest = best.passes if criterion == "held-out" and best.since else None
-    chosen = dataclasses.replace(best.structure, passes=longest)
-    return Selection(tuple(table), chosen, criterion, why, rows, sampled, dim)
+@dataclass
+class Standard:
+    """Rows near the origin with a spread near one, turned to the axes that were given; see `units`."""
+
+    rows: Rows
+    held_out: Rows | None
+    units: Units
+    axes: Axes | None
+
+    @classmethod
+    def of(cls, read: Read, turn: Axes | Literal["pca"] | None, *, zero_mean: bool) -> Standard:
+        """Rows that were read; principal axes are found later, in each fold of its own."""
+        rows, units = read.rows.standard(centred=not zero_mean)
+        held_out = None if read.held_out is None else read.held_out.inside(units)
+        axes = turn if isinstance(turn, Axes) else None
+        if axes is not None:
+            rows, held_out = rows.turned(axes), None if held_out is None else held_out.turned(axes)
+        return cls(rows, held_out, units, axes)
+
+    def law_of_rows(self, law: MoLRMoG) -> MoLRMoG:
+        """The law of the data from that of these rows."""
+        return self.units.law_of_rows(law if self.axes is None else law.with_axes(self.axes))
+
+
+def choice(
+    standard: Standard, read: Read, given: Given, *, criterion: str = "held-out", zero_mean: bool, seed: int,
+    progress: bool,
+    on_choice: Callable[[int, str], None] | None = None,
+) -> Selection:  # fmt: skip
+    """Choose the structure of rows that were read, but for what was given."""
+    with stages(shown=progress) as show:
+        show("choosing")
+
+        def watch(count: int, text: str) -> None:
+            show("choosing", count, text=f"{count} tried; {text}")
+            if on_choice is not None:
+                on_choice(count, text)
+
+        return choose(
+            standard.rows, labels=read.labels, weights=read.weights, held_out=standard.held_out, given=given,
+            log_volume=standard.units.log_volume, criterion=criterion, zero_mean=zero_mean, seed=seed,
+            watch=watch,
+        )  # fmt: skip
+
+
+def given_numbers(
+    read: Read,
+    asked: Mapping[str, Any],
+    rank: int | None,
+    turn: Axes | Literal["pca"] | None,
+    prior_rows: float | None,
+    noise_floor: float | None,
+) -> Given:
+    """What is not to be chosen.
+
+    Raises:
+        ValueError: the rows are too few or too narrow for it.
+    """
+    rows = read.rows
+    free = is_auto(asked["subspaces"]) and read.classes is None
+    shapes = {name: None if is_auto(asked[name]) else asked[name] for name in ("latent_dim", "modes")}
+    several = [len(value) for value in shapes.values() if value is not None and not isinstance(value, int)]
+    K = several[0] if free and several else 1 if free else (read.classes or whole(asked["subspaces"], "subspaces"))
+    dims, counts = (None if value is None else tuple(per_subspace(name, value, K)) for name, value in shapes.items())
+    if len(rows) < K:
+        raise ValueError(f"{len(rows)} rows are fewer than the {K} subspaces asked for: lower subspaces")
+    check_sizes(rows, dims or [1], counts or [1])
+    return Given(
+        subspaces=None if free and not several else K,
+        latent_dims=dims if dims is None or not free or several else dims[:1],
+        modes=counts if counts is None or not free or several else counts[:1],
+        rank=rank,
+        kinds=_kinds(asked["noise"], turn),
+        prior_rows=prior_rows,
+        floor=None if noise_floor is None else noise_floor / (rows.moments().spread or 1.0),
+    )
+
+
+def _kinds(noise: str | None, turn: Axes | Literal["pca"] | None) -> tuple[tuple[str, Coordinates], ...]:
+    """Kinds of noise, and their coordinates, that may be chosen.
+
+    Raises:
+        ValueError: there is no such noise, or it does not go along axes.
+    """
+    names = ("diagonal", "shared") if turn is not None else NOISES
+    noise = "isotropic" if noise is None else noise
+    if not is_auto(noise):
+        if one_of(noise, "noise", NOISES) not in names:
+            raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
+        names = (noise,)
+    elif turn is None:
+        return KINDS
+    coordinates: Coordinates = "principal" if turn == "pca" else "data"
+    return tuple((name, coordinates) for name in names)

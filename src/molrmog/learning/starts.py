@@ -79,7 +79,8 @@ def mog_start(
             rank=rank,
             seed=seed,
             noise_floor=noise_floor,
-            max_iter=max_iter, noise="isotropic",
+            max_iter=max_iter,
+            noise="isotropic",
         )
         part = law.subspace(0)  # pyright: ignore[reportAttributeAccessIssue]
     elif start == "k-means":

@@ -1,9 +1,9 @@
 """The structure of a law: what is chosen before EM can begin.
 
-    K subspaces, each with its dimension d_k and its number n_k of modes
-    the kind of noise, and in which coordinates
-    how many rows the prior is worth by which modes lean on each other
-    how far EM goes
+K subspaces, each with its dimension d_k and its number n_k of modes
+the kind of noise, and in which coordinates
+how many rows the prior is worth by which modes lean on each other
+how far EM goes
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Structure:
         words = f"{K} {several} of dimension {_listed(self.latent_dims)}, {_modes(self.modes)}"
         full = dim is not None and min(self.latent_dims) >= dim and self.rank is None
         words += ", full covariances" if full else f", {_WORDS[self.noise, self.coordinates]}"
-        if max(self.modes) > 1 and self.prior_rows is not None:
-            words += f", covariances of modes lean on each other by {self.prior_rows:,.4g} rows"
+        if max(self.modes) > 1:
+            words += f", covariances of modes lean on each other by {self.nu:,.4g} rows"
         return words
 
 

@@ -77,7 +77,14 @@ def _fitted_law(subject: Subject, asked: Mapping[str, Any], seed: int, show: Sho
         labels = None if "subspaces" in asked else subject.expert
         show("fitting the law")
         law = molrmog.fit(
-            subject.train, labels, asked.get("subspaces", 10), latent_dim=dim, modes=modes, head=head, seed=seed
+            subject.train,
+            labels,
+            asked.get("subspaces", 10),
+            latent_dim=dim,
+            modes=modes,
+            head=head,
+            noise=None,
+            seed=seed,
         )
         how = "one subspace per class" if labels is not None else "subspaces by clustering"
         return law, f"a law fitted to {len(subject.train):,} training rows ({_short(law)}, {how})"
@@ -89,7 +96,9 @@ def _fitted_law(subject: Subject, asked: Mapping[str, Any], seed: int, show: Sho
         own = _rows_of(subject, k)
         most = max(1, len(own) // 2)  # modes that so few rows can hold
         d = min(dim, len(own) - 1)
-        laws.append(molrmog.fit(own, subspaces=1, latent_dim=d, modes=min(modes, most), head=head, seed=seed))
+        laws.append(
+            molrmog.fit(own, subspaces=1, latent_dim=d, modes=min(modes, most), head=head, noise=None, seed=seed)
+        )
     about = f"a law fitted to each expert's training rows, {len(subject.train):,} together ({_short(laws[0])})"
     return PerExpert(laws), about
 
