@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +46,14 @@ def main() -> None:
         print(f"{quality.precision:11.3f}{quality.recall:8.3f}{copied:11.2f}", flush=True)
 
     show("training rows", 0.0, None, train.x[rows])
-    shapes = {"MoLRG by label": {"modes": 1, "zero_mean": True}}
-    shapes |= {f"n = {n} by label": {"modes": n} for n in (1, 8, 40)} | {f"n = {n}": {"modes": n} for n in (1, 8, 40)}
+    shapes: dict[str, dict[str, Any]] = {"chosen by label": {}, "chosen": {}}
+    for labels in (" by label", ""):
+        few = {"latent_dim": 32, "noise": "isotropic"} | ({} if labels else {"subspaces": 10})
+        shapes |= {"MoLRG by label": few | {"modes": 1, "zero_mean": True}} if labels else {}
+        shapes |= {f"n = {n}{labels}": few | {"modes": n} for n in (1, 8, 40)}
     for title, shape in shapes.items():
         start = time.perf_counter()
-        law = molrmog.fit(train, train.labels if "label" in title else None, latent_dim=32, **shape)
+        law = molrmog.fit(train, train.labels if "label" in title else None, **shape)
         seconds = time.perf_counter() - start
         show(title, seconds, law, law.sample(given.samples, torch.Generator().manual_seed(0)).x.numpy())
 

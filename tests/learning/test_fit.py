@@ -1,5 +1,6 @@
 """From rows to a law: recovery, labels, head and tail, stopping, data on disk, and what bad input says."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -9,9 +10,12 @@ import scipy.stats
 import torch
 from sklearn.decomposition import PCA
 
-from molrmog import MoLRMoG, fit, load_data
+import molrmog
+from molrmog import MoLRMoG, load_data
 from molrmog.metrics import subspace_error
 from oracles.dense import DenseLaw
+
+fit = functools.partial(molrmog.fit, noise=None)  # of numbers that are given: isotropic, or that of the start
 
 SMALL = {"subspaces": 2, "latent_dim": 2, "modes": 2}
 

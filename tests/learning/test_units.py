@@ -1,5 +1,6 @@
 """Units and precision: a law of c x is the law of x times c, wherever x lies and whichever kind of source holds it."""
 
+import functools
 import math
 import warnings
 from types import SimpleNamespace
@@ -11,13 +12,15 @@ import torch
 from hypothesis import strategies as st
 
 import molrmog
-from molrmog import MoLRMoG, fit, load_data
+from molrmog import MoLRMoG, load_data
 from molrmog.interfaces.estimator import MoLRMoGEstimator
 from molrmog.learning.em import em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.starts import STARTS, mog_start
 from molrmog.learning.subspaces import cluster_flats, initial_law
 from oracles.dense import DenseLaw
+
+fit = functools.partial(molrmog.fit, noise=None)  # of numbers that are given: isotropic
 
 # A count of passes, because rounding may decide which of two is the last.
 SMALL = {"subspaces": 2, "latent_dim": 2, "modes": 2, "max_iter": 6, "tol": -1.0}

@@ -32,28 +32,28 @@ from molrmog.seeds import torch_generator
 class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     """Mixture of low-rank Gaussians on a union of subspaces, as a density estimator, clusterer and transformer.
 
-    The defaults are small, so that they fit any table of a few dozen rows; for images try 10 subspaces of dimension 32
-    with 8 modes.
+    Numbers that are "auto" are chosen from the rows, see `molrmog.select`.
 
     Args:
-        n_subspaces: number K of subspaces; with `use_labels`, the number of classes counts.
-        latent_dim: dimension of the subspaces, lowered to the number of features where that is smaller.
-        n_modes: Gaussians in each subspace.
+        n_subspaces: number K of subspaces, or "auto"; with `use_labels`, the number of classes counts.
+        latent_dim: dimension of the subspaces, lowered to the number of features where that is smaller, or "auto".
+        n_modes: Gaussians in each subspace, or "auto".
         rank: rank of every mode's covariance; full where None.
         head: fit in so many leading principal coordinates and give the rest one shared Gaussian ("auto" chooses); then
             `transform` and `inverse_transform` see the leading coordinates only.
-        noise: off the subspaces: "isotropic", "diagonal" or "shared", see `molrmog.fit`.
+        noise: off the subspaces: "isotropic", "diagonal", "shared" or "auto", see `molrmog.fit`.
         axes: whose coordinates unequal noise goes along: None, "pca", "dct" or orthonormal columns.
         use_labels: let `fit` use y, one subspace per class; otherwise y is ignored.
         zero_mean: keep all means at zero.
         prior_rows: how many rows the prior on each mode's covariance is worth.
         noise_floor: smallest standard deviation, in data units; a thousandth of the data's own where None.
+        n_init: starts of which the likeliest is fitted.
         max_iter: passes over the data, at most.
         tol: stop when the log-likelihood per row and dimension rises by less, in nats.
         random_state: of the fit, and of `sample`.
 
     Attributes:
-        law_: the fitted law.
+        law_: the fitted law; `law_.fit_summary_` says what was chosen and why, where something was.
         n_iter_: passes over the data that the fit took.
         classes_: label of each subspace, with shape (K,); with `use_labels` only.
         n_features_in_: number D of features.
@@ -70,17 +70,18 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's own protocol)
-        "n_subspaces": [Interval(Integral, 1, None, closed="left")],
-        "latent_dim": [Interval(Integral, 1, None, closed="left"), "array-like"],
-        "n_modes": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "n_subspaces": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "latent_dim": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), "array-like"],
+        "n_modes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), "array-like"],
         "rank": [Interval(Integral, 0, None, closed="left"), None],
         "head": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
-        "noise": [StrOptions({"isotropic", "diagonal", "shared"})],
+        "noise": [StrOptions({"isotropic", "diagonal", "shared", "auto"})],
         "axes": [StrOptions({"pca", "dct"}), "array-like", None],
         "use_labels": ["boolean"],
         "zero_mean": ["boolean"],
         "prior_rows": [Interval(Real, 0, None, closed="left"), None],
         "noise_floor": [Interval(Real, 0, None, closed="left"), None],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "random_state": ["random_state"],
@@ -88,18 +89,19 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_subspaces: int = 3,
-        latent_dim: int | Sequence[int] = 8,
-        n_modes: int | Sequence[int] = 1,
+        n_subspaces: int | Literal["auto"] = "auto",
+        latent_dim: int | Sequence[int] | Literal["auto"] = "auto",
+        n_modes: int | Sequence[int] | Literal["auto"] = "auto",
         rank: int | None = None,
         head: int | Literal["auto"] | None = None,
         *,
-        noise: Literal["isotropic", "diagonal", "shared"] = "isotropic",
+        noise: Literal["isotropic", "diagonal", "shared", "auto"] = "auto",
         axes: Any = None,
         use_labels: bool = False,
         zero_mean: bool = False,
         prior_rows: float | None = None,
         noise_floor: float | None = None,
+        n_init: int = 1,
         max_iter: int = 50,
         tol: float = 1e-4,
         random_state: int | np.random.RandomState | None = None,
@@ -115,6 +117,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         self.zero_mean = zero_mean
         self.prior_rows = prior_rows
         self.noise_floor = noise_floor
+        self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
@@ -137,15 +140,16 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         if self.use_labels and y is None:
             raise ValueError("use_labels needs y, one class per row: pass y to fit, or set use_labels=False")
         labels, classes = classes_of(y, len(X), "y") if self.use_labels else (None, None)
-        dims = one_or_several(self.latent_dim, "latent_dim")
-        dims = min(dims, X.shape[1]) if isinstance(dims, int) else [min(d, X.shape[1]) for d in dims]
+        dims = _numbers(self.latent_dim, "latent_dim")
+        if not isinstance(dims, str):
+            dims = min(dims, X.shape[1]) if isinstance(dims, int) else [min(d, X.shape[1]) for d in dims]
         passes: list[int] = []
         self.law_ = fit(
             X,
             labels,
-            self.n_subspaces,
-            dims,
-            one_or_several(self.n_modes, "n_modes"),
+            cast(Any, self.n_subspaces),
+            cast(Any, dims),
+            cast(Any, _numbers(self.n_modes, "n_modes")),
             self.rank,
             cast(Any, self.head),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
@@ -154,6 +158,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
             zero_mean=self.zero_mean,
             prior_rows=self.prior_rows,
             noise_floor=self.noise_floor,
+            n_init=self.n_init,
             max_iter=self.max_iter,
             tol=self.tol,
             on_iteration=lambda state: passes.append(state.iteration),
@@ -171,6 +176,24 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     def score(self, X: Any, y: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Mean log-density of the rows, in nats; y is ignored."""
         return float(np.mean(self.score_samples(X), dtype=np.float64))
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Of the fitted law: in how many directions its parameters move it."""
+        check_is_fitted(self)
+        return self.law_.degrees_of_freedom
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion of the rows, in nats, the smaller the better."""
+        return self.law_.bic(self._rows(X))
+
+    def aic(self, X: Any) -> float:
+        """Akaike's information criterion of the rows, in nats, the smaller the better."""
+        return self.law_.aic(self._rows(X))
+
+    def icl(self, X: Any) -> float:
+        """Integrated complete likelihood of the rows, in nats, the smaller the better."""
+        return self.law_.icl(self._rows(X))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Gate of each subspace, with shape (N, K)."""
@@ -238,35 +261,7 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
 
     def _table(self, X: Any, **how: Any) -> np.ndarray:
-        """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first.
-
-        Raises:
-            ValueError: they are no rows, in scikit-learn's words where it knows such, on one line.
-        """
-        try:
-            return self._judged(X, **how)
-        except (ValueError, TypeError) as error:
-            text = " ".join(str(error).split())
-            if len(str(error).splitlines()) < 2 and len(text) <= 400:
-                raise
-            raise type(error)(
-                text if len(text) <= 400 else str(error).strip().splitlines()[0].partition(". ")[0]
-            ) from None
-
-    def _judged(self, X: Any, **how: Any) -> np.ndarray:
-        floats: Any = [np.float64, np.float32]
-        kind = np.asarray(X).dtype.kind if isinstance(X, list | tuple | np.ndarray) else "f"
-        if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor | str | bytes) or kind in "USTmM"):
-            return cast(Any, validate_data)(self, X, dtype=floats, **how)
-        rows = as_table(X, "X")
-        if isinstance(rows, Tensor):  # numpy has no bfloat16
-            rows = (rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows).cpu().numpy()
-        names = list(getattr(X, "columns", []))
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < max(1, len(names)):
-            return cast(Any, validate_data)(self, rows, dtype=floats, **how)
-        named: dict[str, Any] = {"reset": how.pop("reset", True), "skip_check_array": True}
-        cast(Any, validate_data)(self, X, **named)
-        return check_array(rows, dtype=floats, input_name="X", **how)
+        return table_of(self, X, **how)
 
     def _gates(self, x: Tensor) -> Tensor:
         """Responsibilities with shape (N, sum n_k)."""
@@ -277,6 +272,49 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         """Responsibilities of subspaces, with shape (N, K)."""
         shares = gates.new_zeros(len(gates), self.law_.subspaces)
         return shares.index_add_(1, self.law_.component_of, gates)
+
+
+def table_of(estimator: BaseEstimator, X: Any, **how: Any) -> np.ndarray:
+    """Rows as scikit-learn takes them; what it would not take, or not for what it is, is made an array first.
+
+    Args:
+        estimator: whose features are remembered or compared.
+        X: rows, with shape (N, D).
+        **how: options of `validate_data`.
+
+    Raises:
+        ValueError: they are no rows, in scikit-learn's words where it knows such, on one line.
+    """
+    try:
+        return _judged(estimator, X, **how)
+    except (ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        if len(str(error).splitlines()) < 2 and len(text) <= 400:
+            raise
+        raise type(error)(text if len(text) <= 400 else str(error).strip().splitlines()[0].partition(". ")[0]) from None
+
+
+def _judged(estimator: BaseEstimator, X: Any, **how: Any) -> np.ndarray:
+    floats: Any = [np.float64, np.float32]
+    kind = np.asarray(X).dtype.kind if isinstance(X, list | tuple | np.ndarray) else "f"
+    if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor | str | bytes) or kind in "USTmM"):
+        return cast(Any, validate_data)(estimator, X, dtype=floats, **how)
+    rows = as_table(X, "X")
+    if isinstance(rows, Tensor):  # numpy has no bfloat16
+        rows = (rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows).cpu().numpy()
+    names = list(getattr(X, "columns", []))
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < max(1, len(names)):
+        return cast(Any, validate_data)(estimator, rows, dtype=floats, **how)
+    named: dict[str, Any] = {"reset": how.pop("reset", True), "skip_check_array": True}
+    cast(Any, validate_data)(estimator, X, **named)
+    return check_array(rows, dtype=floats, input_name="X", **how)
+
+
+def _numbers(value: Any, name: str) -> int | list[int] | str:
+    if isinstance(value, str):
+        return value
+    found = one_or_several(value, name)
+    return found if isinstance(found, int) else list(found)
 
 
 def _latent_means(part: Subspace, x: Tensor, gates: Tensor) -> Tensor:

@@ -135,6 +135,17 @@ def check_sizes(rows: Rows, latent_dims: Sequence[int], modes: Sequence[int]) ->
         )
 
 
+def check_classes(labels: Tensor, modes: Sequence[int]) -> None:
+    """Refuse more modes of a class than it has rows.
+
+    Raises:
+        ValueError: there are.
+    """
+    for k, (count, n) in enumerate(zip(torch.bincount(labels).tolist(), modes, strict=True)):
+        if count < n:
+            raise ValueError(f"class {k} has {count} rows, fewer than its {n} modes: lower modes")
+
+
 def is_auto(value: Any) -> bool:
     """Whether a number is to be chosen."""
     return isinstance(value, str) and value == "auto"

@@ -298,6 +298,7 @@ def _fit_chosen(
         else choice(standard, read, given, zero_mean=zero_mean, seed=seed, progress=progress, on_choice=on_choice)
     )
     best = selection.best
+    read.rows.warn_of_rounding(best.floor * read.rows.moments().spread)
     view, law, options = law_of(standard.rows, best, w, labels=y, zero_mean=zero_mean, seed=seed, n_init=n_init)
 
     def watch(state: EMState) -> None:

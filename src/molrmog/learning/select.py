@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from molrmog.arguments import flag, one_of, real, whole
+from molrmog.arguments import flag, one_of, one_or_several, real, whole
 from molrmog.laws.axes import Axes
 from molrmog.laws.molrmog import NOISES, MoLRMoG
-from molrmog.learning.asked import Read, axes_asked, check_sizes, is_auto, per_subspace, read
+from molrmog.learning.asked import Read, axes_asked, check_classes, check_sizes, is_auto, per_subspace, read
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import KINDS, Given
 from molrmog.learning.selection import CRITERIA, Selection, choose
@@ -151,6 +151,9 @@ def given_numbers(
         ValueError: the rows are too few or too narrow for it.
     """
     rows = read.rows
+    asked = dict(asked)
+    for name in ("latent_dim", "modes"):
+        asked[name] = asked[name] if is_auto(asked[name]) else one_or_several(asked[name], name)
     free = is_auto(asked["subspaces"]) and read.classes is None
     shapes = {name: None if is_auto(asked[name]) else asked[name] for name in ("latent_dim", "modes")}
     several = [len(value) for value in shapes.values() if value is not None and not isinstance(value, int)]
@@ -159,6 +162,8 @@ def given_numbers(
     if len(rows) < K:
         raise ValueError(f"{len(rows)} rows are fewer than the {K} subspaces asked for: lower subspaces")
     check_sizes(rows, dims or [1], counts or [1])
+    if read.labels is not None and counts is not None:
+        check_classes(read.labels, counts)
     return Given(
         subspaces=None if free and not several else K,
         latent_dims=dims if dims is None or not free or several else dims[:1],
