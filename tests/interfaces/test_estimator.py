@@ -6,14 +6,22 @@ from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
-from molrmog.interfaces.estimator import MoLRMoGEstimator
+from molrmog.sklearn import MoLRMoGClassifier, MoLRMoGEstimator
+
+GIVEN = {"latent_dim": 2, "n_modes": 1, "noise": "isotropic"}
 
 
-@parametrize_with_checks([MoLRMoGEstimator()])
+@parametrize_with_checks([MoLRMoGEstimator(n_subspaces=2, **GIVEN), MoLRMoGClassifier(**GIVEN)])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [MoLRMoGEstimator, MoLRMoGClassifier])
+def test_scikit_learn_contract_where_everything_is_chosen(kind):
+    check_estimator(kind())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,7 @@ def test_labels_count_only_when_asked_for(two_planes):
 
 def test_one_full_gaussian_is_scikit_learns(two_planes):
     x, _ = two_planes
-    ours = MoLRMoGEstimator(n_subspaces=1, latent_dim=6, random_state=0).fit(x)
+    ours = MoLRMoGEstimator(n_subspaces=1, **GIVEN | {"latent_dim": 6}, random_state=0).fit(x)
     theirs = GaussianMixture(1, reg_covar=0.0).fit(x)
     np.testing.assert_allclose(ours.score_samples(x), theirs.score_samples(x), rtol=1e-4)
     assert ours.score(x) == pytest.approx(theirs.score(x), rel=1e-4)
@@ -98,3 +106,13 @@ def test_it_works_in_a_pipeline_on_real_data():
     assert names[-1] == "subspace1_latent4"
     with pytest.raises(ValueError, match="pass the 12 that transform returns"):
         pipeline[-1].inverse_transform(np.zeros((1, 3)))
+
+
+def test_information_criteria_are_those_of_the_law(two_planes):
+    x, _ = two_planes
+    model = MoLRMoGEstimator(n_subspaces=2, **GIVEN, random_state=0).fit(x)
+    assert model.degrees_of_freedom == model.law_.degrees_of_freedom
+    log_prob = model.score_samples(x).sum()
+    assert model.bic(x) == pytest.approx(model.degrees_of_freedom * np.log(len(x)) - 2 * log_prob)
+    assert model.aic(x) == pytest.approx(2 * model.degrees_of_freedom - 2 * log_prob)
+    assert model.icl(x) >= model.bic(x)

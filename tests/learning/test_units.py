@@ -388,7 +388,7 @@ def test_the_command_line_warns_in_one_line(tmp_path, capfd, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", income_and_age())
-    words = "fit rows.npy --subspaces 1 --modes 1 --latent-dim 2 --no-evaluate --out run"
+    words = "fit rows.npy --subspaces 1 --modes 1 --latent-dim 2 --noise isotropic --no-evaluate --out run"
     assert main(words.split()) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 1

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
@@ -119,8 +119,10 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 "MoLRMoGClassifier requires y to be passed, but the target y is None: pass one class a row"
             )
+        y = column_or_1d(y, warn=True)
+        assert_all_finite(y, input_name="y")
         check_classification_targets(y)
-        index, self.classes_ = classes_of(column_or_1d(y, warn=True), len(X), "y")
+        index, self.classes_ = classes_of(y, len(X), "y")
         if len(self.classes_) < 2:
             raise ValueError("y has one class only: pass rows of at least 2 classes")
         self.class_prior_ = self._priors(np.bincount(index) / len(index))
@@ -149,6 +151,7 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Most probable class of each row, with shape (N,)."""
+        check_is_fitted(self)
         return self.classes_[self.predict_log_proba(X).argmax(1)]
 
     def score_samples(self, X: Any) -> np.ndarray:
