@@ -150,7 +150,11 @@ def test_a_head_tail_run_works_from_end_to_end(tmp_path):
     ("words", "code", "message"),
     [
         (["fit", "digits", "--out", "r", "--latent-dims", "3"], 2, "did you mean --latent-dim?"),
-        (["fit", "digits", "--out", "r", "--latent-dim", "x"], 2, "--latent-dim x: pass a whole number or a list"),
+        (
+            ["fit", "digits", "--out", "r", "--latent-dim", "x"],
+            2,
+            "--latent-dim x: pass a whole number or auto or a list",
+        ),
         (["fit", "digits", "--out", "r", "--head", "x"], 2, "--head x: pass a whole number or auto"),
         (["fit", "digits", "--out", "r", "--seed"], 2, "--seed needs a value"),
         (["fit", "digits", "--out", "r", "--labels=3"], 2, "--labels takes no value"),

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("parsers_built_once")
 PARSERS = {name: make() for name, (make, _) in cli._COMMANDS.items()}
 NEEDED = {
     "fit": ["d.npz", "--out", "new"],
+    "select": ["d.npz"],
     "train": ["d.npz", "--out", "new"],
     "sample": ["law"],
     "evaluate": ["law"],
@@ -175,7 +176,7 @@ def test_numbers_within_their_ranges_come_through(at_home):
     [
         (["sample", "law", "--steps", "1", "--num", "30"], 300),
         (["evaluate", "law", "--steps", "1", "--num-samples", "30"], 300),
-        (["fit", "d.npz", "--out", "new", "--modes", "5", "--subspaces", "8"], 1000),
+        (["fit", "d.npz", "--out", "new", "--latent-dim", "2", "--modes", "5", "--subspaces", "8"], 1000),
         (["train", "d.npz", "--out", "new", "--autoencoder", "none", "--batch-size", "1000000"], 12_000_000),
         (["train", "d.npz", "--out", "new", "--network", "mlp", "--width", "64", "--depth", "9"], 4_000_000),
         (["train", "d.npz", "--out", "new", "--network", "unet", "--channels", "[8,256]"], 4_000_000),

@@ -90,6 +90,7 @@ RANGES: Mapping[str, Range] = {
     "log_every": _count(),
     "max_iter": _count(0),
     "micro_batch_size": _count(),
+    "n_init": _count(),
     "modes": _count(bytes=100),
     "noise_floor": _AT_LEAST_ZERO,
     "num": _count(bytes=8, words="ask for at least 1"),

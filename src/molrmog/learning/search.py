@@ -40,6 +40,7 @@ class Given:
         kinds: of noise, and in which coordinates, that may be chosen.
         prior_rows: how many rows the prior on each mode's covariance is worth.
         floor: least standard deviation of the noise, of that of all columns.
+        least: the same of that of each column, where the floor was not given.
     """
 
     subspaces: int | None = None
@@ -49,21 +50,32 @@ class Given:
     kinds: tuple[tuple[str, Coordinates], ...] = KINDS
     prior_rows: float | None = None
     floor: float | None = None
+    least: float = FLOOR
 
     def structure(
-        self, K: int, d: int, n: int, noise: str, coordinates: Coordinates, prior: float | None = None
+        self,
+        K: int,
+        d: int,
+        n: int,
+        noise: str,
+        coordinates: Coordinates,
+        prior: float | None = None,
+        rank: int | None = None,
     ) -> Structure:
         """A structure of these numbers, but for those that were given."""
         K = K if self.subspaces is None else self.subspaces
+        dims, modes = _each(self.latent_dims or (d,), K), _each(self.modes or (n,), K)
+        if rank is not None and (rank >= max(dims) or max(modes) == 1):
+            rank = None  # one mode of a lower rank lies in a subspace of that dimension
         return Structure(
-            _each(self.latent_dims or (d,), K),
-            _each(self.modes or (n,), K),
+            dims,
+            modes,
             noise,
             coordinates,
             prior_rows=prior if self.prior_rows is None else self.prior_rows,
-            floor=FLOOR if self.floor is None else self.floor,
+            floor=self.least if self.floor is None else self.floor,
             even=self.floor is not None,
-            rank=self.rank,
+            rank=rank if self.rank is None else self.rank,
         )
 
 
@@ -176,18 +188,23 @@ class Search:
         K, d, n = s.subspaces, max(s.latent_dims), max(s.modes)
         kind = s.kind
 
-        def step(K: int = K, d: int = d, n: int = n, prior: float | None = s.prior_rows) -> Structure:
-            return self.given.structure(K, d, n, *kind, prior)
+        def step(
+            K: int = K, d: int = d, n: int = n, prior: float | None = s.prior_rows, rank: int | None = s.rank
+        ) -> Structure:
+            return self.given.structure(K, d, n, *kind, prior, rank)
 
         moves = [step(d=e) for e in self._near(d, (-1, 1))]
         moves += [step(K=k) for k in _around(K)] if K > 1 or n == 1 else []
         moves += [step(n=m) for m in _around(n)]
         moves += [step(K=K * n, n=1), step(K=1, n=K * n)] if K * n > 1 else []
+        if n > 1 and self.given.rank is None:
+            moves += [step(rank=r) for r in _lower(min(d, d if s.rank is None else s.rank), d)]
+            moves.append(step(rank=None))
         for noise, coordinates in self._kinds():
             if (noise, coordinates) != kind and noise != s.noise:
-                moves.append(self.given.structure(K, d, n, noise, coordinates, s.prior_rows))
+                moves.append(self.given.structure(K, d, n, noise, coordinates, s.prior_rows, s.rank))
         if K > 1 and s.noise == "diagonal" and self.given.kinds == KINDS:
-            moves.append(self.given.structure(K, d, n, "shared", s.coordinates, s.prior_rows))
+            moves.append(self.given.structure(K, d, n, "shared", s.coordinates, s.prior_rows, s.rank))
         if n > 1 and self.given.prior_rows is None:
             moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]
         moves = [floored(move, s) if move.noise == s.noise else move for move in moves]
@@ -208,6 +225,11 @@ def floored(structure: Structure, like: Structure) -> Structure:
 def replace_dims(structure: Structure, given: Given, d: int) -> Structure:
     """The structure with other dimensions, where they were not given."""
     return structure if given.latent_dims else replace(structure, latent_dims=(d,) * structure.subspaces)
+
+
+def _lower(rank: int, d: int) -> list[int]:
+    """Ranks near another, from none, of modes that are alike but for their means, to below the dimension."""
+    return sorted(r for r in {0, 1, rank // 2, rank - 1, rank + 1} if 0 <= r < d)
 
 
 def _around(number: int) -> list[int]:

@@ -33,6 +33,8 @@ CRITERIA = ("held-out", "bic", "icl")
 BUDGET = 1e12  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
+# Least noise of a column where laws are judged by the rows that they were fitted to, and these are few per column.
+_LEAST_NOISE, _FEW_PER_COLUMN = 0.1, 10
 _SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
@@ -144,6 +146,8 @@ def choose(
     else:
         rows, labels, weights = _sampled(rows, labels, weights, seed)
         folds = _folds(len(rows), labels, seed) if criterion == "held-out" else [torch.zeros(len(rows)).bool()]
+    if criterion != "held-out" and total < _FEW_PER_COLUMN * rows.dim:
+        given = dataclasses.replace(given, least=_LEAST_NOISE)
     options: dict[str, Any] = {"log_volume": log_volume, "criterion": criterion, "zero_mean": zero_mean, "seed": seed}
     if labels is None:
         trials = Trials(rows, weights, folds, **options)

@@ -89,6 +89,8 @@ class Structure:
         several = "subspace" if K == 1 else "subspaces"
         words = f"{K} {several} of dimension {_listed(self.latent_dims)}, {_modes(self.modes)}"
         full = dim is not None and min(self.latent_dims) >= dim and self.rank is None
+        if self.rank is not None and max(self.modes) > 1:
+            words += f" of rank {self.rank}"
         words += ", full covariances" if full else f", {_WORDS[self.noise, self.coordinates]}"
         if max(self.modes) > 1:
             words += f", covariances of modes lean on each other by {self.nu:,.4g} rows"
