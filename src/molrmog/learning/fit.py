@@ -32,9 +32,9 @@ from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given
 from molrmog.learning.select import Standard, choice, given_numbers
-from molrmog.learning.selection import Selection, law_of, starting_seeds
+from molrmog.learning.selection import Selection, law_of
 from molrmog.learning.subspaces import initial_law, principal_coordinates
-from molrmog.learning.unequal_starts import likelier, unexplained
+from molrmog.learning.unequal_starts import likelier, starting_seeds, unexplained
 from molrmog.learning.units import Moments, Units
 from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of, torch_generator
@@ -299,6 +299,7 @@ def _fit_chosen(
     )
     best = selection.best
     read.rows.warn_of_rounding(best.floor * read.rows.moments().spread)
+    n_init = max(n_init, selection.starts)
     view, law, options = law_of(standard.rows, best, w, labels=y, zero_mean=zero_mean, seed=seed, n_init=n_init)
 
     def watch(state: EMState) -> None:

@@ -22,7 +22,7 @@ from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given, Search
 from molrmog.learning.structures import Kind, Structure
 from molrmog.learning.trials import FEW_NUMBERS, Trial, Trials
-from molrmog.learning.unequal_starts import likelier
+from molrmog.learning.unequal_starts import likelier, starting_seeds
 from molrmog.learning.views import View
 from molrmog.seeds import torch_generator
 
@@ -35,6 +35,7 @@ _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 # Least noise of a column where laws are judged by the rows that they were fitted to, and these are few per column.
 _LEAST_NOISE, _FEW_PER_COLUMN = 0.1, 10
+_STARTS = 5  # of few rows where none are held out
 _SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
@@ -56,6 +57,7 @@ class Selection:
         rows: how many rows there were.
         sampled: from how many of them the structure was chosen.
         dim: dimension D.
+        starts: from how many starts each was fitted, of which the best counted.
     """
 
     table: tuple[dict[str, Any], ...]
@@ -65,6 +67,7 @@ class Selection:
     rows: int
     sampled: int
     dim: int
+    starts: int = 1
 
     def __str__(self) -> str:
         """What was chosen and by how much, in a few lines."""
@@ -145,7 +148,9 @@ def choose(
         rows, weights, folds = _beside(rows, held_out, weights)
     else:
         rows, labels, weights = _sampled(rows, labels, weights, seed)
-        folds = _folds(len(rows), labels, seed) if criterion == "held-out" else [torch.zeros(len(rows)).bool()]
+        starts = _STARTS if len(rows) * rows.dim <= FEW_NUMBERS else 1
+        none = torch.zeros(len(rows)).bool()
+        folds = _folds(len(rows), labels, seed) if criterion == "held-out" else [none] * starts
     if criterion != "held-out" and total < _FEW_PER_COLUMN * rows.dim:
         given = dataclasses.replace(given, least=_LEAST_NOISE)
     options: dict[str, Any] = {"log_volume": log_volume, "criterion": criterion, "zero_mean": zero_mean, "seed": seed}
@@ -157,7 +162,8 @@ def choose(
     else:
         found, why = _by_class(rows, labels, weights, folds, given, budget, watch, options)
     used = min(len(rows), total)
-    return _selection(found, criterion, why, total, used, rows.dim)
+    starts = 1 if criterion == "held-out" else len(folds)
+    return _selection(found, criterion, why, total, used, rows.dim, starts)
 
 
 def law_of(
@@ -184,11 +190,6 @@ def law_of(
             starts += own.starts(structure, zero_mean=zero_mean, labels=labels)
     starts = [law.to(view.rows.device, view.rows.dtype) for law in starts]
     return view, likelier(starts, view.rows, labels, weights, seed, **options), options
-
-
-def starting_seeds(seed: int, n_init: int) -> list[int]:
-    """Seeds of several starts of a fit, far enough apart for what each of them tries."""
-    return [seed + 100 * i for i in range(n_init)]
 
 
 def _in_short(trial: Trial) -> str:
@@ -317,7 +318,9 @@ def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows) -> T
     )
 
 
-def _selection(found: Sequence[Trial], criterion: str, why: str, rows: int, sampled: int, dim: int) -> Selection:
+def _selection(
+    found: Sequence[Trial], criterion: str, why: str, rows: int, sampled: int, dim: int, starts: int
+) -> Selection:
     best = found[0]
     fitted = sampled * (0.8 if criterion == "held-out" else 1.0)
     table: list[dict[str, Any]] = []
@@ -353,4 +356,4 @@ def _selection(found: Sequence[Trial], criterion: str, why: str, rows: int, samp
         )
     longest = best.passes if criterion == "held-out" and best.since else None
     chosen = dataclasses.replace(best.structure, passes=longest)
-    return Selection(tuple(table), chosen, criterion, why, rows, sampled, dim)
+    return Selection(tuple(table), chosen, criterion, why, rows, sampled, dim, starts)

@@ -23,7 +23,7 @@ from molrmog.learning.em import em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.stacks import Stack, StackedEM
 from molrmog.learning.structures import Coordinates, Structure
-from molrmog.learning.unequal_starts import likelier
+from molrmog.learning.unequal_starts import likelier, starting_seeds
 from molrmog.learning.views import View
 
 FEW_NUMBERS = 2**18  # numbers in rows that many laws are fitted to side by side
@@ -98,7 +98,8 @@ class Trials:
     Args:
         rows: in units of their own.
         weights: of the rows, with shape (N,).
-        folds: rows that are held out together, each with shape (N,), true where held out.
+        folds: rows that are held out together, each with shape (N,), true where held out. Where none are, each is a
+            start of its own, and the best of these counts.
         log_volume: what a log-density of these rows has more than one in the units of the data, in nats.
         criterion: "held-out", "bic" or "icl"; the last two look at the rows that laws are fitted to.
         zero_mean: keep b = 0 and mu = 0.
@@ -184,14 +185,18 @@ class Trials:
         """The rows that are not held out, for each fold, in coordinates found from them."""
         if coordinates not in self._views:
             self._views[coordinates] = []
-            for fold in self.folds:
+            for fold, seed in zip(self.folds, self._seeds(), strict=True):
                 at = (~fold).nonzero()[:, 0]
                 weights = self.weights[at] if self._weighted else None
                 rows = self.rows.subset(at)
-                self._views[coordinates].append(
-                    View.of(rows, coordinates, weights, self.seed, centred=not self.zero_mean)
-                )
+                self._views[coordinates].append(View.of(rows, coordinates, weights, seed, centred=not self.zero_mean))
         return self._views[coordinates]
+
+    def _seeds(self) -> list[int]:
+        """Seed of each fold; all start alike where rows are held out."""
+        if self.criterion == "held-out":
+            return [self.seed] * len(self.folds)
+        return starting_seeds(self.seed, len(self.folds))
 
     def _trial(self, structure: Structure) -> Trial:
         return Trial(structure, structure.degrees_of_freedom(self.rows.dim))
@@ -225,11 +230,13 @@ class Trials:
         for iteration in itertools.count():
             state = em.state() if iteration == 0 else em.step()
             log_prob = state.log_prob.unflatten(0, (-1, F)) - volume  # (A, F, N)
-            train = (log_prob * shown).sum((1, 2)) / shown.sum()
-            entropy = state.entropy.unflatten(0, (-1, F)).mean(1).tolist()
             if self.criterion == "held-out":
+                train = (log_prob * shown).sum((1, 2)) / shown.sum()
+                entropy = state.entropy.unflatten(0, (-1, F)).mean(1).tolist()
                 value = ((log_prob * held).sum((1, 2)) / held.sum()).tolist()
             else:
+                train, best = ((log_prob * shown).sum(2) / shown.sum(1)).max(1)
+                entropy = state.entropy.unflatten(0, (-1, F)).gather(1, best[:, None])[:, 0].tolist()
                 value = [self._worth(trials[at], train[i], entropy[i]) for i, at in enumerate(active.tolist())]
             objective = state.penalised.unflatten(0, (-1, F)).mean(1).tolist()
             goes_on = []
@@ -253,9 +260,10 @@ class Trials:
     def _alone(self, structure: Structure) -> list[Trial]:
         """One structure, one fold after the other."""
         trials = [self._of_fold(structure, f) for f in range(len(self.folds))]
+        if self.criterion != "held-out":
+            return [max(trials, key=lambda each: each.value)]
         total = self._trial(structure)
         shares = [float((self.weights * fold).sum()) for fold in self.folds]
-        shares = shares if sum(shares) else [1.0]
         total.value = sum(s * each.value for s, each in zip(shares, trials, strict=True)) / sum(shares)
         total.train = sum(each.train for each in trials) / len(trials)
         total.entropy = sum(each.entropy for each in trials) / len(trials)

@@ -67,6 +67,11 @@ def unexplained(rows: Rows, weights: Tensor | None = None, seed: int = 0) -> Ten
     return deviation * inverse.diagonal().rsqrt().clamp(max=1.0)
 
 
+def starting_seeds(seed: int, n_init: int) -> list[int]:
+    """Seeds of several starts of a fit, far enough apart for what each of them tries."""
+    return [seed + 100 * i for i in range(n_init)]
+
+
 def likelier(
     laws: Sequence[MoLRMoG],
     rows: Rows,
