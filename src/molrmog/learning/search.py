@@ -162,6 +162,7 @@ class Search:
             wide = self.dims[-1] if self.trials.rows.dim <= _FULL else d
             parts = ((2, 4) if self.trials.rows.dim <= _FULL else (3, 10)) if place == 0 else (3,)
             structures = [self.given.structure(1, wide, n, *kind) for n in parts]
+            structures += [self.given.structure(1, 2 * d, n, *kind, rank=d) for n in parts if 2 * d < wide]
             for K in parts:
                 dims = {e for share in (d, d / K**0.5, d / K) for e in self._near(share, (0,))}
                 structures += [self.given.structure(K, e, 1, *kind) for e in sorted(dims)]
