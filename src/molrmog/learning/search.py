@@ -8,6 +8,7 @@ Numbers that were given stay as they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,8 @@ KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("diagonal", "data"),
     ("diagonal", "principal"),
 )
-_FLOORS = (0.03, 0.1, 0.3)  # of the deviation of all columns, which are tried where rows are few for the columns
+_FAINT, _MANY = 0.03, 0.01  # columns that vary by less of what all do, and the share of these that is too many
+_FLOORS = (0.01, 0.03, 0.1, 0.3)  # of the deviation of all columns, which are tried where rows are few for the columns
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,17 @@ class Search:
         minimal = sum(self.given.modes or (1,)) * (self.given.subspaces or 1)
         return parts * _ROWS_PER_PART <= self.rows or parts <= max(minimal, 1)
 
-    @property
+    @functools.cached_property
     def _is_thin(self) -> bool:
-        """Whether rows are so few for their columns that the floor of the noise is to be chosen, too."""
-        return self.given.floor is None and self.rows < 4 * self.trials.rows.dim
+        """Whether the floor of the noise is to be chosen, too.
+
+        That is where rows are few for their columns, or some columns hardly vary in them and may do so in others.
+        """
+        if self.given.floor is not None:
+            return False
+        deviation = self.trials.rows.moments().deviation
+        faint = (deviation < _FAINT * deviation.square().mean().sqrt()).double().mean()
+        return self.rows < 4 * self.trials.rows.dim or float(faint) > _MANY
 
     def _kinds(self) -> list[tuple[str, Coordinates]]:
         D = self.trials.rows.dim
@@ -144,10 +153,18 @@ class Search:
             alike = [self.given.structure(K, d, n, noise, coordinates) for d in coarse]
             self._judge(alike)
             if noise != "isotropic" and self._is_thin:
-                best = max((self.trials.done[each] for each in alike), key=lambda each: each.value).structure
-                self._judge(replace(best, floor=floor, even=True) for floor in _FLOORS)
+                best = self._best_of(alike)
+                floors = [best, *(replace(best, floor=floor, even=True) for floor in _FLOORS)]
+                self._judge(floors)
+                best = self._best_of(floors)
+                if best.even:
+                    self._judge(floored(each, best) for each in alike)
         best = self.trials.best.structure
         self._judge(replace_dims(best, self.given, d) for d in self._near(max(best.latent_dims), (-1, 1)))
+
+    def _best_of(self, structures: Sequence[Structure]) -> Structure:
+        """The best of structures that were judged."""
+        return max((self.trials.done[each] for each in structures), key=lambda each: each.value).structure
 
     def _parted(self) -> None:
         """The best of each kind of noise, parted into subspaces and into modes."""
@@ -208,7 +225,7 @@ class Search:
             moves.append(self.given.structure(K, d, n, "shared", s.coordinates, s.prior_rows, s.rank))
         if n > 1 and self.given.prior_rows is None:
             moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]
-        moves = [floored(move, s) if move.noise == s.noise else move for move in moves]
+        moves = [floored(move, s) if move.noise == s.noise or s.even else move for move in moves]
         if self._is_thin and s.noise != "isotropic":
             moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
         return list(dict.fromkeys(moves))
