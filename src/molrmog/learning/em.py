@@ -60,6 +60,7 @@ _SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
 _PRIOR_ROWS_OF_NOISE = 1.0
 _RIDGE = 1e-11  # of the trace, that keeps what modes have in common regular
+_ROUNDED = 1e-6  # of the largest eigenvalue of second moments that are summed in float32
 _FLAT = 1e-6  # of the variance of the noise, that rows vary by at least where modes lean on each other
 _LEANS = 3  # updates of what modes lean on, in a pass
 
@@ -540,7 +541,7 @@ def _regression(
     # Directions without variance stay where they are.
     keep = 1e-9 * _trace(zz).clamp(min=0) / dims + rounding + torch.finfo(zz.dtype).tiny
     ridge = (keep[:, None] * latents.inside + ~latents.inside).diag_embed()
-    fit = torch.cholesky_solve(zx + keep[:, None, None] * old.mT, torch.linalg.cholesky(zz + ridge)).mT  # (K, D, d)
+    fit = torch.cholesky_solve(zx + keep[:, None, None] * old.mT, _root(zz + ridge)).mT  # (K, D, d)
     Q = torch.linalg.qr(fit).Q * latents.inside[:, None]
     left, _, right = torch.linalg.svd(Q.mT @ old + (~latents.inside).to(old).diag_embed())
     B = Q @ left @ right
@@ -550,6 +551,17 @@ def _regression(
         return B, yy
     residual = yy - 2 * (B.mT * zx).sum(1) + ((B @ zz) * B).sum(2)
     return B, residual.clamp(min=0)
+
+
+def _root(M: Tensor) -> Tensor:
+    """Cholesky factors of matrices, with shape (K, d, d), that rounding may have left without one."""
+    L, failed = torch.linalg.cholesky_ex(M)
+    if bool(failed.any()):
+        values, vectors = torch.linalg.eigh(0.5 * (M + M.mT))
+        least = _ROUNDED * values[:, -1:]
+        mended = (vectors * torch.maximum(values, least)[:, None]) @ vectors.mT
+        L = torch.where((failed > 0)[:, None, None], torch.linalg.cholesky(mended), L)
+    return L
 
 
 def _law_like(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,11 +16,13 @@ from molrmog.laws.molrmog import NOISES, MoLRMoG
 from molrmog.learning.asked import Read, axes_asked, check_classes, check_sizes, is_auto, per_subspace, read
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import KINDS, Given
-from molrmog.learning.selection import CRITERIA, Selection, choose
+from molrmog.learning.selection import CRITERIA, Selection, choose, expected_seconds
 from molrmog.learning.structures import Coordinates
 from molrmog.learning.units import Units
 from molrmog.progress import progress as stages
 from molrmog.seeds import seed_of
+
+_LONG = 120  # seconds of a choice that are said before it begins
 
 
 def select(
@@ -122,8 +125,18 @@ def choice(
     on_choice: Callable[[int, str], None] | None = None,
 ) -> Selection:  # fmt: skip
     """Choose the structure of rows that were read, but for what was given."""
+    seconds = expected_seconds(len(read.rows), read.rows.dim)
+    long = f"takes about {seconds / 60:.0f} minutes" if seconds > _LONG else ""
+    if long and not progress and on_choice is None:
+        warnings.warn(
+            f"choosing a structure for {len(read.rows):,} rows of {read.rows.dim:,} columns {long}: watch it with "
+            "progress=True, or give subspaces, latent_dim, modes and noise",
+            stacklevel=4,
+        )
     with stages(shown=progress) as show:
-        show("choosing")
+        show("choosing", text=long)
+        if on_choice is not None and long:
+            on_choice(0, long)
 
         def watch(count: int, text: str) -> None:
             show("choosing", count, text=f"{count} tried; {text}")

@@ -36,6 +36,7 @@ _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 # Least noise of a column where laws are judged by the rows that they were fitted to, and these are few per column.
 _LEAST_NOISE, _FEW_PER_COLUMN = 0.1, 10
 _STARTS = 5  # of few rows where none are held out
+_SECONDS_PER_NUMBER = 5e-5  # of a search on tables of a million numbers and more
 _SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
@@ -200,6 +201,11 @@ def _in_short(trial: Trial) -> str:
 def rows_looked_at(rows: int, dim: int) -> int:
     """From how many rows with so many columns a structure is chosen."""
     return min(rows, max(_SAMPLE // dim, _LEAST_SAMPLE), _GREATEST_SAMPLE)
+
+
+def expected_seconds(rows: int, dim: int) -> float:
+    """About how long a choice takes on one core."""
+    return _SECONDS_PER_NUMBER * rows_looked_at(rows, dim) * dim
 
 
 def _sampled(
