@@ -98,7 +98,7 @@ if not (folder / "model_index.json").is_file():
 denoiser = molrmog.DiffusersDenoiser.from_pretrained(folder)
 schedule = denoiser.schedule
 print("fitting a law ...", flush=True)
-law = molrmog.fit(data, labels=data.labels, latent_dim=16, modes=2)
+law = molrmog.fit(data, labels=data.labels, latent_dim=16, modes=2, noise="isotropic")
 
 print("comparing the two on held-out rows ...", flush=True)
 jump, gaussian_jump = lowest_time(law), lowest_time(law.moment_matched())
