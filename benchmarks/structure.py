@@ -5,8 +5,8 @@
     python benchmarks/structure.py seeds [--seeds 20]    the spread of what is chosen, and of its held-out nats
     python benchmarks/structure.py seconds               a plain call from 40 x 12 to 60,000 x 784 numbers
 
-Clusters: the adjusted Rand index (ARI) of the most probable subspace, and of the most probable mode, against the classes.
-Tables are scaled column by column for scikit-learn.
+Clusters: the adjusted Rand index (ARI) of the most probable subspace, and of the most probable mode, against the
+classes. Tables are scaled column by column for scikit-learn.
 """
 
 from __future__ import annotations
@@ -85,9 +85,8 @@ def _line(name: str, classes: Any, by: str, K: int, n: int, ari: float, of_modes
 
 
 def _recovery(given: argparse.Namespace) -> None:
-    print(
-        f"{'noise':12}{'rows':>8}{'laws':>6}{'K':>7}{'d':>7}{'n':>7}{'nats behind':>13}{'s':>8}{'sklearn, parts':>16}{'s':>8}"
-    )
+    print(f"{'noise':12}{'rows':>8}{'laws':>6}{'K':>7}{'d':>7}{'n':>7}{'nats behind':>13}{'s':>8}", end="")
+    print(f"{'sklearn, parts':>16}{'s':>8}")
     for noise, rows in itertools.product(("isotropic", "diagonal", "shared"), given.rows):
         right: collections.Counter[str] = collections.Counter()
         behind, seconds, theirs = [], 0.0, 0.0
@@ -168,8 +167,9 @@ def _seconds(given: argparse.Namespace) -> None:
         return np.einsum("nd,nde->ne", rng.normal(size=(rows, D)), mixing[part, :D, :D]) + part[:, None]
 
     sizes: list[tuple[int, int, Callable[[int, int], Any]]] = [
-        (40, 12, drawn), (400, 12, drawn), (4_000, 12, drawn), (100_000, 12, drawn), (40, 64, drawn), (1_000, 64, drawn),
-        (20_000, 64, drawn), (300, 784, lambda n, D: mnist[:n]), (5_000, 784, lambda n, D: mnist[:n]),
+        (40, 12, drawn), (400, 12, drawn), (4_000, 12, drawn), (100_000, 12, drawn), (40, 64, drawn),
+        (1_000, 64, drawn), (20_000, 64, drawn), (300, 784, lambda n, D: mnist[:n]),
+        (5_000, 784, lambda n, D: mnist[:n]),
         (60_000, 784, lambda n, D: mnist[:n]),
     ]  # fmt: skip
     for rows, D, make in sizes:
