@@ -219,7 +219,7 @@ def selection(table: Sequence[Mapping[str, Any]], criterion: str = "held-out") -
     axis.set_ylabel(
         "nats per held-out row" if criterion == "held-out" else f"nats per row behind, by {criterion.upper()}"
     )
-    axis.legend(frameon=False, fontsize=7, labelcolor=_INK, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    fig.legend(frameon=False, fontsize=7, labelcolor=_INK, loc="outside upper left", ncols=2)
     logarithmic(axis, up=False)
     return fig
 

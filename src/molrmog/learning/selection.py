@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CRITERIA = ("held-out", "bic", "icl")
-BUDGET = 1e12  # floating point operations of a search
+_BUDGET, _SMALL_BUDGET = 1e12, 4e11  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 # Least noise of a column where laws are judged by the rows that they were fitted to, and these are few per column.
@@ -122,7 +122,7 @@ def choose(
     criterion: str = "held-out",
     zero_mean: bool = False,
     seed: int = 0,
-    budget: float = BUDGET,
+    budget: float | None = None,
     watch: Callable[[int, str], None] = lambda count, text: None,
 ) -> Selection:
     """Choose the structure of a law.
@@ -137,10 +137,12 @@ def choose(
         criterion: "held-out", "bic" or "icl".
         zero_mean: keep b = 0 and mu = 0.
         seed: of everything random.
-        budget: floating point operations of the search.
+        budget: floating point operations of the search, about; less for few rows, which are fitted less efficiently.
         watch: told how many candidates were tried, and the best so far in words.
     """
     total = len(rows)
+    if budget is None:
+        budget = _BUDGET if total * rows.dim > FEW_NUMBERS else _SMALL_BUDGET
     if total < _FEW and held_out is None:
         criterion = "bic"
     if held_out is not None and criterion == "held-out" and labels is None:
