@@ -19,6 +19,7 @@ _FULL = 100  # dimensions up to which modes may have covariances of all of them
 _WIDEST = 1024  # dimensions up to which principal axes of all rows are tried
 _ROWS_PER_PART = 6  # rows that a mode must have at least
 _ROUNDS = 8  # uphill, at most
+_AT_ONCE = 12  # steps that are tried before the work is looked at
 _GAIN = 5e-4  # nats per dimension that are worth another round
 KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("isotropic", "data"),
@@ -194,7 +195,10 @@ class Search:
             moves = [move for move in self._moves(at.structure) if move not in self.trials.done and self._fits(move)]
             if not moves:
                 break
-            self._judge(moves)
+            for i in range(0, len(moves), _AT_ONCE):
+                if i and self.trials.work > self.budget:
+                    break
+                self._judge(moves[i : i + _AT_ONCE])
             if self.trials.best.value < at.value + _GAIN * self.trials.rows.dim:
                 break
         else:

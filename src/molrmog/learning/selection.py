@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CRITERIA = ("held-out", "bic", "icl")
-_BUDGET, _SMALL_BUDGET = 1e12, 4e11  # floating point operations of a search
+_BUDGET, _SMALL_BUDGET = 1e12, 2e11  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
 _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 # Least noise of a column where laws are judged by the rows that they were fitted to, and these are few per column.
 _LEAST_NOISE, _FEW_PER_COLUMN = 0.1, 10
 _STARTS = 5  # of few rows where none are held out
-_SECONDS_PER_NUMBER = 5e-5  # of a search on tables of a million numbers and more
+_SECONDS_PER_NUMBER = 7e-5  # of a search on tables of a million numbers and more
 _SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number

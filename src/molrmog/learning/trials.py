@@ -152,9 +152,11 @@ class Trials:
         return [self.done[each] for each in structures]
 
     def cost(self, structure: Structure) -> float:
-        """Floating point operations of a pass over all rows."""
-        inside = sum(d * (self.rows.dim + n * d) for d, n in zip(structure.latent_dims, structure.modes, strict=True))
-        return 4.0 * len(self.rows) * inside
+        """Floating point operations of a pass over all rows, about: products with them, factors of d x d matrices."""
+        D, total = self.rows.dim, 0.0
+        for d, n in zip(structure.latent_dims, structure.modes, strict=True):
+            total += 4.0 * len(self.rows) * d * (D + n * d) + 12.0 * n * d**3 + 8.0 * D * d**2
+        return total
 
     def _is_stacked(self, structure: Structure) -> bool:
         """Whether a structure is fitted beside others; every fold has principal axes of its own."""
