@@ -217,7 +217,7 @@ def test_whole_fits_in_every_encoding(encoding, tmp_path):
             out = done.stdout.decode(encoding or "ascii")
         assert done.returncode == 0, err
         assert "held-out" in out
-        assert out.rstrip().endswith("report.html")
+        assert "report.html" in out
 
 
 @pytest.mark.slow

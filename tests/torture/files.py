@@ -832,7 +832,7 @@ def prepare(base: Path) -> None:
     np.savez(base / "xy.npz", x=random.normal(size=(60, 4)), y=np.arange(60) % 2)
     quick = ["--latent-dim", "1", "--modes", "1", "--no-evaluate"]
     for words in (
-        ["fit", "xy.npz", "--out", "law", "--subspaces", "2", "--max-iter", "2", *quick],
+        ["fit", "xy.npz", "--out", "law", "--subspaces", "2", "--noise", "isotropic", "--max-iter", "2", *quick],
         ["train", "xy.npz", "--out", "net", "--steps", "2", "--batch-size", "8", *quick],
     ):
         ended = start(command(*words), base).wait(120)

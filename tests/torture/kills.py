@@ -60,7 +60,7 @@ from molrmog.experiments import cells
 
 WORK = cells._work
 SMALL = ["--latent-dim", "1", "--modes", "1", "--no-evaluate"]
-FIT = ["fit", "xy.npz", "--out", "run", "--subspaces", "2", "--max-iter", "3", *SMALL]
+FIT = ["fit", "xy.npz", "--out", "run", "--subspaces", "2", "--noise", "isotropic", "--max-iter", "3", *SMALL]
 TRAIN = ["train", "xy.npz", "--out", "run", "--steps", "6", "--batch-size", "16", "--checkpoint-every", "2", *SMALL]
 TRAIN += [
     "--validate-every",
@@ -227,7 +227,7 @@ WRONG = (
         line("nan.npz --out run --overwrite"), line("xy.npz --out run"), line("x.npy --out run --overwrite --labels"),
         line("xy.npz --out run --overwrite --subspaces 0"), line("xy.npz --out run --overwrite --latent-dim 99"),
         line("xy.npz --out run --overwrite --held-out 1"), line("xy.npz --out run --overwrite --device cuda:9"),
-        line("one.npz --out run --overwrite"), line("xy.npz --out run --overwrite --modes [1,2,3]"),
+        line("one.npz --out run --overwrite"), line("xy.npz --out run --overwrite --subspaces 2 --modes [1,2,3]"),
         line("xy.npz --out run --overwrite --prior-rows -1 --max-iter 1"), line("labels.npz --out run --overwrite --labels"),
         line("xy.npz --out run --overwrite --noise-floor nan"),
     )),

@@ -52,7 +52,20 @@ CODES = (0, 1, 2, 130, 141, 143)
 LINES = 3  # of an error
 
 QUICK = {  # so that what is good ends soon
-    "fit": ["--subspaces", "2", "--latent-dim", "1", "--modes", "1", "--max-iter", "2", "--no-evaluate"],
+    "fit": [
+        "--subspaces",
+        "2",
+        "--latent-dim",
+        "1",
+        "--modes",
+        "1",
+        "--noise",
+        "isotropic",
+        "--max-iter",
+        "2",
+        "--no-evaluate",
+    ],
+    "select": ["--subspaces", "1", "--latent-dim", "1", "--modes", "1", "--noise", "isotropic"],
     "train": ["--steps", "2", "--batch-size", "8", "--autoencoder-steps", "2", "--no-evaluate", "--width", "8"],
     "sample": ["--num", "3", "--steps", "2"],
     "evaluate": ["--num-samples", "20", "--steps", "2", "--features", "pca"],
@@ -158,7 +171,9 @@ class Line:
         self.refused: str | None = None
         # Half of the lines are good but for one thing, so that the one is seen.
         self.hostility = float(pick(random, (0.0, 0.05, 0.3)))
-        self.name = str(pick(random, [*cli._COMMANDS, "fit", "train", "sample", "evaluate", "explain", "info"]))
+        self.name = str(
+            pick(random, [*cli._COMMANDS, "fit", "select", "train", "sample", "evaluate", "explain", "info"])
+        )
         self.actions = [a for a in cli._COMMANDS[self.name][0]()._actions if a.option_strings]
         self.words = self._line()
 
@@ -183,6 +198,7 @@ class Line:
         out = str(pick(self.random, PLACES if self.hostile() else ["new", "deep/new"]))
         return {
             "fit": [data, "--out", out],
+            "select": [data, *pick(self.random, ([], ["--plot", str(pick(self.random, PICTURES if self.hostile() else ["s.png"]))]))],
             "train": [data, "--out", out, *pick(self.random, ([], ["--autoencoder", "none"], ["--network", "mlp", "--autoencoder", "none"]))],
             "sample": [run, "--out", str(pick(self.random, PICTURES if self.hostile() else ["s.png"]))],
             "evaluate": [run],
