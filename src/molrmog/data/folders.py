@@ -31,6 +31,7 @@ from molrmog.data.sources import is_table, source_of
 
 _SECOND_PARTS = ("val", "valid", "validation", "test")
 _PARTS = ("train", *_SECOND_PARTS)
+_MADE_UP = ("/proc", "/sys")
 
 
 def read_folder(folder: Path, split: str, how: How) -> Raw:
@@ -226,7 +227,14 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _visible(folder: Path) -> Iterator[_File]:
-    """Files below a folder, links followed but not in circles; hidden ones are passed over."""
+    """Files below a folder, links followed but not in circles; hidden ones are passed over.
+
+    Raises:
+        ValueError: the folder is one that the system makes up, whose links lead everywhere.
+    """
+    made_up = next((each for each in _MADE_UP if Path(each) in (Path(folder).resolve() / "x").parents), None)
+    if made_up is not None:
+        raise ValueError(f"{folder} is in {made_up}, which the system makes up: pass a folder of files")
     waiting: list[tuple[str, tuple[str, ...], tuple[tuple[int, int], ...]]] = [(str(folder), (), ())]
     while waiting:
         place, inside, above = waiting.pop()
