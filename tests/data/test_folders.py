@@ -165,3 +165,13 @@ def test_both_parts_are_read_of_tables_in_folders(tmp_path):
             (tmp_path / part / f"{i}.csv").write_text("u,v\n" + "1,2.5\n" * rows)
     train, test = load_parts(str(tmp_path))
     assert (len(train), len(test)) == (10, 6)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
+@pytest.mark.parametrize("place", ["/proc/self", "/proc"])
+def test_folders_that_the_system_makes_up_are_refused(place, tmp_path):
+    (tmp_path / "x").symlink_to(place)
+    for path in (tmp_path / "x", place):
+        with pytest.raises(ValueError, match="which the system makes up: pass a folder of files") as error:
+            load(str(path))
+        assert "\n" not in str(error.value)

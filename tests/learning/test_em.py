@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 import molrmog.laws.base
 from molrmog import MoLRMoG
-from molrmog.learning.em import em_steps, gather
+from molrmog.learning.em import _root, em_steps, gather
 from molrmog.learning.rows import Rows
 from oracles.autograd import tangent
 from oracles.dense import DenseLaw
@@ -297,3 +297,23 @@ def test_float32_rows_reach_what_float64_rows_reach():
     x = true.sample(1000, torch.Generator().manual_seed(0)).x
     ours, exact = (states(true.to(dtype), x.to(dtype), 10)[-1] for dtype in (torch.float32, torch.float64))
     assert ours.log_likelihood == pytest.approx(exact.log_likelihood, abs=2e-3)
+
+
+@hypothesis.given(st.integers(0, 10**6), st.integers(2, 40), st.floats(1e-12, 1e-3))
+def test_moments_that_rounding_made_indefinite_have_a_factor(seed, d, rounding):
+    draw = torch.Generator().manual_seed(seed)
+    few = torch.randn(2, d, max(1, d // 3), generator=draw, dtype=torch.float64)
+    error = torch.randn(2, d, d, generator=draw, dtype=torch.float64)
+    exact = few @ few.mT
+    size = torch.linalg.matrix_norm(exact, 2)[:, None, None]
+    wrong = rounding * size * (error + error.mT) / d
+    L = _root(exact + wrong)
+    apart = torch.linalg.matrix_norm(L @ L.mT - exact, 2) / size[:, 0, 0]
+    assert bool(L.isfinite().all())
+    assert float(apart.max()) < 10 * rounding + 2e-6
+
+
+def test_moments_that_have_a_factor_keep_it():
+    A = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    M = A @ A.mT + 1e-9 * torch.eye(5)
+    assert torch.equal(_root(M), torch.linalg.cholesky(M))

@@ -124,11 +124,18 @@ def test_the_likeliest_of_several_starts_is_likelier(two_planes):
         ({"labels": [0, 1, 2] * 10, "modes": [1, 1, 11]}, "class 2 has 10 rows, fewer than its 11 modes"),
         ({"latent_dim": 9}, "9"),
         ({"subspaces": 31}, "fewer than the 31 subspaces"),
+        ({"subspaces": 0}, "subspaces = 0: pass 1 or more"),
+        ({"prior_rows": -1.0}, "prior_rows"),
+        ({"noise_floor": float("nan")}, "noise_floor"),
+        ({"rank": -1}, "rank"),
     ],
 )
 def test_bad_input_gets_one_line(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        molrmog.fit(np.random.default_rng(0).normal(size=(30, 5)), **wrong)
+    x = np.random.default_rng(0).normal(size=(30, 5))
+    for call in [molrmog.fit] if "selection" in wrong else [molrmog.fit, molrmog.select]:
+        with pytest.raises(ValueError, match=message) as error:
+            call(x, **wrong)
+        assert "\n" not in str(error.value)
 
 
 def test_the_command_line_shows_what_was_tried(tmp_path, capsys):
@@ -153,3 +160,20 @@ def test_a_run_says_what_was_chosen(tmp_path, capsys):
     assert said.split(";")[0] in (tmp_path / "run" / "report.html").read_text()
     assert main(["info", str(tmp_path / "run")]) == 0
     assert said.split(",")[0] in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_column_that_hardly_varied_may_vary_in_new_rows():
+    """Most rows hold nothing in most columns, and any column may hold something in a new row."""
+    rng = np.random.default_rng(0)
+
+    def drawn(rows):
+        x = 0.01 * rng.normal(size=(rows, 40))
+        x[:, :10] += rng.normal(size=(rows, 10))
+        seldom = rng.random((rows, 30)) < 0.003
+        x[:, 10:] += seldom * rng.normal(size=(rows, 30))
+        return x
+
+    x, fresh = drawn(300), drawn(20_000)
+    chosen = np.mean(molrmog.fit(x).log_prob(fresh))
+    by_floor = [np.mean(molrmog.fit(x, noise_floor=floor).log_prob(fresh)) for floor in (0.001, 0.005)]
+    assert chosen > max(by_floor)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
@@ -132,7 +133,8 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
         found = {shared: self._laws(X, index, shared) for shared in choices}
         if len(found) > 1:
             self.log_loss_ = {
-                shared: self._held_out_loss(X, index, shared, _selection_of(laws[0])) for shared, laws in found.items()
+                shared: self._held_out_loss(X, index, shared, getattr(laws[0], "fit_summary_", None))
+                for shared, laws in found.items()
             }
             choices = sorted(choices, key=lambda shared: self.log_loss_[shared])
         self.shared_ = choices[0]
@@ -196,22 +198,13 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
 
     def _held_out_loss(self, X: np.ndarray, index: np.ndarray, shared: bool, selection: Selection | None) -> float:
         """Minus the mean log-probability of labels of rows that were held out in turn, every class split alike."""
-        folds = min(_FOLDS, int(np.bincount(index).min()))
-        order = np.random.default_rng(self._seed).permutation(len(X))
-        order = order[np.argsort(index[order], kind="stable")]
-        part = np.empty(len(X), dtype=int)
-        part[order] = np.arange(len(X)) % folds
+        folds = StratifiedKFold(min(_FOLDS, int(np.bincount(index).min())), shuffle=True, random_state=self._seed)
         total = 0.0
-        for f in range(folds):
-            at, held = part != f, part == f
+        for at, held in folds.split(X, index):
             law, means = self._laws(X[at], index[at], shared, selection)
             log_proba = _log_proba(X[held], law, means, self.class_prior_)
             total -= np.maximum(log_proba[np.arange(len(log_proba)), index[held]], _WORST).sum()
         return float(total) / len(X)
-
-
-def _selection_of(law: MoLRMoG) -> Selection | None:
-    return getattr(law, "fit_summary_", None)
 
 
 def _log_joint(X: np.ndarray, law: MoLRMoG, means: np.ndarray | None, priors: np.ndarray) -> torch.Tensor:

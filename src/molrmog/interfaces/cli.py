@@ -109,17 +109,12 @@ def _fit() -> ArgumentParser:
     add("--out", type=str, required=True, metavar="RUN", help="run folder to write")
     _yes_no(parser, "overwrite", False, "replace a run that is there")
     _structure(parser)
-    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
     add(
         "--head",
         type=int | Literal["auto"] | None,
         default=None,
         help="fit in so many leading principal coordinates, with diagonal noise along all; auto chooses whether",
     )
-    _yes_no(parser, "labels", False, "one subspace per class")
-    _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
-    add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
-    add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
     add("--n-init", type=int, default=1, help="starts of which the likeliest is fitted")
     add("--max-iter", type=int, default=50, help="passes over the data, at most")
     add("--tol", type=float, default=1e-4, help="stop when the log-likelihood per dimension rises by less, in nats")
@@ -131,7 +126,7 @@ def _fit() -> ArgumentParser:
 
 
 def _structure(parser: ArgumentParser) -> None:
-    """The numbers that a fit chooses where they are not given."""
+    """The shape of a law: numbers that are chosen where they are not given, and what holds for all that are tried."""
     add = parser.add_argument
     add(
         "--subspaces",
@@ -165,6 +160,11 @@ def _structure(parser: ArgumentParser) -> None:
         help="along which unequal noise goes: principal axes (photographs) or cosines; those of the data where not "
         "given",
     )
+    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
+    _yes_no(parser, "labels", False, "one subspace per class")
+    _yes_no(parser, "zero-mean", False, "keep all means at zero; with --modes 1 the low-rank Gaussian mixture (MoLRG)")
+    add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
+    add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
 
 
 def _select() -> ArgumentParser:
@@ -175,17 +175,12 @@ def _select() -> ArgumentParser:
     add = parser.add_argument
     add("data", type=str, help=DATA)
     _structure(parser)
-    add("--rank", type=int | None, default=None, help="rank of every mode's covariance; full where not given")
     add(
         "--criterion",
         type=Literal["held-out", "bic", "icl"],
         default="held-out",
         help="held-out nats per row, or an information criterion, for tables whose parts are to be counted",
     )
-    _yes_no(parser, "labels", False, "one subspace per class, each of a shape of its own")
-    _yes_no(parser, "zero-mean", False, "keep all means at zero")
-    add("--prior-rows", type=float | None, default=None, help="rows the prior on each covariance is worth")
-    add("--noise-floor", type=float | None, default=None, help="smallest standard deviation, in data units")
     add("--rows", type=int, default=12, help="candidates to list")
     add("--plot", type=str | None, default=None, metavar="FILE", help="write a picture of all candidates, PNG or SVG")
     add("--out", type=str | None, default=None, metavar="FILE", help="write all candidates, CSV or JSON")

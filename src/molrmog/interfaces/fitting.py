@@ -70,12 +70,7 @@ def fit_run(
     """
     folder = Path(out)
     place = check_out(folder, overwrite=overwrite, beside=True)
-    with status(f"reading {data}"):
-        source = reading_of(options)
-        train, held = load_parts(data, held_out=held_out, seed=seed, **source)
-    if labels and train.labels is None:
-        raise ValueError(f"{train.name} has no labels: leave out --labels")
-    shape = {name: value for name, value in options.items() if name not in source}
+    train, held, source, shape = parts_for(data, labels=labels, held_out=held_out, seed=seed, options=options)
     if shape.get("latent_dim") is None:  # as runs of earlier versions have it
         shape["latent_dim"] = 32 if train.dim >= 64 else max(1, train.dim // 2)
     _check_sizes(train, 1 if labels else shape["subspaces"], shape)
@@ -118,6 +113,33 @@ def fit_run(
     print(f"report  {page}")
     if selection := getattr(law, "fit_summary_", None):
         print(selection)
+
+
+def parts_for(
+    data: str, *, labels: bool, held_out: float, seed: int, options: Mapping[str, Any]
+) -> tuple[Dataset, Dataset, dict[str, Any], dict[str, Any]]:
+    """The rows that a law is made of, and those that are held out.
+
+    Args:
+        data: name or path of the data.
+        labels: whether the rows must have some.
+        held_out: share of rows to hold out where the data have no test part.
+        seed: of the split.
+        options: how the data are read, and others.
+
+    Returns:
+        Both parts, how they were read, and the other options.
+
+    Raises:
+        ValueError: the data do not fit, or have no labels.
+        OSError: the data are not there.
+    """
+    with status(f"reading {data}"):
+        source = reading_of(options)
+        train, held = load_parts(data, held_out=held_out, seed=seed, **source)
+    if labels and train.labels is None:
+        raise ValueError(f"{train.name} has no labels: leave out --labels")
+    return train, held, source, {name: value for name, value in options.items() if name not in source}
 
 
 def forecast(train: Dataset) -> list[str]:

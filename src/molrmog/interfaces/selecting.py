@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import molrmog
-from molrmog.data import load_parts, reading_of
+from molrmog.interfaces.fitting import parts_for
 from molrmog.interfaces.places import check_file
 from molrmog.learning.selection import Selection
-from molrmog.progress import status
 from molrmog.saving import write_atomically
 
 
@@ -41,12 +40,7 @@ def select_and_print(
             if Path(path).suffix.lower() not in endings:
                 raise ValueError(f"{path}: name a file that ends in {' or '.join(endings)}")
             check_file(Path(path), overwrite=True)
-    with status(f"reading {data}"):
-        source = reading_of(options)
-        train, _ = load_parts(data, held_out=held_out, seed=seed, **source)
-    if labels and train.labels is None:
-        raise ValueError(f"{train.name} has no labels: leave out --labels")
-    asked = {name: value for name, value in options.items() if name not in source}
+    train, _, _, asked = parts_for(data, labels=labels, held_out=held_out, seed=seed, options=options)
     asked["latent_dim"] = "auto" if asked["latent_dim"] is None else asked["latent_dim"]
     found = molrmog.select(train, train.labels if labels else None, seed=seed, progress=True, **asked)
     _print_table(found, rows)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from molrmog.arguments import floating, one_or_several, shown
+from molrmog.arguments import floating, one_or_several, real, shown, whole
 from molrmog.checks import check_orthonormal
 from molrmog.data.dataset import Dataset
 from molrmog.data.labels import classes_of
@@ -141,9 +141,36 @@ def check_classes(labels: Tensor, modes: Sequence[int]) -> None:
     Raises:
         ValueError: there are.
     """
-    for k, (count, n) in enumerate(zip(torch.bincount(labels).tolist(), modes, strict=True)):
+    for k, (count, n) in enumerate(zip(torch.bincount(labels, minlength=len(modes)).tolist(), modes, strict=True)):
         if count < n:
             raise ValueError(f"class {k} has {count} rows, fewer than its {n} modes: lower modes")
+
+
+def at_least_zero(rank: Any, prior_rows: Any, noise_floor: Any) -> tuple[int | None, float | None, float | None]:
+    """Numbers that may be left out, as they were given.
+
+    Raises:
+        ValueError: one of them is no number, or is below zero.
+    """
+    numbers = {
+        "rank": None if rank is None else whole(rank, "rank"),
+        "prior_rows": None if prior_rows is None else real(prior_rows, "prior_rows"),
+        "noise_floor": None if noise_floor is None else real(noise_floor, "noise_floor"),
+    }
+    for name, value in numbers.items():
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} = {value}: pass a number >= 0")
+    return numbers["rank"], numbers["prior_rows"], numbers["noise_floor"]  # pyright: ignore[reportReturnType]
+
+
+def check_count(subspaces: int) -> None:
+    """Refuse a law of no subspaces.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if subspaces < 1:
+        raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
 
 
 def is_auto(value: Any) -> bool:

@@ -27,7 +27,16 @@ from molrmog.arguments import flag, is_a, one_of, real, shown, whole
 from molrmog.laws.axes import Axes
 from molrmog.laws.base import Law
 from molrmog.laws.molrmog import NOISES, MoLRMoG
-from molrmog.learning.asked import Read, axes_asked, check_sizes, is_auto, per_subspace, read
+from molrmog.learning.asked import (
+    Read,
+    at_least_zero,
+    axes_asked,
+    check_count,
+    check_sizes,
+    is_auto,
+    per_subspace,
+    read,
+)
 from molrmog.learning.em import EMState, em_steps
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given
@@ -148,21 +157,17 @@ def fit(
         noise = None
     max_iter = whole(max_iter, "max_iter")
     subspaces = 1 if is_auto(subspaces) else whole(cast(Any, subspaces), "subspaces")
-    rank = None if rank is None else whole(rank, "rank")
+    rank, prior_rows, noise_floor = at_least_zero(rank, prior_rows, noise_floor)
     head = head if head is None or (isinstance(head, str) and head == "auto") else whole(head, "head")
     turn = axes_asked(x, axes, rows.dim)
-    prior_rows = None if prior_rows is None else real(prior_rows, "prior_rows")
-    noise_floor = None if noise_floor is None else real(noise_floor, "noise_floor")
     tol = real(tol, "tol")
     for name, called in (("on_iteration", on_iteration), ("on_choice", on_choice)):
         if not (called is None or callable(called)):
             raise ValueError(f"{name} = {shown(called)}: pass a function, or None")
     zero_mean, progress = flag(zero_mean, "zero_mean"), flag(progress, "progress")
     n_init = whole(n_init, "n_init")
-    at_least_zero = {"rank": rank, "prior_rows": prior_rows, "noise_floor": noise_floor, "max_iter": max_iter}
-    for name, value in at_least_zero.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} = {value}: pass a number >= 0")
+    if max_iter < 0:
+        raise ValueError(f"max_iter = {max_iter}: pass a number >= 0")
     subspaces = subspaces if given.classes is None else given.classes
     if start is not None:
         if not is_a(start, MoLRMoG):
@@ -180,8 +185,7 @@ def fit(
                 f"columns{classes}: start from a law of the same shape"
             )
         subspaces, latent_dim, modes = start.subspaces, start.latent_dims, start.modes
-    if subspaces < 1:
-        raise ValueError(f"subspaces = {subspaces}: pass 1 or more")
+    check_count(subspaces)
     if n_init < 1 or (start is not None and n_init > 1):
         raise ValueError(f"n_init = {n_init}: pass 1 or more, and leave it out where start is given")
     if selection is not None:
@@ -304,10 +308,9 @@ def _fit_chosen(
 
     def watch(state: EMState) -> None:
         if on_iteration is not None:
-            law = view.law_of_rows(state.law)
             own = dataclasses.replace(
                 state,
-                law=law if standard.axes is None else law.with_axes(standard.axes),
+                law=standard.turned_back(view.law_of_rows(state.law)),
                 log_likelihood=state.log_likelihood - view.log_volume,
                 penalised=state.penalised - view.log_volume,
             )

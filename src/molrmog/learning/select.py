@@ -10,10 +10,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from molrmog.arguments import flag, one_of, one_or_several, real, whole
+from molrmog.arguments import flag, one_of, one_or_several, whole
 from molrmog.laws.axes import Axes
 from molrmog.laws.molrmog import NOISES, MoLRMoG
-from molrmog.learning.asked import Read, axes_asked, check_classes, check_sizes, is_auto, per_subspace, read
+from molrmog.learning.asked import (
+    Read,
+    at_least_zero,
+    axes_asked,
+    check_classes,
+    check_count,
+    check_sizes,
+    is_auto,
+    per_subspace,
+    read,
+)
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import KINDS, Given
 from molrmog.learning.selection import CRITERIA, Selection, choose, expected_seconds
@@ -81,11 +91,7 @@ def select(
     seed, judge = seed_of(seed), one_of(criterion, "criterion", CRITERIA)
     given = read(x, labels, weights, validation, dtype=dtype, device=device)
     turn = axes_asked(x, axes, given.rows.dim)
-    rank = None if rank is None else whole(rank, "rank")
-    prior_rows, noise_floor = (
-        None if value is None else real(value, name)
-        for name, value in (("prior_rows", prior_rows), ("noise_floor", noise_floor))
-    )
+    rank, prior_rows, noise_floor = at_least_zero(rank, prior_rows, noise_floor)
     asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
     fixed = given_numbers(given, asked, rank, turn, prior_rows, noise_floor)
     zero_mean = flag(zero_mean, "zero_mean")
@@ -114,9 +120,13 @@ class Standard:
             rows, held_out = rows.turned(axes), None if held_out is None else held_out.turned(axes)
         return cls(rows, held_out, units, axes)
 
+    def turned_back(self, law: MoLRMoG) -> MoLRMoG:
+        """The law along the axes of the data, in the units of these rows."""
+        return law if self.axes is None else law.with_axes(self.axes)
+
     def law_of_rows(self, law: MoLRMoG) -> MoLRMoG:
         """The law of the data from that of these rows."""
-        return self.units.law_of_rows(law if self.axes is None else law.with_axes(self.axes))
+        return self.units.law_of_rows(self.turned_back(law))
 
 
 def choice(
@@ -125,7 +135,8 @@ def choice(
     on_choice: Callable[[int, str], None] | None = None,
 ) -> Selection:  # fmt: skip
     """Choose the structure of rows that were read, but for what was given."""
-    seconds = expected_seconds(len(read.rows), read.rows.dim)
+    shape_is_free = given.latent_dims is None or given.modes is None
+    seconds = expected_seconds(len(read.rows), read.rows.dim) if shape_is_free else 0.0
     long = f"takes about {seconds / 60:.0f} minutes" if seconds > _LONG else ""
     if long and not progress and on_choice is None:
         warnings.warn(
@@ -164,13 +175,13 @@ def given_numbers(
         ValueError: the rows are too few or too narrow for it.
     """
     rows = read.rows
-    asked = dict(asked)
-    for name in ("latent_dim", "modes"):
-        asked[name] = asked[name] if is_auto(asked[name]) else one_or_several(asked[name], name)
-    free = is_auto(asked["subspaces"]) and read.classes is None
-    shapes = {name: None if is_auto(asked[name]) else asked[name] for name in ("latent_dim", "modes")}
+    shapes = {
+        name: None if is_auto(asked[name]) else one_or_several(asked[name], name) for name in ("latent_dim", "modes")
+    }
     several = [len(value) for value in shapes.values() if value is not None and not isinstance(value, int)]
+    free = is_auto(asked["subspaces"]) and read.classes is None
     K = several[0] if free and several else 1 if free else (read.classes or whole(asked["subspaces"], "subspaces"))
+    check_count(K)
     dims, counts = (None if value is None else tuple(per_subspace(name, value, K)) for name, value in shapes.items())
     if len(rows) < K:
         raise ValueError(f"{len(rows)} rows are fewer than the {K} subspaces asked for: lower subspaces")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.learning.asked import check_classes
 from molrmog.learning.k_means import k_means
 from molrmog.learning.rows import Rows
 from molrmog.seeds import seed_of, torch_generator
@@ -265,11 +266,10 @@ def initial_law(
         groups = [x[assigned == k] for k in range(K)]
         shares = [len(group) / len(x) for group in groups]
     else:
+        check_classes(labels, modes)
         flats, groups, shares = [], [], []
         for k, d in enumerate(latent_dims):
             own = (labels == k).nonzero()[:, 0]
-            if len(own) < modes[k]:
-                raise ValueError(f"class {k} has {len(own)} rows, fewer than its {modes[k]} modes: lower modes")
             group = rows[own[torch.randperm(len(own), generator=draw)[:_ROWS]]]
             group = group if unit is None else group / unit.to(group)
             flats.append(principal_flat(group, d, centred=not zero_mean))
