@@ -302,6 +302,8 @@ def _fit_chosen(
         else choice(standard, read, given, zero_mean=zero_mean, seed=seed, progress=progress, on_choice=on_choice)
     )
     best = selection.best
+    if isinstance(best.start, MoLRMoG):
+        best = dataclasses.replace(best, start=standard.law_inside(best.start))
     read.rows.warn_of_rounding(best.floor * read.rows.moments().spread)
     n_init = max(n_init, selection.starts)
     view, law, options = law_of(standard.rows, best, w, labels=y, zero_mean=zero_mean, seed=seed, n_init=n_init)

@@ -1,7 +1,8 @@
 """Which structures are tried: from one Gaussian to as many parts as the rows reward.
 
-    one Gaussian: which noise, how many dimensions  ->  parted, into subspaces or into modes  ->  uphill: a step of each
-    number, the other kinds of noise, more and less leaning, until no step is an improvement
+    one Gaussian: which noise, how many dimensions  ->  parted, into subspaces or into modes; and put together from
+    small clusters, each subspace with a shape of its own  ->  uphill: a step of each number, the other kinds of noise,
+    more and less leaning, until no step is an improvement
 
 Numbers that were given stay as they are.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from molrmog.learning.structures import FLOOR, Coordinates, Structure
 from molrmog.learning.trials import Trial, Trials
@@ -20,6 +22,7 @@ _WIDEST = 1024  # dimensions up to which principal axes of all rows are tried
 _ROWS_PER_PART = 6  # rows that a mode must have at least
 _ROUNDS = 8  # uphill, at most
 _AT_ONCE = 12  # steps that are tried before the work is looked at
+_CLEAR = 5.0  # standard errors by which subspaces of their own shapes are ahead where steps to others are left out
 _GAIN = 5e-4  # nats per dimension that are worth another round
 KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("isotropic", "data"),
@@ -115,7 +118,17 @@ class Search:
         """Search, and say why it ended."""
         self._one_gaussian()
         self._parted()
-        return self._uphill()
+        self._put_together()
+        of_one_shape, together = self._leading(put_together=False), self._leading(put_together=True)
+        if not together:
+            return self._uphill(of_one_shape[0])
+        why = "" if _is_clear(together[0], of_one_shape[0]) else self._uphill(of_one_shape[0])
+        return self._uphill(together[0]) if self.trials.best is together[0] else why
+
+    def _leading(self, *, put_together: bool) -> list[Trial]:
+        """Trials of structures that were put together, or of the others, the best first."""
+        these = [each for each in self.trials.done.values() if each.structure.is_put_together == put_together]
+        return sorted(these, key=lambda each: -each.value)
 
     def _judge(self, structures: Iterable[Structure]) -> None:
         self.trials.judge([each for each in structures if self._fits(each)])
@@ -186,12 +199,44 @@ class Search:
                 structures += [self.given.structure(K, e, 1, *kind) for e in sorted(dims)]
             self._judge(floored(each, s) for each in structures)
 
-    def _uphill(self) -> str:
-        """Steps from the best structure, until none is an improvement."""
+    def _put_together(self) -> None:
+        """Subspaces that each have a shape of their own, made of small clusters; see `merging`."""
+        given, trials = self.given, self.trials
+        if given.subspaces or given.latent_dims or given.modes or given.rank is not None or trials.zero_mean:
+            return
+        kinds = [noise for noise, coordinates in given.kinds if coordinates == "data"]
+        kinds += ["shared"] if given.kinds == KINDS else []
+        for seed in trials.starts:
+            found = {noise: trials.put_together(noise, "bic", seed) for noise in kinds}
+            several = {noise: merged for noise, merged in found.items() if merged and sum(merged.modes) > 1}
+            if not several:
+                continue
+            noise = max(several, key=lambda noise: several[noise].worth)
+            self._judge(self._of_its_own(noise, by, seed) for by in ("bic", "aic"))
+
+    def _of_its_own(self, noise: str, by: Literal["bic", "aic"], seed: int) -> Structure:
+        """Subspaces of the shapes that they come out with, with the floor that was best so far for their noise."""
+        merged = self.trials.put_together(noise, by, seed)
+        assert merged is not None
+        structure = Structure(
+            merged.latent_dims,
+            merged.modes,
+            noise,
+            prior_rows=self.given.prior_rows,
+            floor=self.given.least if self.given.floor is None else self.given.floor,
+            even=self.given.floor is not None,
+            put_together=by,
+            made_for=noise,
+            seed=seed,
+        )
+        alike = [each for each in self.trials.done.values() if each.structure.noise == noise != "isotropic"]
+        return floored(structure, max(alike, key=lambda each: each.value).structure) if alike else structure
+
+    def _uphill(self, at: Trial) -> str:
+        """Steps from a structure, until none is an improvement."""
         for _ in range(_ROUNDS):
             if self.trials.work > self.budget:
                 return "the work that a search may take was done"
-            at = self.trials.best
             moves = [move for move in self._moves(at.structure) if move not in self.trials.done and self._fits(move)]
             if not moves:
                 break
@@ -199,7 +244,9 @@ class Search:
                 if i and self.trials.work > self.budget:
                     break
                 self._judge(moves[i : i + _AT_ONCE])
-            if self.trials.best.value < at.value + _GAIN * self.trials.rows.dim:
+            reached = [at, *(self.trials.done[move] for move in moves if move in self.trials.done)]
+            before, at = at, max(reached, key=lambda each: each.value)
+            if at.value < before.value + _GAIN * self.trials.rows.dim:
                 break
         else:
             return f"{_ROUNDS} rounds of steps were taken"
@@ -207,6 +254,8 @@ class Search:
 
     def _moves(self, s: Structure) -> list[Structure]:
         """Structures one step away."""
+        if s.is_put_together:
+            return self._moves_of_its_own(s)
         K, d, n = s.subspaces, max(s.latent_dims), max(s.modes)
         kind = s.kind
 
@@ -234,9 +283,32 @@ class Search:
             moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
         return list(dict.fromkeys(moves))
 
+    def _moves_of_its_own(self, s: Structure) -> list[Structure]:
+        """Structures one step away from one that was put together."""
+        most = self.dims[-1]
+        moves = [
+            replace(s, wider=wider, latent_dims=tuple(min(most, max(1, d + wider - s.wider)) for d in s.latent_dims))
+            for wider in (s.wider - 1, s.wider + 1, s.wider + 4)
+        ]
+        if self.given.kinds == KINDS:
+            moves += [replace(s, noise=noise) for noise in ("isotropic", "diagonal", "shared") if noise != s.noise]
+        if max(s.modes) > 1 and self.given.prior_rows is None:
+            moves += [replace(s, prior_rows=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0)]
+        if self._is_thin and s.noise != "isotropic":
+            moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
+        return list(dict.fromkeys(moves))
+
     def _near(self, d: float, steps: Sequence[int]) -> list[int]:
         at = min(range(len(self.dims)), key=lambda i: abs(self.dims[i] - d))
         return sorted({self.dims[min(max(at + step, 0), len(self.dims) - 1)] for step in steps})
+
+
+def _is_clear(trial: Trial, other: Trial) -> bool:
+    """Whether a trial is better than another by more than chance, and by enough that steps would not change it."""
+    apart = (trial.of_rows - other.of_rows)[(trial.of_rows != 0) & (other.of_rows != 0)]
+    if len(apart) < 2:
+        return False
+    return trial.value - other.value > _CLEAR * float(apart.std()) / len(apart) ** 0.5
 
 
 def floored(structure: Structure, like: Structure) -> Structure:

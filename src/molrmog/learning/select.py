@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,10 @@ class Standard:
         """The law along the axes of the data, in the units of these rows."""
         return law if self.axes is None else law.with_axes(self.axes)
 
+    def law_inside(self, law: MoLRMoG) -> MoLRMoG:
+        """The law of these rows from that of the data."""
+        return self.units.law_inside(law).without_axes()
+
     def law_of_rows(self, law: MoLRMoG) -> MoLRMoG:
         """The law of the data from that of these rows."""
         return self.units.law_of_rows(self.turned_back(law))
@@ -154,11 +159,15 @@ def choice(
             if on_choice is not None:
                 on_choice(count, text)
 
-        return choose(
+        found = choose(
             standard.rows, labels=read.labels, weights=read.weights, held_out=standard.held_out, given=given,
             log_volume=standard.units.log_volume, criterion=criterion, zero_mean=zero_mean, seed=seed,
             watch=watch,
         )  # fmt: skip
+    if isinstance(found.best.start, MoLRMoG):  # of the rows, in their own units
+        start = standard.law_of_rows(found.best.start)
+        return dataclasses.replace(found, best=dataclasses.replace(found.best, start=start))
+    return found
 
 
 def given_numbers(

@@ -162,6 +162,9 @@ def choose(
         search = Search(trials, given, budget, lambda count, best: watch(count, _in_short(best)))
         why = search.run()
         found = sorted(trials.done.values(), key=lambda each: -each.value)
+        best = found[0].structure
+        if best.is_put_together:
+            found[0].structure = dataclasses.replace(best, start=trials.begun(best))
     else:
         found, why = _by_class(rows, labels, weights, folds, given, budget, watch, options)
     used = min(len(rows), total)
@@ -183,6 +186,8 @@ def law_of(
     view = View.of(rows, structure.coordinates, weights, seed, centred=not zero_mean)
     options: dict[str, Any] = {"prior_rows": structure.nu, "zero_mean": zero_mean}
     options |= {"spread": view.spread(structure), "noise_floor": view.floor(structure)}
+    if structure.is_put_together:
+        return view, view.begun(structure).to(view.rows.device, view.rows.dtype), options
     quick = len(rows) * rows.dim <= FEW_NUMBERS and labels is None
     starts: list[MoLRMoG] = []
     for one in starting_seeds(seed, n_init):

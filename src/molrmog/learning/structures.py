@@ -9,10 +9,13 @@ how far EM goes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from molrmog.laws.freedom import degrees_of_freedom
+
+if TYPE_CHECKING:
+    from molrmog.laws.molrmog import MoLRMoG
 
 Coordinates = Literal["data", "scaled", "principal"]
 Kind = tuple[str, Coordinates]
@@ -43,6 +46,12 @@ class Structure:
         even: whether the floor is the same for all columns.
         rank: of every mode's covariance; d_k where None.
         passes: of EM, at most; None for as many as it takes.
+        put_together: by which criterion, "bic" or "aic", subspaces were made of small clusters, each with a shape of
+            its own; None where they begin with k-means.
+        wider: dimensions that each of these has more than it came out with.
+        made_for: kind of noise that this was done for.
+        seed: of these clusters.
+        start: law of the rows that EM begins with, where it is known.
     """
 
     latent_dims: tuple[int, ...]
@@ -54,11 +63,21 @@ class Structure:
     even: bool = False
     rank: int | None = None
     passes: int | None = None
+    put_together: Literal["bic", "aic"] | None = None
+    wider: int = 0
+    made_for: str = "isotropic"
+    seed: int = 0
+    start: MoLRMoG | None = field(default=None, repr=False, compare=False)
 
     @property
     def subspaces(self) -> int:
         """Number K of subspaces."""
         return len(self.modes)
+
+    @property
+    def is_put_together(self) -> bool:
+        """Whether subspaces were put together from small clusters."""
+        return self.put_together is not None
 
     @property
     def kind(self) -> Kind:

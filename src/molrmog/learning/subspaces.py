@@ -294,6 +294,7 @@ def law_of_flats(
     least: float,
     shares: Sequence[float] | None = None,
     rows: int | None = None,
+    members: Sequence[Tensor] | None = None,
 ) -> list[Subspace]:
     """Subspaces of a law to start EM from, from flats and the rows on them.
 
@@ -307,6 +308,7 @@ def law_of_flats(
         least: smallest tau.
         shares: weight of each subspace; its share of the rows where not given.
         rows: how many rows there are; those of the groups where not given.
+        members: mode of each row, with shape (N_k,), from 0; k-means finds them where not given.
     """
     total = sum(map(len, groups))
     shares = [len(group) / total for group in groups] if shares is None else shares
@@ -315,7 +317,10 @@ def law_of_flats(
         d = flat.basis.shape[1]
         r = d if rank is None else min(rank, d)
         h = ((group - flat.offset) @ flat.basis).double()
-        weights, means, covariances = _initial_modes(h, modes[k], zero_mean=zero_mean, seed=seed)
+        if members is None:
+            weights, means, covariances = _initial_modes(h, modes[k], zero_mean=zero_mean, seed=seed)
+        else:
+            weights, means, covariances = _modes_of(h, members[k], modes[k])
         noise = max(flat.noise, least)
         values, vectors = torch.linalg.eigh(covariances)
         spread = (values.flip(1)[:, :r] - noise**2).clamp(min=0).sqrt()  # (n, r)
@@ -346,9 +351,15 @@ def _initial_modes(h: Tensor, modes: int, *, zero_mean: bool, seed: int) -> tupl
         nudge = torch.randn(modes, d, dtype=h.dtype, generator=torch_generator(seed)).to(h.device)
         apart = 0.1 * nudge * covariance.diagonal().sqrt() if modes > 1 and not zero_mean else torch.zeros_like(nudge)
         return h.new_full((modes,), 1 / modes), mean + apart, covariance.expand(modes, d, d)
-    nearest, means, _ = k_means(h, modes, torch_generator(seed), max_iter=30)
+    return _modes_of(h, k_means(h, modes, torch_generator(seed), max_iter=30)[0], modes)
+
+
+def _modes_of(h: Tensor, nearest: Tensor, modes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (n,), means (n, d) and covariances (n, d, d) of modes whose latents h (N, d) are known."""
+    N, d = h.shape
     member = torch.nn.functional.one_hot(nearest, modes).to(h)  # (N, n)
     count = member.sum(0)
+    means = torch.where(count[:, None] > 0, member.T @ h / count.clamp(min=1)[:, None], h.mean(0))
     off = h[:, None] - means  # (N, n, d)
     within = torch.einsum("Nn,Nni,Nnj->nij", member, off, off)
     pooled = within.sum(0) / N

@@ -7,6 +7,7 @@ rows are not made likelier any more, and what has no hope of becoming the best i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import em_steps
+from molrmog.learning.merging import Merged
 from molrmog.learning.rows import Rows
 from molrmog.learning.stacks import Stack, StackedEM
 from molrmog.learning.structures import Coordinates, Structure
@@ -133,6 +135,11 @@ class Trials:
         self._views: dict[Coordinates, list[View]] = {}
 
     @property
+    def starts(self) -> list[int]:
+        """Seeds of what is tried from several starts."""
+        return list(dict.fromkeys(self._seeds()))
+
+    @property
     def best(self) -> Trial:
         """The trial that is worth most."""
         return max(self.done.values(), key=lambda each: each.value)
@@ -150,6 +157,19 @@ class Trials:
                     trial.held_out = trial.value
                 self.done[trial.structure] = trial
         return [self.done[each] for each in structures]
+
+    def put_together(self, noise: str, by: str, seed: int) -> Merged | None:
+        """Subspaces made of small clusters of all rows."""
+        return self._whole.put_together(noise, by, seed)
+
+    def begun(self, structure: Structure) -> MoLRMoG:
+        """The law of all rows from which EM of a structure that was put together begins."""
+        return self._whole.begun(structure)
+
+    @functools.cached_property
+    def _whole(self) -> View:
+        weights = self.weights if self._weighted else None
+        return View.of(self.rows, "data", weights, self.seed, centred=not self.zero_mean)
 
     def cost(self, structure: Structure) -> float:
         """Floating point operations of a pass over all rows, about: products with them, factors of d x d matrices."""

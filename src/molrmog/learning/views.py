@@ -6,6 +6,7 @@ of the data.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.axes import Axes
+from molrmog.laws.base import Subspace
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.k_means import k_means
+from molrmog.learning.merging import Merged, Merging
 from molrmog.learning.rows import Rows
 from molrmog.learning.structures import Coordinates, Structure
 from molrmog.learning.subspaces import (
@@ -35,6 +38,7 @@ _CONSTANT = 1e-9  # of the overall deviation, from which a coordinate counts as 
 _REFINED = 8  # times that clusters of few rows are refined by the flats that are nearest
 _SHARED = 1e-3  # of a column's deviation, at least, that others do not tell
 _TRIED = 2  # starts of k-means
+_CLUSTERS, _ROWS_PER_CLUSTER = 40, 12  # that subspaces and modes are made of, and the rows of one at least
 _NARROW = 100  # dimensions up to which all principal axes are found at once
 
 Spectrum = tuple[Tensor, Tensor, Tensor]
@@ -125,8 +129,67 @@ class View:
 
     # --- where fits begin
 
+    def put_together(self, noise: str, by: str, seed: int) -> Merged | None:
+        """Subspaces of a kind of noise, made of small clusters; None where rows are too few for several of these.
+
+        Args:
+            noise: of a subspace.
+            by: "bic" or "aic".
+            seed: of the clusters.
+        """
+        if (noise, seed) not in self._mergings:
+            self._mergings[noise, seed] = self._merging(noise, seed)
+        merging = self._mergings[noise, seed]
+        return None if merging is None else merging.merge()[by]
+
+    @functools.cached_property
+    def _mergings(self) -> dict[tuple[str, int], Merging | None]:
+        return {}
+
+    def _merging(self, noise: str, seed: int) -> Merging | None:
+        count = min(_CLUSTERS, int(len(self.rows) / _ROWS_PER_CLUSTER))
+        if count < 2:
+            return None
+        x = self.rows[slice(0, len(self.rows))].double().cpu()
+        least = (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST)).cpu()
+        unit = torch.maximum(self._unexplained.cpu(), least)
+        if noise == "isotropic":
+            unit = unit.square().mean().sqrt().expand_as(unit)
+        tries = [k_means(x / unit, count, torch_generator(seed + i), max_iter=10) for i in range(_TRIED)]
+        clusters = min(tries, key=lambda each: each[2])[0]
+        return Merging(x, clusters, noise, unit, least, self.weights)
+
+    def begun(self, structure: Structure) -> MoLRMoG:
+        """The law from which EM starts where it is known, or where subspaces are put together."""
+        if structure.start is not None:
+            return structure.start.with_noise(structure.noise)
+        assert structure.put_together is not None
+        merged = self.put_together(structure.made_for, structure.put_together, structure.seed)
+        if merged is None:
+            raise ValueError(f"{len(self.rows)} rows are too few to put subspaces together: give subspaces")
+        x = self.rows[slice(0, len(self.rows))].double().cpu()
+        least = self.floor(structure).cpu()
+        parts: list[Subspace] = []
+        for k, (d, n) in enumerate(zip(merged.latent_dims, merged.modes, strict=True)):
+            own = merged.subspace == k
+            unit = torch.ones_like(least) if structure.noise == "isotropic" else merged.noise[k]
+            group = x[own] / unit
+            (part,) = law_of_flats(
+                [principal_flat(group, max(1, min(d + structure.wider, self.rows.dim)))], [group], [n],
+                rank=structure.rank, zero_mean=False, seed=self.seed, least=float((least / unit).max()),
+                shares=[len(group) / len(x)], members=[merged.mode[own]],
+            )  # fmt: skip
+            if structure.noise != "isotropic":
+                law = MoLRMoG.from_subspaces([part], dtype=torch.float64).requires_grad_(False)
+                part = dataclasses.replace(law.stretched(unit).subspace(0), weight=part.weight)
+            parts.append(part)
+        law = MoLRMoG.from_subspaces(parts, dtype=torch.float64).requires_grad_(False)
+        return law.with_noise(structure.noise)
+
     def starts(self, structure: Structure, *, zero_mean: bool, labels: Tensor | None = None) -> list[MoLRMoG]:
         """Laws from which EM may start, on any number of rows: see `subspaces` and `unequal_starts`."""
+        if structure.is_put_together:
+            return [self.begun(structure)]
         shape = self.rows, labels, structure.latent_dims, structure.modes
         options: dict[str, Any] = {"rank": structure.rank, "zero_mean": zero_mean, "seed": self.seed}
         with warnings.catch_warnings():
@@ -138,6 +201,8 @@ class View:
 
     def quick_start(self, structure: Structure, *, zero_mean: bool) -> MoLRMoG:
         """A law from which EM may start, on rows few enough that clusters are found once for all dimensions."""
+        if structure.is_put_together:
+            return self.begun(structure)
         u, unit, assigned, spectra = self._clustered(
             structure.subspaces, structure.noise != "isotropic" and self.coordinates == "data", not zero_mean
         )
@@ -146,6 +211,7 @@ class View:
             flats, assigned = refined_flats(u, assigned, dims, _REFINED, centred=not zero_mean)
         else:
             groups = [u[assigned == k] for k in range(len(dims))]
+            groups = [group if len(group) else u for group in groups]  # where rows repeat, clusters remain empty
             flats = [
                 principal_flat(group, d, centred=not zero_mean) if spectrum is None else _leading(spectrum, d)
                 for d, group, spectrum in zip(dims, groups, spectra, strict=True)
