@@ -16,6 +16,7 @@ Seconds are CPU seconds of the whole call, sweep against sweep. Nats are means o
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -128,19 +129,16 @@ def _peers(rest: np.ndarray, test: np.ndarray, given: argparse.Namespace) -> tup
 
         return fit
 
+    def mixtures(
+        kind: str, floor: float
+    ) -> Iterator[tuple[int, Callable[[np.ndarray], Callable[[np.ndarray], float]]]]:
+        for n in _MODES:
+            if n <= len(rest) // 2 and (kind != "full" or n * len(rest) * rest.shape[1] ** 2 < 4e11):
+                build = functools.partial(GaussianMixture, n, covariance_type=kind, reg_covar=floor, random_state=0)
+                yield n, scaled(build)
+
     families: dict[str, Any] = {
-        f"{kind}, {floor:g}": (
-            (
-                n,
-                scaled(
-                    lambda n=n, kind=kind, floor=floor: GaussianMixture(
-                        n, covariance_type=kind, reg_covar=floor, random_state=0
-                    )
-                ),
-            )
-            for n in _MODES
-            if n <= len(rest) // 2 and (kind != "full" or n * len(rest) * rest.shape[1] ** 2 < 4e11)
-        )
+        f"{kind}, {floor:g}": mixtures(kind, floor)
         for kind, floor in itertools.product(("full", "tied", "diag"), (1e-6, 1e-3))
     }
     families["factors"] = (
@@ -167,9 +165,8 @@ def _own(rest: np.ndarray, test: np.ndarray, given: argparse.Namespace) -> tuple
     ):
         if K * n * 2 > len(rest) or (n == 1 and prior is not None):
             continue
-        families[f"{noise}, K {K}, n {n}, prior {prior}"] = (
-            (d, candidate(noise=noise, subspaces=K, modes=n, latent_dim=d, prior_rows=prior)) for d in dims
-        )
+        shape = {"noise": noise, "subspaces": K, "modes": n, "prior_rows": prior}
+        families[f"{noise}, K {K}, n {n}, prior {prior}"] = iter([(d, candidate(latent_dim=d, **shape)) for d in dims])
     return _swept(families, rest, test, given.seconds / 4)
 
 

@@ -5,6 +5,9 @@
     python benchmarks/structure.py seeds [--seeds 20]    the spread of what is chosen, and of its held-out nats
     python benchmarks/structure.py seconds               a plain call from 40 x 12 to 60,000 x 784 numbers
 
+Recovery: share of laws whose K, d and n all come out, and by how many nats per row fresh rows are less likely than under
+the law itself; the same where the shape is told (K, d, n and the noise), which leaves the parameters to be found.
+
 Clusters: the adjusted Rand index (ARI) of the most probable subspace, and of the most probable mode, against the
 classes. Tables are scaled column by column for scikit-learn.
 """
@@ -85,11 +88,11 @@ def _line(name: str, classes: Any, by: str, K: int, n: int, ari: float, of_modes
 
 
 def _recovery(given: argparse.Namespace) -> None:
-    print(f"{'noise':12}{'rows':>8}{'laws':>6}{'K':>7}{'d':>7}{'n':>7}{'nats behind':>13}{'s':>8}", end="")
+    print(f"{'noise':12}{'rows':>8}{'laws':>6}{'K':>7}{'d':>7}{'n':>7}{'nats behind':>13}{'told':>8}{'s':>8}", end="")
     print(f"{'sklearn, parts':>16}{'s':>8}")
     for noise, rows in itertools.product(("isotropic", "diagonal", "shared"), given.rows):
         right: collections.Counter[str] = collections.Counter()
-        behind, seconds, theirs = [], 0.0, 0.0
+        behind, told, seconds, theirs = [], [], 0.0, 0.0
         for seed in range(given.laws):
             law = _random(noise, seed)
             draw = torch.Generator().manual_seed(seed)
@@ -100,13 +103,15 @@ def _recovery(given: argparse.Namespace) -> None:
             right["K"] += fitted.subspaces == law.subspaces
             right["d"] += sorted(fitted.latent_dims) == sorted(law.latent_dims)
             right["n"] += sorted(fitted.modes) == sorted(law.modes)
-            behind.append(float(np.mean(law.log_prob(test)) - np.mean(fitted.log_prob(test))))
+            shape = {"subspaces": law.subspaces, "latent_dim": law.latent_dims, "modes": law.modes, "noise": noise}
+            for gaps, each in ((behind, fitted), (told, molrmog.fit(x, **shape))):
+                gaps.append(float(np.mean(law.log_prob(test)) - np.mean(each.log_prob(test))))
             start = time.process_time()
             right["sklearn"] += _parts_by_bic(x[:5_000]) == sum(law.modes)
             theirs += time.process_time() - start
         shares = "".join(f"{right[key] / given.laws:7.2f}" for key in ("K", "d", "n"))
         print(
-            f"{noise:12}{rows:8}{given.laws:6}{shares}{np.mean(behind):13.3f}{seconds / given.laws:8.1f}"
+            f"{noise:12}{rows:8}{given.laws:6}{shares}{np.mean(behind):13.3f}{np.mean(told):8.3f}{seconds / given.laws:8.1f}"
             f"{right['sklearn'] / given.laws:16.2f}{theirs / given.laws:8.1f}",
             flush=True,
         )

@@ -88,7 +88,7 @@ def test_some_laws_go_on_alone(rows):
 
 def test_columns_are_divided_before_a_law_sees_them(rows):
     laws = three_laws("isotropic")
-    scale = torch.tensor([1.0, 2.0, 5.0, 0.1, 1.0, 3.0], dtype=torch.float64)
+    scale = torch.tensor([1.0, 2.0, 4.0, 0.125, 1.0, 8.0], dtype=torch.float64)  # divided without rounding
     ones, spread = torch.ones(3, 200, dtype=torch.float64), Rows(rows).deviation()
     plain = stacked(laws, rows, ones, [2.0] * 3, 0.05, spread)
     divided = stacked(laws, rows * scale, ones, [2.0] * 3, 0.05, spread, divisor=scale.expand(3, -1))

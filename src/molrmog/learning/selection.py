@@ -40,7 +40,7 @@ _SECONDS_PER_NUMBER = 7e-5  # of a search on tables of a million numbers and mor
 _SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
-_FOLDS = ((80, 8), (500, 5), (1_000, 3), (2_500, 2))  # below so many rows, so many folds
+_FOLDS = ((300, 10), (500, 5), (1_000, 3), (2_500, 2))  # below so many rows, so many folds
 
 
 @dataclass(frozen=True)
