@@ -5,8 +5,8 @@
     python benchmarks/structure.py seeds [--seeds 20]    the spread of what is chosen, and of its held-out nats
     python benchmarks/structure.py seconds               a plain call from 40 x 12 to 60,000 x 784 numbers
 
-Recovery: share of laws whose K, d and n all come out, and by how many nats per row fresh rows are less likely than under
-the law itself; the same where the shape is told (K, d, n and the noise), which leaves the parameters to be found.
+Recovery: the share of laws whose K, whose d and whose n come out, and by how many nats per row fresh rows are less
+likely than under the law itself; "told", the same of a fit to which K, d, n and the noise are given.
 
 Clusters: the adjusted Rand index (ARI) of the most probable subspace, and of the most probable mode, against the
 classes. Tables are scaled column by column for scikit-learn.
@@ -111,8 +111,8 @@ def _recovery(given: argparse.Namespace) -> None:
             theirs += time.process_time() - start
         shares = "".join(f"{right[key] / given.laws:7.2f}" for key in ("K", "d", "n"))
         print(
-            f"{noise:12}{rows:8}{given.laws:6}{shares}{np.mean(behind):13.3f}{np.mean(told):8.3f}{seconds / given.laws:8.1f}"
-            f"{right['sklearn'] / given.laws:16.2f}{theirs / given.laws:8.1f}",
+            f"{noise:12}{rows:8}{given.laws:6}{shares}{np.mean(behind):13.3f}{np.mean(told):8.3f}"
+            f"{seconds / given.laws:8.1f}{right['sklearn'] / given.laws:16.2f}{theirs / given.laws:8.1f}",
             flush=True,
         )
 

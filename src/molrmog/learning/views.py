@@ -39,6 +39,7 @@ _REFINED = 8  # times that clusters of few rows are refined by the flats that ar
 _SHARED = 1e-3  # of a column's deviation, at least, that others do not tell
 _TRIED = 2  # starts of k-means
 _CLUSTERS, _ROWS_PER_CLUSTER = 40, 12  # that subspaces and modes are made of, and the rows of one at least
+_FEWEST = 5  # rows of a cluster, below which they go to others
 _NARROW = 100  # dimensions up to which all principal axes are found at once
 
 Spectrum = tuple[Tensor, Tensor, Tensor]
@@ -156,7 +157,9 @@ class View:
         if noise == "isotropic":
             unit = unit.square().mean().sqrt().expand_as(unit)
         tries = [k_means(x / unit, count, torch_generator(seed + i), max_iter=10) for i in range(_TRIED)]
-        clusters = min(tries, key=lambda each: each[2])[0]
+        clusters, centers, _ = min(tries, key=lambda each: each[2])
+        large = (clusters.bincount(minlength=count) >= _FEWEST).nonzero()[:, 0]  # a row or two are no cluster
+        clusters = large[torch.cdist(x / unit, centers[large]).argmin(1)]
         return Merging(x, clusters, noise, unit, least, self.weights)
 
     def begun(self, structure: Structure) -> MoLRMoG:
