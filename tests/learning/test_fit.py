@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -385,3 +386,12 @@ def test_bad_input_gets_one_line(x, change, message):
     with pytest.raises(ValueError, match=message) as error:
         fit(**{"x": x, **SMALL, "max_iter": 2, **change(x)})
     assert "\n" not in str(error.value)
+
+
+def test_more_freedom_than_rows_settle_is_said():
+    x = np.random.default_rng(0).normal(size=(30, 12))
+    with pytest.warns(UserWarning, match=r"1,\d\d\d degrees of freedom, more than the 360 numbers"):
+        molrmog.fit(x, subspaces=3, latent_dim=8, modes=9, noise="diagonal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        molrmog.fit(x, subspaces=1, latent_dim=2, modes=1, noise="diagonal")

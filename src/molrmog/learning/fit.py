@@ -42,6 +42,7 @@ from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given
 from molrmog.learning.select import Standard, choice, given_numbers
 from molrmog.learning.selection import Selection, law_of
+from molrmog.learning.structures import Structure
 from molrmog.learning.subspaces import initial_law, principal_coordinates
 from molrmog.learning.unequal_starts import likelier, starting_seeds, unexplained
 from molrmog.learning.units import Moments, Units
@@ -135,6 +136,9 @@ def fit(
     Returns:
         The law, on `device`, not asking for gradients.
 
+    Warns:
+        UserWarning: the numbers that were given make more degrees of freedom than there are numbers in the rows.
+
     Raises:
         ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for; or there is
             no such device.
@@ -204,6 +208,8 @@ def fit(
     dims = per_subspace("latent_dim", cast(Any, latent_dim), subspaces)
     counts = per_subspace("modes", cast(Any, modes), subspaces)
     noise_floor = _checked(rows, dims, counts, noise_floor, equal=kind == "isotropic" and head is None)
+    if head is None and start is None:
+        _warn_of_freedom(rows, dims, counts, rank, kind)
     rows, units = rows.standard(centred=not zero_mean)
     held_out = None if held_out is None else held_out.inside(units)
     floor = None if noise_floor is None else noise_floor / units.unit
@@ -343,6 +349,18 @@ def _check_selection(selection: Any, read: Read, start: Any, head: Any) -> None:
     if read.classes not in (None, selection.best.subspaces):
         raise ValueError(
             f"selection has {selection.best.subspaces} subspaces for {read.classes} classes: select with these labels"
+        )
+
+
+def _warn_of_freedom(rows: Rows, dims: Sequence[int], counts: Sequence[int], rank: int | None, kind: str) -> None:
+    """Say that a law has more to be found than there are numbers to find it from."""
+    freedom = Structure(tuple(dims), tuple(counts), kind, rank=rank).degrees_of_freedom(rows.dim)
+    numbers = len(rows) * rows.dim
+    if freedom > numbers:
+        warnings.warn(
+            f"this law has {freedom:,} degrees of freedom, more than the {numbers:,} numbers in the rows can settle: "
+            "leave out subspaces, latent_dim, modes and noise to have them chosen, or lower them",
+            stacklevel=3,
         )
 
 
