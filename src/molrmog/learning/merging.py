@@ -15,7 +15,8 @@ c = 1/2 log N for BIC, 1 for AIC. Two subspaces that become one have the mean of
 
 References:
     Fraley, "Algorithms for model-based Gaussian hierarchical clustering", 1998; Tipping & Bishop, "Probabilistic
-    principal component analysis", 1999 (the profile over d).
+    principal component analysis", 1999 (the profile over d); Lawley & Maxwell, "Factor analysis as a statistical
+    method", 1971 (the noise).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_WIDEST = 80  # principal coordinates of all rows that scatters are held in
+_WIDEST, _LEADING = 256, 80  # columns up to which scatters are those of all, and principal coordinates beyond
 _DIMS = 32  # of a subspace, at most
 _NUMBERS = 2**24  # that are worked on at once
 _ROUNDS = 3  # in which the noise of a cluster is found
@@ -154,7 +155,7 @@ class Merging:
         u = u - (w @ u) / self.rows
         self.across: Tensor | None = None
         if self.dim > _WIDEST:
-            self.across = torch.linalg.eigh((w[:, None] * u).T @ u)[1][:, -_WIDEST:].contiguous()
+            self.across = torch.linalg.eigh((w[:, None] * u).T @ u)[1][:, -_LEADING:].contiguous()
         modes: list[_Mode] = []
         for k in clusters.unique().tolist():
             at = clusters == k
@@ -236,12 +237,12 @@ class Merging:
         return int((fit - self.prices["bic"] * part.free[: most + 1]).argmax())
 
     def _noise_of(self, part: _Part, d: int) -> Tensor:
-        """Variance of the noise of each column, from what d dimensions leave."""
+        """Variance of the noise of each column: a step to psi = diag(T / N - Lambda Lambda^T), its likeliest value."""
         if self.has_common:
             return part.noise
         N = part.total.rows
-        along = part.spanned[:d].sum(1, keepdim=True).clamp(min=1e-300)
-        inside = (part.spanned[:d] / along).sum(0) if d else torch.zeros_like(part.noise)  # of the column's noise
+        white = part.spanned[:d] / part.noise
+        inside = (white / white.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)  # of the noise of a column
         left = (part.total.square - part.spanned[:d].sum(0)).clamp(min=0)
         freedom = N * (1 - inside).clamp(min=0.1)
         if self.kind == "isotropic":
