@@ -55,6 +55,13 @@ def test_odd_rows_still_give_a_law(x):
     assert np.isfinite(law.log_prob(x)).all()
 
 
+@pytest.mark.parametrize("rows", [3, 4, 9, 20, 23, 24, 25, 27, 30, 37])
+def test_any_number_of_rows_gives_a_law(rows):
+    x = np.random.default_rng(rows).normal(size=(rows, 3)) + 8 * (np.arange(rows) % 2)[:, None]
+    law = molrmog.fit(x)
+    assert np.isfinite(law.log_prob(x)).all()
+
+
 def test_what_was_tried_is_said(two_planes):
     found = molrmog.select(two_planes[1])
     assert found.table[0]["behind"] == 0

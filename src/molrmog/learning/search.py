@@ -22,6 +22,7 @@ _WIDEST = 1024  # dimensions up to which principal axes of all rows are tried
 _ROWS_PER_PART = 6  # rows that a mode must have at least
 _ROUNDS = 8  # uphill, at most
 _AT_ONCE = 12  # steps that are tried before the work is looked at
+_FEW_ROWS = 24  # below which none are put together
 _CLEAR = 5.0  # standard errors by which subspaces of their own shapes are ahead where steps to others are left out
 _GAIN = 5e-4  # nats per dimension that are worth another round
 KINDS: tuple[tuple[str, Coordinates], ...] = (
@@ -203,6 +204,8 @@ class Search:
         """Subspaces that each have a shape of their own, made of small clusters; see `merging`."""
         given, trials = self.given, self.trials
         if given.subspaces or given.latent_dims or given.modes or given.rank is not None or trials.zero_mean:
+            return
+        if self.rows < _FEW_ROWS:
             return
         kinds = [noise for noise, coordinates in given.kinds if coordinates == "data"]
         kinds += ["shared"] if given.kinds == KINDS else []

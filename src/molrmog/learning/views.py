@@ -148,9 +148,9 @@ class View:
         return {}
 
     def _merging(self, noise: str, seed: int) -> Merging | None:
-        count = min(_CLUSTERS, int(len(self.rows) / _ROWS_PER_CLUSTER))
-        if count < 2:
+        if len(self.rows) < 2 * _FEWEST:
             return None
+        count = max(2, min(_CLUSTERS, int(len(self.rows) / _ROWS_PER_CLUSTER)))
         x = self.rows[slice(0, len(self.rows))].double().cpu()
         least = (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST)).cpu()
         unit = torch.maximum(self._unexplained.cpu(), least)
