@@ -165,7 +165,7 @@ class View:
     def begun(self, structure: Structure) -> MoLRMoG:
         """The law from which EM starts where it is known, or where subspaces are put together."""
         if structure.start is not None:
-            return structure.start.with_noise(structure.noise)
+            return structure.start.with_noise(structure.noise).to(self.rows.device)
         assert structure.put_together is not None
         merged = self.put_together(structure.made_for, structure.put_together, structure.seed)
         if merged is None:
@@ -187,7 +187,7 @@ class View:
                 part = dataclasses.replace(law.stretched(unit).subspace(0), weight=part.weight)
             parts.append(part)
         law = MoLRMoG.from_subspaces(parts, dtype=torch.float64).requires_grad_(False)
-        return law.with_noise(structure.noise)
+        return law.with_noise(structure.noise).to(self.rows.device)
 
     def starts(self, structure: Structure, *, zero_mean: bool, labels: Tensor | None = None) -> list[MoLRMoG]:
         """Laws from which EM may start, on any number of rows: see `subspaces` and `unequal_starts`."""
