@@ -308,7 +308,7 @@ def _fit_chosen(
         else choice(standard, read, given, zero_mean=zero_mean, seed=seed, progress=progress, on_choice=on_choice)
     )
     best = selection.best
-    if isinstance(best.start, MoLRMoG):
+    if best.start is not None:
         best = dataclasses.replace(best, start=standard.law_inside(best.start))
     read.rows.warn_of_rounding(best.floor * read.rows.moments().spread)
     n_init = max(n_init, selection.starts)

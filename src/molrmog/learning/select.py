@@ -164,7 +164,7 @@ def choice(
             log_volume=standard.units.log_volume, criterion=criterion, zero_mean=zero_mean, seed=seed,
             watch=watch,
         )  # fmt: skip
-    if isinstance(found.best.start, MoLRMoG):  # of the rows, in their own units
+    if found.best.start is not None:  # of the rows, in their own units
         start = standard.law_of_rows(found.best.start)
         return dataclasses.replace(found, best=dataclasses.replace(found.best, start=start))
     return found

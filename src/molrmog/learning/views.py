@@ -112,6 +112,15 @@ class View:
     def _unexplained(self) -> Tensor:
         return unexplained(self.rows, self.weights, self.seed)
 
+    @functools.cached_property
+    def _least(self) -> Tensor:
+        return (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST))
+
+    @functools.cached_property
+    def _unit(self) -> Tensor:
+        """In which the noise of all columns is about the same, with shape (D,)."""
+        return torch.maximum(self._unexplained, self._least)
+
     def floor(self, structure: Structure) -> Tensor:
         """Least standard deviation of the noise of each column, with shape (D,)."""
         if structure.even or structure.noise == "isotropic":
@@ -152,12 +161,10 @@ class View:
             return None
         count = max(2, min(_CLUSTERS, int(len(self.rows) / _ROWS_PER_CLUSTER)))
         x = self.rows[slice(0, len(self.rows))].double().cpu()
-        least = (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST)).cpu()
-        unit = torch.maximum(self._unexplained.cpu(), least)
+        least, unit = self._least.cpu(), self._unit.cpu()
         if noise == "isotropic":
             unit = unit.square().mean().sqrt().expand_as(unit)
-        tries = [k_means(x / unit, count, torch_generator(seed + i), max_iter=10) for i in range(_TRIED)]
-        clusters, centers, _ = min(tries, key=lambda each: each[2])
+        clusters, centers = _tightest_clusters(x / unit, count, seed)
         large = (clusters.bincount(minlength=count) >= _FEWEST).nonzero()[:, 0]  # a row or two are no cluster
         clusters = large[torch.cdist(x / unit, centers[large]).argmin(1)]
         return Merging(x, clusters, noise, unit, least, self.weights)
@@ -239,18 +246,23 @@ class View:
         """Rows, in units where told, the units, the cluster of each row, and its spectrum where that is cheap."""
         if (K, in_units) not in self._clusters:
             x = self.rows[slice(0, len(self.rows))].double()
-            least = (_SHARED * self.deviation).clamp(min=max(_CONSTANT * self.overall, _SMALLEST))
-            unit = torch.maximum(self._unexplained, least) if in_units else None
+            unit = self._unit if in_units else None
             u = x if unit is None else x / unit
-            tries = range(_TRIED if K > 1 else 1)
-            found = [k_means(u, K, torch_generator(self.seed + i), max_iter=10) for i in tries]
-            assigned = min(found, key=lambda each: each[2])[0]
+            assigned = _tightest_clusters(u, K, self.seed)[0]
             groups = [u[assigned == k] for k in range(K)]
             spectra = [
                 _spectrum(group, centred) if u.shape[1] <= _NARROW and len(group) > 1 else None for group in groups
             ]
             self._clusters[K, in_units] = u, unit, assigned, spectra
         return self._clusters[K, in_units]
+
+
+def _tightest_clusters(u: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The cluster of each row, and the centres, of the best of some starts."""
+    tries = range(_TRIED if K > 1 else 1)
+    found = [k_means(u, K, torch_generator(seed + i), max_iter=10) for i in tries]
+    assigned, centers, _ = min(found, key=lambda each: each[2])
+    return assigned, centers
 
 
 def _spectrum(x: Tensor, centred: bool) -> Spectrum:
