@@ -21,11 +21,11 @@ alone, which cannot lower it, is kept.
 
 Prior.  Modes with few rows lean on their siblings: S_c has an inverse-Wishart prior worth `prior_rows` rows whose scale
 Psi_k belongs to the subspace and is estimated along (the harmonic mean of the S_c). A coordinate that is constant in
-the N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_kj has an inverse-gamma prior worth one
-row at a variance s_j^2 that is found from all rows. What EM raises is therefore the penalised log-likelihood
+the N_k rows of a subspace is known to be constant to a share 1 / N_k only: psi_kj has an inverse-gamma prior worth
+`noise_rows` rows, one unless told, at a variance s_j^2 that is found from all of them. EM raises
 
     sum_n log p(x_n) - 1/2 sum_c nu ( tr Psi_k S_c^-1 + log det S_c ) + 1/2 sum_k n_k nu log det Psi_k
-                     - 1/2 sum_kj ( s_j^2 / psi_kj - log s_j^2 / psi_kj )
+                     - 1/2 noise_rows sum_kj ( s_j^2 / psi_kj - log s_j^2 / psi_kj )
 
 The standard deviation of the noise never falls below `noise_floor`, in data units, nor below 1e-9 of the spread of the
 rows. Where n_k = 1 there is nothing to lean on and no prior on S_c.
@@ -58,7 +58,6 @@ from molrmog.learning.units import Units
 
 _SMALLEST_TAU = 1e-9  # in units of the fit
 _RATIO = 2e5  # rounding may move the log of a responsibility by a tenth at worst: over many rows it averages out
-_PRIOR_ROWS_OF_NOISE = 1.0
 _RIDGE = 1e-11  # of the trace, that keeps what modes have in common regular
 _ROUNDED = 1e-6  # of the largest eigenvalue of second moments that are summed in float32
 _FLAT = 1e-6  # of the variance of the noise, that rows vary by at least where modes lean on each other
@@ -255,6 +254,7 @@ class Terms:
 
     Attributes:
         prior_rows: nu of each subspace, with shape (K,), or () for all.
+        noise_rows: of the prior on unequal noise, of each subspace, with shape (K, 1), or () for all.
         one_row: weight of a row.
         floor: least standard deviation of the noise, with shape (D,), or (1,) for all coordinates.
         spread2: variance s_j^2 of each column of the rows, with shape (D,).
@@ -264,6 +264,7 @@ class Terms:
     """
 
     prior_rows: Tensor
+    noise_rows: Tensor
     one_row: float
     floor: Tensor
     spread2: Tensor
@@ -278,6 +279,7 @@ def em_steps(
     weights: Tensor | None = None,
     labels: Tensor | None = None,
     prior_rows: float | None = None,
+    noise_rows: float = 1.0,
     noise_floor: float | Tensor = 0.0,
     spread: Tensor | None = None,
     zero_mean: bool = False,
@@ -290,6 +292,7 @@ def em_steps(
         weights: of the rows, with shape (N,).
         labels: the subspace of each row, with shape (N,); log-likelihoods are those of rows and labels together then.
         prior_rows: nu, how many rows the prior on each mode's covariance is worth; the largest d_k where not given.
+        noise_rows: how many rows the prior on unequal noise is worth.
         noise_floor: smallest standard deviation of the noise, in data units; one of each coordinate, with shape (D,),
             where unequal noise is to have several.
         spread: standard deviation of each coordinate that the prior on unequal noise is about, in data units, with
@@ -307,8 +310,8 @@ def em_steps(
     # Weights are counts, or shares that add up to one: then a row's worth of prior shrinks with them.
     one_row = 1.0 if weights is None else min(1.0, float(weights.sum() / weights.count_nonzero()))
     spread2 = spread.to(law.tau.device, torch.float64).square()
-    prior = torch.tensor(nu * one_row, dtype=torch.float64, device=law.tau.device)
-    terms = Terms(prior, one_row, floor, torch.maximum(spread2, floor.square()), zero_mean)
+    prior, noise_prior = torch.tensor([nu * one_row, noise_rows * one_row], dtype=torch.float64, device=law.tau.device)
+    terms = Terms(prior, noise_prior, one_row, floor, torch.maximum(spread2, floor.square()), zero_mean)
     slack = 1e-6 if rows.dtype == torch.float32 else 1e-12  # what rounding may do to the objective, relative
     estimate, fallback, reached = law, None, -math.inf
     iteration = 0
@@ -353,7 +356,8 @@ def penalty_of_noise(law: MoLRMoG, terms: Terms) -> Tensor:
     if law.noise == "isotropic":
         return law.tau.new_zeros(1, dtype=torch.float64)
     over = terms.spread2 / law.tau.double().square()
-    return -0.5 * _PRIOR_ROWS_OF_NOISE * terms.one_row * (over - over.log()).sum(1)
+    rows = terms.noise_rows if terms.noise_rows.dim() == 0 else terms.noise_rows[:, 0]
+    return -0.5 * rows * (over - over.log()).sum(1)
 
 
 def _trace(M: Tensor) -> Tensor:
@@ -479,7 +483,7 @@ def updated_law(law: MoLRMoG, latents: Latents, statistics: Statistics, terms: T
             squares, rows = squares.sum(0, keepdim=True), rows.sum()
         elif terms.sharing is not None:
             squares, rows = (torch.zeros_like(t).index_add(0, terms.sharing, t)[terms.sharing] for t in (squares, rows))
-        prior = _PRIOR_ROWS_OF_NOISE * terms.one_row
+        prior = terms.noise_rows
         tau = torch.maximum(((squares + prior * terms.spread2) / (rows + prior)).sqrt(), terms.floor)
         cautious_tau = law.tau.double()
     logits = (N_k / N_k.sum()).log(), torch.where(latents.real, (N / N_k[:, None]).log(), 0.0)

@@ -32,6 +32,8 @@ KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("diagonal", "principal"),
 )
 _FAINT, _MANY = 0.03, 0.01  # columns that vary by less of what all do, and the share of these that is too many
+_LIGHT = 0.1  # rows that it is worth where columns vary little in some clusters and much in others
+_NOISE_ROWS = (0.001, 1.0)  # that the prior on unequal noise may be worth, at least and at most
 _FLOORS = (0.01, 0.03, 0.1, 0.3)  # of the deviation of all columns, which are tried where rows are few for the columns
 
 
@@ -215,7 +217,10 @@ class Search:
             if not several:
                 continue
             noise = max(several, key=lambda noise: several[noise].worth)
-            self._judge(self._of_its_own(noise, by, seed) for by in ("bic", "aic"))
+            start = [self._of_its_own(noise, by, seed) for by in ("bic", "aic")]
+            if self._is_thin and noise != "isotropic":
+                start += [replace(s, floor=self.given.least, even=False, noise_rows=_LIGHT) for s in start]
+            self._judge(start)
 
     def _of_its_own(self, noise: str, by: Literal["bic", "aic"], seed: int) -> Structure:
         """Subspaces of the shapes that they come out with, with the floor that was best so far for their noise."""
@@ -282,9 +287,19 @@ class Search:
         if n > 1 and self.given.prior_rows is None:
             moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]
         moves = [floored(move, s) if move.noise == s.noise or s.even else move for move in moves]
-        if self._is_thin and s.noise != "isotropic":
-            moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
-        return list(dict.fromkeys(moves))
+        moves = [replace(move, noise_rows=s.noise_rows) for move in moves]
+        return list(dict.fromkeys([*moves, *self._moves_of_noise(s)]))
+
+    def _moves_of_noise(self, s: Structure) -> list[Structure]:
+        """The same structure with unequal noise that leans less or more on that of all rows, and with other floors."""
+        if s.noise == "isotropic":
+            return []
+        worth = [float(f"{s.noise_rows * factor:.1g}") for factor in (0.1, 10.0)]
+        moves = [replace(s, noise_rows=rows) for rows in worth if _NOISE_ROWS[0] <= rows <= _NOISE_ROWS[1]]
+        if self._is_thin:
+            floors = [(self.given.least, False), *((floor, True) for floor in _FLOORS)]
+            moves += [replace(s, floor=floor, even=even) for floor, even in floors]
+        return moves
 
     def _moves_of_its_own(self, s: Structure) -> list[Structure]:
         """Structures one step away from one that was put together."""
@@ -297,9 +312,7 @@ class Search:
             moves += [replace(s, noise=noise) for noise in ("isotropic", "diagonal", "shared") if noise != s.noise]
         if max(s.modes) > 1 and self.given.prior_rows is None:
             moves += [replace(s, prior_rows=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0)]
-        if self._is_thin and s.noise != "isotropic":
-            moves += [replace(s, floor=floor, even=True) for floor in _FLOORS]
-        return list(dict.fromkeys(moves))
+        return list(dict.fromkeys([*moves, *self._moves_of_noise(s)]))
 
     def _near(self, d: float, steps: Sequence[int]) -> list[int]:
         at = min(range(len(self.dims)), key=lambda i: abs(self.dims[i] - d))

@@ -184,7 +184,7 @@ def law_of(
 ) -> tuple[View, MoLRMoG, dict[str, Any]]:
     """Where the fit of a structure to rows begins: what EM sees, the law to start from, and the options of EM."""
     view = View.of(rows, structure.coordinates, weights, seed, centred=not zero_mean)
-    options: dict[str, Any] = {"prior_rows": structure.nu, "zero_mean": zero_mean}
+    options: dict[str, Any] = {"prior_rows": structure.nu, "noise_rows": structure.noise_rows, "zero_mean": zero_mean}
     options |= {"spread": view.spread(structure), "noise_floor": view.floor(structure)}
     if structure.is_put_together:
         return view, view.begun(structure).to(view.rows.device, view.rows.dtype), options
@@ -354,6 +354,7 @@ def _selection(
                 "noise": s.noise,
                 "coordinates": s.coordinates,
                 "prior_rows": s.prior_rows,
+                "noise_rows": s.noise_rows,
                 "noise_floor": s.floor,
                 "even_floor": s.even,
                 "degrees_of_freedom": trial.degrees_of_freedom,

@@ -132,6 +132,7 @@ class StackedEM:
         x: rows, with shape (N, D), in float64.
         weights: of the rows in each law, with shape (J, N).
         prior_rows: nu of each law, with shape (J,).
+        noise_rows: of the prior on unequal noise of each law, with shape (J,); ones where not given.
         floor: least standard deviation of the noise, with shape (D,) or (1,), of all laws; or with shape (J, D or 1).
         spread2: variance of each column that the prior on unequal noise is about, with shape (D,) or (J, D).
         divisor: of each column before a law sees it, with shape (J, D); ones where not given.
@@ -147,6 +148,7 @@ class StackedEM:
         prior_rows: Tensor,
         floor: Tensor,
         spread2: Tensor,
+        noise_rows: Tensor | None = None,
         divisor: Tensor | None = None,
         zero_mean: bool = False,
     ) -> None:
@@ -154,6 +156,7 @@ class StackedEM:
         self.x = x
         self.weights = weights
         self.prior_rows = prior_rows
+        self.noise_rows = torch.ones_like(prior_rows) if noise_rows is None else noise_rows
         self.floor = floor.expand(stack.count, -1)
         self.spread2 = spread2.expand(stack.count, -1)
         self.divisor = divisor
@@ -172,6 +175,7 @@ class StackedEM:
         """Leave out all laws but these."""
         self.stack = self.stack.only(index)
         self.weights, self.prior_rows = self.weights[index], self.prior_rows[index]
+        self.noise_rows = self.noise_rows[index]
         self.floor, self.spread2 = self.floor[index], self.spread2[index]
         self.divisor = None if self.divisor is None else self.divisor[index]
         self._found = self._evaluate(self.stack)
@@ -201,6 +205,7 @@ class StackedEM:
         floor = self.floor[stack.law_of]
         return Terms(
             prior_rows=self.prior_rows[stack.law_of],
+            noise_rows=self.noise_rows[stack.law_of, None],
             one_row=1.0,
             floor=floor,
             spread2=torch.maximum(self.spread2[stack.law_of], floor.square()),

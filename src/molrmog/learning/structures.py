@@ -2,7 +2,7 @@
 
 K subspaces, each with its dimension d_k and its number n_k of modes
 the kind of noise, and in which coordinates
-how many rows the prior is worth by which modes lean on each other
+how many rows the priors are worth, by which modes lean on each other and noise on that of all rows
 how far EM goes
 """
 
@@ -42,6 +42,7 @@ class Structure:
         coordinates: in which noise is that: "data", those of the rows; "scaled", columns divided by their standard
             deviation; "principal", the principal axes of all rows.
         prior_rows: how many rows the prior on each mode's covariance is worth; the largest d_k where None.
+        noise_rows: how many rows the prior on unequal noise is worth.
         floor: least standard deviation of the noise, of that of a column; of all columns where `even`.
         even: whether the floor is the same for all columns.
         rank: of every mode's covariance; d_k where None.
@@ -59,6 +60,7 @@ class Structure:
     noise: str = "isotropic"
     coordinates: Coordinates = "data"
     prior_rows: float | None = None
+    noise_rows: float = 1.0
     floor: float = FLOOR
     even: bool = False
     rank: int | None = None

@@ -238,6 +238,7 @@ class Trials:
             self.rows[slice(0, N)].double(),
             shown.repeat(len(group), 1),
             prior_rows=torch.tensor([each.nu for each, _ in jobs], dtype=torch.float64),
+            noise_rows=torch.tensor([each.noise_rows for each, _ in jobs], dtype=torch.float64),
             floor=torch.stack([part.floor(each) for each, part in jobs]),
             spread2=torch.stack([part.spread(each).square() for each, part in jobs]),
             divisor=torch.stack([part.scale for _, part in jobs if part.scale is not None])
@@ -297,6 +298,7 @@ class Trials:
         part, D = self._parts(structure.coordinates)[f], self.rows.dim
         options: dict[str, Any] = {
             "prior_rows": structure.nu,
+            "noise_rows": structure.noise_rows,
             "zero_mean": self.zero_mean,
             "spread": part.spread(structure),
             "noise_floor": part.floor(structure),
