@@ -317,3 +317,17 @@ def test_moments_that_have_a_factor_keep_it():
     A = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     M = A @ A.mT + 1e-9 * torch.eye(5)
     assert torch.equal(_root(M), torch.linalg.cholesky(M))
+
+
+def test_a_constant_column_keeps_the_variance_that_the_prior_on_its_noise_is_worth():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=draw, dtype=torch.float64)
+    x[:, 4] = 0.0
+    start = MoLRMoG.random(5, (1,), (1,), noise=0.5, seed=0, dtype=torch.float64).requires_grad_(False).with_noise("diagonal")
+    for rows in (1.0, 0.1, 1e-3):
+        steps = em_steps(start, Rows(x), noise_rows=rows, spread=torch.full((5,), 2.0, dtype=torch.float64))
+        states = list(itertools.islice(steps, 200))
+        variance = float(states[-1].law.tau[0, 4]) ** 2
+        assert variance == pytest.approx(rows * 4.0 / (200 + rows), rel=1e-2)
+        objectives = [state.penalised for state in states]
+        assert all(b >= a - 1e-9 for a, b in itertools.pairwise(objectives))

@@ -29,7 +29,7 @@ def rows():
     return truth.sample(200, torch.Generator().manual_seed(0)).x
 
 
-def stacked(laws, x, weights, prior_rows, floor, spread, divisor=None):
+def stacked(laws, x, weights, prior_rows, floor, spread, divisor=None, noise_rows=None):
     return StackedEM(
         Stack.of(laws),
         x,
@@ -37,6 +37,7 @@ def stacked(laws, x, weights, prior_rows, floor, spread, divisor=None):
         prior_rows=torch.tensor(prior_rows, dtype=torch.float64),
         floor=torch.tensor([floor], dtype=torch.float64),
         spread2=spread.square(),
+        noise_rows=None if noise_rows is None else torch.tensor(noise_rows, dtype=torch.float64),
         divisor=divisor,
     )
 
@@ -48,11 +49,12 @@ def test_each_law_goes_its_own_way(rows, noise, prior_rows):
     weights = (torch.rand(3, 200, generator=torch.Generator().manual_seed(2)) > 0.2).double()
     nu = [float(max(law.latent_dims)) if prior_rows is None else prior_rows for law in laws]
     seen = Rows(rows).as_standard()
-    em = stacked(laws, rows, weights, nu, 0.05, seen.deviation())
+    worth = [1.0, 0.01, 30.0]
+    em = stacked(laws, rows, weights, nu, 0.05, seen.deviation(), noise_rows=worth)
     states = [em.state(), *(em.step() for _ in range(PASSES))]
     for j, law in enumerate(laws):
         own = seen.subset(weights[j].nonzero()[:, 0])
-        options = {"prior_rows": nu[j], "noise_floor": 0.05, "spread": seen.deviation()}
+        options = {"prior_rows": nu[j], "noise_rows": worth[j], "noise_floor": 0.05, "spread": seen.deviation()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "EM dropped")
             alone = list(itertools.islice(em_steps(law, own, **options), PASSES + 1))

@@ -120,8 +120,11 @@ class Search:
     def run(self) -> str:
         """Search, and say why it ended."""
         self._one_gaussian()
-        self._parted()
+        alone = self.trials.best
         self._put_together()
+        # In many dimensions a few parts take the longest, and are of no use beside many that were put together.
+        if self.trials.rows.dim <= _FULL or not _is_clear(self.trials.best, alone):
+            self._parted()
         of_one_shape, together = self._leading(put_together=False), self._leading(put_together=True)
         if not together:
             return self._uphill(of_one_shape[0])
