@@ -323,7 +323,11 @@ def test_a_constant_column_keeps_the_variance_that_the_prior_on_its_noise_is_wor
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(200, 5, generator=draw, dtype=torch.float64)
     x[:, 4] = 0.0
-    start = MoLRMoG.random(5, (1,), (1,), noise=0.5, seed=0, dtype=torch.float64).requires_grad_(False).with_noise("diagonal")
+    start = (
+        MoLRMoG.random(5, (1,), (1,), noise=0.5, seed=0, dtype=torch.float64)
+        .requires_grad_(False)
+        .with_noise("diagonal")
+    )
     for rows in (1.0, 0.1, 1e-3):
         steps = em_steps(start, Rows(x), noise_rows=rows, spread=torch.full((5,), 2.0, dtype=torch.float64))
         states = list(itertools.islice(steps, 200))

@@ -8,6 +8,7 @@ See `search` for what is tried, and `trials` for how it is judged.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from molrmog.seeds import torch_generator
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_Common = tuple[Kind, float, bool, float]  # noise, its floor, whether that is even, rows of its prior
+
 CRITERIA = ("held-out", "bic", "icl")
 _BUDGET, _SMALL_BUDGET = 1e12, 2e11  # floating point operations of a search
 _SAMPLE = 2**22  # numbers in the rows from which a structure is chosen
@@ -37,6 +40,7 @@ _LEAST_SAMPLE, _GREATEST_SAMPLE = 4_000, 20_000  # rows of it
 _LEAST_NOISE, _FEW_PER_COLUMN = 0.1, 10
 _STARTS = 5  # of few rows where none are held out
 _SECONDS_PER_NUMBER = 7e-5  # of a search on tables of a million numbers and more
+_TRIED = 2  # floors and priors of the noise of a law, the most wanted by its classes
 _SAME = 1e-9  # nats per dimension by which values of one law in two disguises differ at most
 _FEW = 4  # rows below which none can be held out
 _PARTS = 5  # into which rows are split; how many of these are held out in turn depends on their number
@@ -49,9 +53,9 @@ class Selection:
 
     Attributes:
         table: a record of each candidate, the best first: subspaces K, latent_dims d, modes n, rank r, noise,
-            coordinates of the noise, prior_rows, degrees_of_freedom, nats per row of the rows fitted to (train) and of
-            held-out rows (held_out, None where none were), bic, icl, passes of EM, seconds, and behind: by how many
-            nats of the criterion it is worse than the best, with its standard error.
+            coordinates of the noise, prior_rows, noise_rows, degrees_of_freedom, nats per row of the rows fitted to
+            (train) and of held-out rows (held_out, None where none were), bic, icl, passes of EM, seconds, and behind:
+            by how many nats of the criterion it is worse than the best, with its standard error.
         best: the structure that was chosen.
         criterion: by which: "held-out", "bic" or "icl".
         why: why the search ended.
@@ -285,8 +289,11 @@ def _by_class(
     whys = [search.run() for search in searches]
     kinds = list(dict.fromkeys(s.kind for search in searches for s in search.trials.done))
     for kind in kinds:
-        own = [_best_of(search, kind) for search in searches]
-        found.append(_together(own, shares, rows))
+        leading = [_best_of(search, kind) for search in searches]
+        wanted = collections.Counter(_in_common(trial.structure) for trial in leading)
+        for common, _ in wanted.most_common(_TRIED):
+            own = [_best_with(search, trial, common) for search, trial in zip(searches, leading, strict=True)]
+            found.append(_together(own, shares, rows))
     return sorted(found, key=lambda each: -each.value), whys[0]
 
 
@@ -303,6 +310,18 @@ def _best_of(search: Search, kind: Kind) -> Trial:
     return max(of, key=lambda each: each.value)
 
 
+def _in_common(s: Structure) -> _Common:
+    return s.kind, s.floor, s.even, s.noise_rows
+
+
+def _best_with(search: Search, like: Trial, common: _Common) -> Trial:
+    """The best trial that has what the subspaces of a law have in common; one like another is made if need be."""
+    _, floor, even, noise_rows = common
+    search.trials.judge([dataclasses.replace(like.structure, floor=floor, even=even, noise_rows=noise_rows)])
+    of = [trial for s, trial in search.trials.done.items() if _in_common(s) == common]
+    return max(of, key=lambda each: each.value)
+
+
 def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows) -> Trial:
     """The trial of a law of which each class has one subspace."""
     shapes = [trial.structure for trial in trials]
@@ -312,8 +331,6 @@ def _together(trials: Sequence[Trial], shares: Sequence[float], rows: Rows) -> T
         latent_dims=tuple(s.latent_dims[0] for s in shapes),
         modes=tuple(s.modes[0] for s in shapes),
         prior_rows=sorted(leaning)[len(leaning) // 2] if leaning else None,
-        floor=max(s.floor for s in shapes),
-        even=any(s.even for s in shapes),
     )
     entropy = -sum(w * math.log(w) for w in shares if w > 0)
 
