@@ -86,3 +86,28 @@ def test_a_plain_fit_has_subspaces_of_shapes_of_their_own():
     again = molrmog.fit(x, selection=law.fit_summary_)
     assert again.latent_dims == law.latent_dims
     assert torch.allclose(law.log_prob(fresh), again.log_prob(fresh))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_there_are_as_many_subspaces_as_asked_for(noise):
+    view = View.of(Rows(rows_of(ragged(noise), 1000)), "data", None, 0, centred=True)
+    free = view.put_together(noise, "bic", 0)
+    worths = {}
+    for K in (1, 2, 3, 5, 60):
+        for by in ("bic", "aic"):
+            found = view.put_together(noise, by, 0, K)
+            assert len(found.modes) == len(found.latent_dims) == K
+            assert len(found.subspace.unique()) == K
+        worths[K] = view.put_together(noise, "bic", 0, K).worth
+    assert worths[3] == pytest.approx(free.worth, rel=1e-4)
+    assert max(worths, key=lambda K: worths[K]) == 3
+
+
+def test_a_number_of_subspaces_that_is_given_is_kept_and_their_shapes_are_their_own():
+    truth = ragged("isotropic")
+    x, fresh = rows_of(truth, 1500), rows_of(truth, 4000, 1)
+    law = molrmog.fit(x, subspaces=3)
+    assert sorted(zip(law.latent_dims, law.modes, strict=True)) == [(1, 1), (3, 1), (5, 2)]
+    assert float((truth.log_prob(fresh) - law.log_prob(fresh)).mean()) < 0.2
+    for K in (2, 5):
+        assert molrmog.fit(x[:200], subspaces=K).subspaces == K

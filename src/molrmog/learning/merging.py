@@ -134,6 +134,7 @@ class Merging:
         unit: in which the noise of all columns is about the same, with shape (D,).
         least: least standard deviation of the noise, with shape (D,).
         weights: of the rows, with shape (N,).
+        subspaces: how many there are to be; None for as many as gain most.
     """
 
     def __init__(
@@ -144,10 +145,12 @@ class Merging:
         unit: Tensor,
         least: Tensor,
         weights: Tensor | None = None,
+        subspaces: int | None = None,
     ) -> None:
         u = x / unit
         self.unit, self.clusters, self.least2 = unit, clusters, (least / unit).square()
         self.kind = noise
+        self.subspaces = subspaces
         self.has_common = False
         self.merged: dict[str, Merged] | None = None
         w = u.new_ones(len(u)) if weights is None else weights.to(u)
@@ -190,21 +193,25 @@ class Merging:
         at, highest = parts, -math.inf
         unions: dict[tuple[_Part, _Part], _Part] = {}
         joined: dict[_Part, list[_Part]] = {}
-        while len(parts) > 1 or len(parts[0].modes) > 1:
-            pairs = self._near(parts)
+        fewest = self.subspaces or 1
+        while len(parts) > fewest or max(len(part.modes) for part in parts) > 1:
+            too_many = self.subspaces is not None and len(parts) > self.subspaces
+            pairs = self._near(parts) if len(parts) > fewest else []
             new = [pair for pair in pairs if pair not in unions]
             unions |= zip(new, self._judged([self._union(*pair) for pair in new]), strict=True)
             joined |= {part: self._joined(part) for part in parts if part not in joined}
             total = sum(part.worth(self.prices["aic"]) for part in parts)
-            at, highest = (parts, total) if total >= highest else (at, highest)
+            at, highest = (parts, total) if total >= highest and not too_many else (at, highest)
             worth = {part: part.worth(price) for part in parts}
             moves = [
                 (unions[pair].worth(price) - worth[pair[0]] - worth[pair[1]], pair, unions[pair]) for pair in pairs
             ]
-            moves += [(other.worth(price) - worth[part], (part,), other) for part in parts for other in joined[part]]
-            gain, gone, found = max(moves, key=lambda move: move[0])
-            if gain <= 0:
+            joins = [(other.worth(price) - worth[part], (part,), other) for part in parts for other in joined[part]]
+            gain, gone, found = max([*moves, *joins], key=lambda move: move[0])
+            if gain <= 0 and not too_many:
                 break
+            if gain <= 0:
+                _, gone, found = max(moves, key=lambda move: move[0])
             (found,) = self._judged([(found.modes, found.total, self._noise_of(found, found.dim(price)))])
             parts = [*(part for part in parts if part not in gone), found]
         last = sum(part.worth(self.prices["aic"]) for part in parts)

@@ -208,14 +208,14 @@ class Search:
     def _put_together(self) -> None:
         """Subspaces that each have a shape of their own, made of small clusters; see `merging`."""
         given, trials = self.given, self.trials
-        if given.subspaces or given.latent_dims or given.modes or given.rank is not None or trials.zero_mean:
+        if given.subspaces == 1 or given.latent_dims or given.modes or given.rank is not None or trials.zero_mean:
             return
-        if self.rows < _FEW_ROWS:
+        if self.rows < _FEW_ROWS * max(1, (given.subspaces or 2) // 2):
             return
         kinds = [noise for noise, coordinates in given.kinds if coordinates == "data"]
         kinds += ["shared"] if given.kinds == KINDS else []
         for seed in trials.starts:
-            found = {noise: trials.put_together(noise, "bic", seed) for noise in kinds}
+            found = {noise: trials.put_together(noise, "bic", seed, given.subspaces) for noise in kinds}
             several = {noise: merged for noise, merged in found.items() if merged and sum(merged.modes) > 1}
             if not several:
                 continue
@@ -227,7 +227,7 @@ class Search:
 
     def _of_its_own(self, noise: str, by: Literal["bic", "aic"], seed: int) -> Structure:
         """Subspaces of the shapes that they come out with, with the floor that was best so far for their noise."""
-        merged = self.trials.put_together(noise, by, seed)
+        merged = self.trials.put_together(noise, by, seed, self.given.subspaces)
         assert merged is not None
         structure = Structure(
             merged.latent_dims,
@@ -237,6 +237,7 @@ class Search:
             floor=self.given.least if self.given.floor is None else self.given.floor,
             even=self.given.floor is not None,
             put_together=by,
+            told_subspaces=self.given.subspaces is not None,
             made_for=noise,
             seed=seed,
         )

@@ -50,6 +50,7 @@ class Structure:
         put_together: by which criterion, "bic" or "aic", subspaces were made of small clusters, each with a shape of
             its own; None where they begin with k-means.
         wider: dimensions that each of these has more than it came out with.
+        told_subspaces: whether there had to be as many of them as there are.
         made_for: kind of noise that this was done for.
         seed: of these clusters.
         start: law of the rows that EM begins with, where it is known.
@@ -67,6 +68,7 @@ class Structure:
     passes: int | None = None
     put_together: Literal["bic", "aic"] | None = None
     wider: int = 0
+    told_subspaces: bool = False
     made_for: str = "isotropic"
     seed: int = 0
     start: MoLRMoG | None = field(default=None, repr=False, compare=False)

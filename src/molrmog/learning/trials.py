@@ -158,9 +158,9 @@ class Trials:
                 self.done[trial.structure] = trial
         return [self.done[each] for each in structures]
 
-    def put_together(self, noise: str, by: str, seed: int) -> Merged | None:
+    def put_together(self, noise: str, by: str, seed: int, subspaces: int | None = None) -> Merged | None:
         """Subspaces made of small clusters of all rows."""
-        return self._whole.put_together(noise, by, seed)
+        return self._whole.put_together(noise, by, seed, subspaces)
 
     def begun(self, structure: Structure) -> MoLRMoG:
         """The law of all rows from which EM of a structure that was put together begins."""

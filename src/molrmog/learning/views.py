@@ -139,42 +139,48 @@ class View:
 
     # --- where fits begin
 
-    def put_together(self, noise: str, by: str, seed: int) -> Merged | None:
+    def put_together(self, noise: str, by: str, seed: int, subspaces: int | None = None) -> Merged | None:
         """Subspaces of a kind of noise, made of small clusters; None where rows are too few for several of these.
 
         Args:
             noise: of a subspace.
             by: "bic" or "aic".
             seed: of the clusters.
+            subspaces: how many there are to be; None for as many as gain most.
         """
-        if (noise, seed) not in self._mergings:
-            self._mergings[noise, seed] = self._merging(noise, seed)
-        merging = self._mergings[noise, seed]
+        asked = noise, seed, subspaces
+        if asked not in self._mergings:
+            self._mergings[asked] = self._merging(*asked)
+        merging = self._mergings[asked]
         return None if merging is None else merging.merge()[by]
 
     @functools.cached_property
-    def _mergings(self) -> dict[tuple[str, int], Merging | None]:
+    def _mergings(self) -> dict[tuple[str, int, int | None], Merging | None]:
         return {}
 
-    def _merging(self, noise: str, seed: int) -> Merging | None:
+    def _merging(self, noise: str, seed: int, subspaces: int | None) -> Merging | None:
         if len(self.rows) < 2 * _FEWEST:
             return None
-        count = max(2, min(_CLUSTERS, int(len(self.rows) / _ROWS_PER_CLUSTER)))
+        least_count = subspaces or 2
+        count = max(least_count, min(_CLUSTERS, int(len(self.rows) / _ROWS_PER_CLUSTER)))
         x = self.rows[slice(0, len(self.rows))].double().cpu()
         least, unit = self._least.cpu(), self._unit.cpu()
         if noise == "isotropic":
             unit = unit.square().mean().sqrt().expand_as(unit)
         clusters, centers = _tightest_clusters(x / unit, count, seed)
-        large = (clusters.bincount(minlength=count) >= _FEWEST).nonzero()[:, 0]  # a row or two are no cluster
+        sizes = clusters.bincount(minlength=count)
+        enough = min(_FEWEST, int(sizes.sort(descending=True).values[least_count - 1]))
+        large = (sizes >= enough).nonzero()[:, 0]  # a row or two are no cluster, unless there have to be so many
         clusters = large[torch.cdist(x / unit, centers[large]).argmin(1)]
-        return Merging(x, clusters, noise, unit, least, self.weights)
+        return Merging(x, clusters, noise, unit, least, self.weights, subspaces)
 
     def begun(self, structure: Structure) -> MoLRMoG:
         """The law from which EM starts where it is known, or where subspaces are put together."""
         if structure.start is not None:
             return structure.start.with_noise(structure.noise).to(self.rows.device)
         assert structure.put_together is not None
-        merged = self.put_together(structure.made_for, structure.put_together, structure.seed)
+        told = structure.subspaces if structure.told_subspaces else None
+        merged = self.put_together(structure.made_for, structure.put_together, structure.seed, told)
         if merged is None:
             raise ValueError(f"{len(self.rows)} rows are too few to put subspaces together: give subspaces")
         x = self.rows[slice(0, len(self.rows))].double().cpu()
