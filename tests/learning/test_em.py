@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 import molrmog.laws.base
 from molrmog import MoLRMoG
-from molrmog.learning.em import _root, em_steps, gather
+from molrmog.learning.em import _root, em_steps, gather, nearest_rotation
 from molrmog.learning.rows import Rows
 from oracles.autograd import tangent
 from oracles.dense import DenseLaw
@@ -335,3 +335,19 @@ def test_a_constant_column_keeps_the_variance_that_the_prior_on_its_noise_is_wor
         assert variance == pytest.approx(rows * 4.0 / (200 + rows), rel=1e-2)
         objectives = [state.penalised for state in states]
         assert all(b >= a - 1e-9 for a, b in itertools.pairwise(objectives))
+
+
+def test_a_basis_is_found_where_the_first_algorithm_fails(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    M = torch.randn(3, 6, 6, generator=draw, dtype=torch.float64)
+    M[1, :, 2:] = 0.0  # singular values repeat
+    want = nearest_rotation(M)
+
+    def fails(*_, **__):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    found = nearest_rotation(M)
+    assert torch.allclose(found @ found.mT, torch.eye(6, dtype=torch.float64).expand(3, -1, -1), atol=1e-12)
+    assert torch.allclose(found[[0, 2]], want[[0, 2]], atol=1e-12)
+    assert float((found[1] * M[1]).sum()) == pytest.approx(float(torch.linalg.svdvals(M[1]).sum()), rel=1e-12)

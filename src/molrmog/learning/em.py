@@ -46,6 +46,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import cast
 
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -547,14 +549,24 @@ def _regression(
     ridge = (keep[:, None] * latents.inside + ~latents.inside).diag_embed()
     fit = torch.cholesky_solve(zx + keep[:, None, None] * old.mT, _root(zz + ridge)).mT  # (K, D, d)
     Q = torch.linalg.qr(fit).Q * latents.inside[:, None]
-    left, _, right = torch.linalg.svd(Q.mT @ old + (~latents.inside).to(old).diag_embed())
-    B = Q @ left @ right
+    B = Q @ nearest_rotation(Q.mT @ old + (~latents.inside).to(old).diag_embed())
     whole = torch.tensor([own == law.dim for own in law.latent_dims], device=B.device)[:, None, None]
     B = torch.where(whole, old, B)
     if not yy.shape[1]:
         return B, yy
     residual = yy - 2 * (B.mT * zx).sum(1) + ((B @ zz) * B).sum(2)
     return B, residual.clamp(min=0)
+
+
+def nearest_rotation(M: Tensor) -> Tensor:
+    """The orthonormal matrices nearest to square ones, with shape (K, d, d)."""
+    try:
+        left, _, right = torch.linalg.svd(M)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        # Divide and conquer may fail where singular values repeat; the iteration by QR does not.
+        each = [scipy.linalg.svd(matrix, lapack_driver="gesvd") for matrix in M.cpu().numpy()]
+        left, right = (torch.as_tensor(np.stack([found[i] for found in each])).to(M) for i in (0, 2))
+    return left @ right
 
 
 def _root(M: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ class Search:
                 continue
             noise = max(several, key=lambda noise: several[noise].worth)
             start = [self._of_its_own(noise, by, seed) for by in ("bic", "aic")]
-            if self._is_thin and noise != "isotropic":
+            if self._is_thin and noise != "isotropic" and trials.criterion == "held-out":
                 start += [replace(s, floor=self.given.least, even=False, noise_rows=_LIGHT) for s in start]
             self._judge(start)
 
@@ -298,10 +298,13 @@ class Search:
         """The same structure with unequal noise that leans less or more on that of all rows, and with other floors."""
         if s.noise == "isotropic":
             return []
-        worth = [float(f"{s.noise_rows * factor:.1g}") for factor in (0.1, 10.0)]
+        # Rows that were fitted are the likelier the less the noise leans, so that only held-out ones can tell.
+        factors = (0.1, 10.0) if self.trials.criterion == "held-out" else ()
+        worth = [float(f"{s.noise_rows * factor:.1g}") for factor in factors]
         moves = [replace(s, noise_rows=rows) for rows in worth if _NOISE_ROWS[0] <= rows <= _NOISE_ROWS[1]]
         if self._is_thin:
-            floors = [(self.given.least, False), *((floor, True) for floor in _FLOORS)]
+            floors = [(self.given.least, False)] if factors else []
+            floors += [(floor, True) for floor in _FLOORS]
             moves += [replace(s, floor=floor, even=even) for floor, even in floors]
         return moves
 
