@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from molrmog.learning.structures import FLOOR, Coordinates, Structure
 from molrmog.learning.trials import Trial, Trials
 
@@ -32,6 +34,7 @@ KINDS: tuple[tuple[str, Coordinates], ...] = (
     ("diagonal", "principal"),
 )
 _FAINT, _MANY = 0.03, 0.01  # columns that vary by less of what all do, and the share of these that is too many
+_LOWER = (1e-3, 1e-2, 1e-1, 1.0)  # of the least noise
 _LIGHT = 0.1  # rows that it is worth where columns vary little in some clusters and much in others
 _NOISE_ROWS = (0.001, 1.0)  # that the prior on unequal noise may be worth, at least and at most
 _FLOORS = (0.01, 0.03, 0.1, 0.3)  # of the deviation of all columns, which are tried where rows are few for the columns
@@ -123,7 +126,7 @@ class Search:
         alone = self.trials.best
         self._put_together()
         # In many dimensions a few parts take the longest, and are of no use beside many that were put together.
-        if self.trials.rows.dim <= _FULL or not _is_clear(self.trials.best, alone):
+        if self._is_narrow or not _is_clear(self.trials.best, alone):
             self._parted()
         of_one_shape, together = self._leading(put_together=False), self._leading(put_together=True)
         if not together:
@@ -181,6 +184,16 @@ class Search:
                     self._judge(floored(each, best) for each in alike)
         best = self.trials.best.structure
         self._judge(replace_dims(best, self.given, d) for d in self._near(max(best.latent_dims), (-1, 1)))
+        self._judge(self._lower_floors(self.trials.best.structure))
+
+    def _lower_floors(self, s: Structure) -> list[Structure]:
+        """The same structure with less noise at least, for columns of which some nearly follow from others."""
+        exact = self.trials.rows.dtype == torch.float64  # others are rounded to more than that
+        if self.given.floor is not None or s.even or self.trials.criterion != "held-out" or not exact:
+            return []
+        return [
+            replace(s, floor=self.given.least * factor) for factor in _LOWER if self.given.least * factor != s.floor
+        ]
 
     def _best_of(self, structures: Sequence[Structure]) -> Structure:
         """The best of structures that were judged."""
@@ -204,6 +217,14 @@ class Search:
                 dims = {e for share in (d, d / K**0.5, d / K) for e in self._near(share, (0,))}
                 structures += [self.given.structure(K, e, 1, *kind) for e in sorted(dims)]
             self._judge(floored(each, s) for each in structures)
+        if ("diagonal", "data") in self.given.kinds and self.trials.criterion == "held-out" and self._is_narrow:
+            few = [d for d in self.dims if d <= 2]
+            nearly = [self.given.structure(K, d, 1, "diagonal", "data") for K in (3, 6, 12) for d in few]
+            self._judge(replace(each, noise_rows=_LIGHT**2) for each in nearly)
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self.trials.rows.dim <= _FULL
 
     def _put_together(self) -> None:
         """Subspaces that each have a shape of their own, made of small clusters; see `merging`."""
@@ -292,7 +313,7 @@ class Search:
             moves += [step(prior=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0) if 1 <= s.nu * factor <= 1e6]
         moves = [floored(move, s) if move.noise == s.noise or s.even else move for move in moves]
         moves = [replace(move, noise_rows=s.noise_rows) for move in moves]
-        return list(dict.fromkeys([*moves, *self._moves_of_noise(s)]))
+        return list(dict.fromkeys([*moves, *self._moves_of_noise(s), *self._lower_floors(s)]))
 
     def _moves_of_noise(self, s: Structure) -> list[Structure]:
         """The same structure with unequal noise that leans less or more on that of all rows, and with other floors."""
@@ -319,7 +340,7 @@ class Search:
             moves += [replace(s, noise=noise) for noise in ("isotropic", "diagonal", "shared") if noise != s.noise]
         if max(s.modes) > 1 and self.given.prior_rows is None:
             moves += [replace(s, prior_rows=float(f"{s.nu * factor:.3g}")) for factor in (0.25, 4.0)]
-        return list(dict.fromkeys([*moves, *self._moves_of_noise(s)]))
+        return list(dict.fromkeys([*moves, *self._moves_of_noise(s), *self._lower_floors(s)]))
 
     def _near(self, d: float, steps: Sequence[int]) -> list[int]:
         at = min(range(len(self.dims)), key=lambda i: abs(self.dims[i] - d))
