@@ -191,9 +191,8 @@ class Search:
         exact = self.trials.rows.dtype == torch.float64  # others are rounded to more than that
         if self.given.floor is not None or s.even or self.trials.criterion != "held-out" or not exact:
             return []
-        return [
-            replace(s, floor=self.given.least * factor) for factor in _LOWER if self.given.least * factor != s.floor
-        ]
+        factors = _LOWER[:1] if s.floor == self.given.least else _LOWER  # those between where the lowest was better
+        return [replace(s, floor=self.given.least * each) for each in factors if self.given.least * each != s.floor]
 
     def _best_of(self, structures: Sequence[Structure]) -> Structure:
         """The best of structures that were judged."""
