@@ -358,8 +358,7 @@ def penalty_of_noise(law: MoLRMoG, terms: Terms) -> Tensor:
     if law.noise == "isotropic":
         return law.tau.new_zeros(1, dtype=torch.float64)
     over = terms.spread2 / law.tau.double().square()
-    rows = terms.noise_rows if terms.noise_rows.dim() == 0 else terms.noise_rows[:, 0]
-    return -0.5 * rows * (over - over.log()).sum(1)
+    return -0.5 * terms.noise_rows.reshape(-1) * (over - over.log()).sum(1)
 
 
 def _trace(M: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ KINDS: tuple[tuple[str, Coordinates], ...] = (
 )
 _FAINT, _MANY = 0.03, 0.01  # columns that vary by less of what all do, and the share of these that is too many
 _LOWER = (1e-3, 1e-2, 1e-1, 1.0)  # of the least noise
-_LIGHT = 0.1  # rows that it is worth where columns vary little in some clusters and much in others
 _NOISE_ROWS = (0.001, 1.0)  # that the prior on unequal noise may be worth, at least and at most
+_LIGHT = 0.1  # the same where columns vary little in some clusters and much in others
 _FLOORS = (0.01, 0.03, 0.1, 0.3)  # of the deviation of all columns, which are tried where rows are few for the columns
 
 
@@ -189,7 +189,7 @@ class Search:
     def _lower_floors(self, s: Structure) -> list[Structure]:
         """The same structure with less noise at least, for columns of which some nearly follow from others."""
         exact = self.trials.rows.dtype == torch.float64  # others are rounded to more than that
-        if self.given.floor is not None or s.even or self.trials.criterion != "held-out" or not exact:
+        if self.given.floor is not None or s.even or not self._is_held_out or not exact:
             return []
         factors = _LOWER[:1] if s.floor == self.given.least else _LOWER  # those between where the lowest was better
         return [replace(s, floor=self.given.least * each) for each in factors if self.given.least * each != s.floor]
@@ -216,10 +216,15 @@ class Search:
                 dims = {e for share in (d, d / K**0.5, d / K) for e in self._near(share, (0,))}
                 structures += [self.given.structure(K, e, 1, *kind) for e in sorted(dims)]
             self._judge(floored(each, s) for each in structures)
-        if ("diagonal", "data") in self.given.kinds and self.trials.criterion == "held-out" and self._is_narrow:
+        if ("diagonal", "data") in self.given.kinds and self._is_held_out and self._is_narrow:
             few = [d for d in self.dims if d <= 2]
             nearly = [self.given.structure(K, d, 1, "diagonal", "data") for K in (3, 6, 12) for d in few]
             self._judge(replace(each, noise_rows=_LIGHT**2) for each in nearly)
+
+    @property
+    def _is_held_out(self) -> bool:
+        """Whether rows judge that were not fitted: they alone can tell how far noise should be held back."""
+        return self.trials.criterion == "held-out"
 
     @property
     def _is_narrow(self) -> bool:
@@ -241,7 +246,7 @@ class Search:
                 continue
             noise = max(several, key=lambda noise: several[noise].worth)
             start = [self._of_its_own(noise, by, seed) for by in ("bic", "aic")]
-            if self._is_thin and noise != "isotropic" and trials.criterion == "held-out":
+            if self._is_thin and noise != "isotropic" and self._is_held_out:
                 start += [replace(s, floor=self.given.least, even=False, noise_rows=_LIGHT) for s in start]
             self._judge(start)
 
@@ -318,8 +323,7 @@ class Search:
         """The same structure with unequal noise that leans less or more on that of all rows, and with other floors."""
         if s.noise == "isotropic":
             return []
-        # Rows that were fitted are the likelier the less the noise leans, so that only held-out ones can tell.
-        factors = (0.1, 10.0) if self.trials.criterion == "held-out" else ()
+        factors = (0.1, 10.0) if self._is_held_out else ()
         worth = [float(f"{s.noise_rows * factor:.1g}") for factor in factors]
         moves = [replace(s, noise_rows=rows) for rows in worth if _NOISE_ROWS[0] <= rows <= _NOISE_ROWS[1]]
         if self._is_thin:
