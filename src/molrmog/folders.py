@@ -47,6 +47,7 @@ class Lock:
 
         Raises:
             BlockingIOError: another process holds it; `run` is what the message names.
+            FileNotFoundError: it is a link that leads nowhere.
         """
         made = False
         while True:
@@ -54,8 +55,8 @@ class Lock:
                 folder.mkdir(parents=True)
                 made = True
             except FileExistsError:
-                if not folder.is_dir():
-                    return False
+                if folder.is_symlink() and not folder.exists():
+                    raise FileNotFoundError(f"{folder} is a link that leads nowhere: name another folder") from None
             except OSError:
                 return made  # whoever writes into it will say so
             with suppress(FileNotFoundError):  # removed meanwhile, by whoever held it
@@ -93,6 +94,7 @@ def locked(folder: Path, run: Path | None = None) -> Generator[Lock]:
 
     Raises:
         BlockingIOError: another process holds the folder, or is making one that will take its place.
+        FileNotFoundError: the folder is a link that leads nowhere.
     """
     run = run or folder
     recover(folder)
@@ -130,6 +132,8 @@ _HELD = -1
 def _hold(folder: Path) -> int | None:
     """A handle that locks a folder; `_HELD` where another process does, None where nothing can be locked.
 
+    What is no folder is not locked.
+
     Raises:
         FileNotFoundError: there is no such folder.
     """
@@ -139,7 +143,7 @@ def _hold(folder: Path) -> int | None:
         return None
     while True:
         try:
-            handle = os.open(folder, os.O_RDONLY)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             raise
         except OSError:

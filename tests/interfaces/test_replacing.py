@@ -224,6 +224,44 @@ for _ in range(200):
 """
 
 
+def test_a_folder_that_goes_while_it_is_locked_is_made_and_locked(run, monkeypatch):
+    """It was there when it was to be made, and is gone when it is looked at: its holder has removed it."""
+    folder, mkdir, calls = run.parent / "new", Path.mkdir, []
+
+    def late(path, *words, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(path)
+        return mkdir(path, *words, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with locked(folder) as lock:
+        assert folder.is_dir() and lock.holds(folder)
+        with pytest.raises(BlockingIOError), locked(folder):
+            pytest.fail("two write one run")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_folder_is_not_locked_and_stays(tmp_path, linked):
+    path, other = tmp_path / "run", tmp_path / "other"
+    other.write_text("mine")
+    if linked:
+        path.symlink_to(other)
+    else:
+        other.rename(path)
+    with locked(path):
+        pass
+    assert path.is_symlink() == linked and path.read_text() == "mine"
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    path = tmp_path / "run"
+    path.symlink_to(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="run is a link that leads nowhere"), locked(path):
+        pytest.fail("there is nothing to lock")
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.slow
 def test_a_folder_that_comes_and_goes_has_one_holder(tmp_path):
     """The folder is made and removed by each holder; two inside at once would fail to make `inside`."""
