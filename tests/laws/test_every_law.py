@@ -178,11 +178,10 @@ def test_posterior_samples_have_the_posterior_moments(law, generator, device, pe
         assert float(((products.mean(0) - cov[row]).abs() / products.std(0)).max()) * n**0.5 < 5
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_broken_row_spoils_no_other_posterior_sample(law, broken):
+def test_a_broken_row_spoils_no_other_posterior_sample(law):
     clean = law.sample(4, torch.Generator().manual_seed(0), gamma=0.5).x
     x = clean.clone()
-    x[2, 0] = broken
+    x[2, 0] = math.inf
     drawn, expected = (law.posterior(rows, 1.0, 0.5).sample(3, torch.Generator().manual_seed(1)) for rows in (x, clean))
     assert bool(drawn[:, 2].isnan().all())
     others = [0, 1, 3]

@@ -517,6 +517,7 @@ class Law(Denoiser):
         width: int | None = None,
         size: int | None = None,
         precise: bool = False,
+        several: bool = False,
     ) -> tuple[Rows, ...]:
         """Check the arguments and apply `compute` to chunks of rows.
 
@@ -528,6 +529,7 @@ class Law(Denoiser):
             width: numbers it holds per row.
             size: rows per chunk, where `width` does not say it.
             precise: compute in float64.
+            several: whether gamma may differ between coordinates.
         """
         rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
         own_levels = not (isinstance(s, float | int) and isinstance(gamma, float | int))
@@ -541,15 +543,19 @@ class Law(Denoiser):
             parameters=self.parameters(),
             size=size or rows_per_chunk(self._device, width or self._row_numbers(own_levels)),
             dtype=torch.float64 if precise else None,
+            several=several,
         )
         return tuple(results if isinstance(x, Tensor) else (to_numpy(result) for result in results))  # pyright: ignore
 
-    def _prepared(self, build: Callable[[list[Tensor], bool], InDtype], of: Sequence[Tensor]) -> Prepared[InDtype]:
+    def _prepared(
+        self, build: Callable[[list[Tensor], bool], InDtype], of: Sequence[Tensor], key: str = "prepared"
+    ) -> Prepared[InDtype]:
         """What `build` makes of the parameters `of`, in any dtype; with derivatives where they are wanted.
 
         Args:
             build: called with contiguous tensors, and whether derivatives are wanted; what it returns has `to(dtype)`.
             of: the parameters that it is made of.
+            key: under which it is remembered.
         """
         # Inside torch.func transforms the parameters are plain tensors, differentiated without requires_grad.
         if any(type(p) is Tensor or (torch.is_grad_enabled() and p.requires_grad) for p in of):
@@ -559,7 +565,7 @@ class Law(Denoiser):
             form = build(numbers, False)
             return {dtype: form.to(dtype) for dtype in (torch.float32, torch.float64)}.__getitem__
 
-        return self._remembered("prepared", in_both_dtypes, of)
+        return self._remembered(key, in_both_dtypes, of)
 
     def _remembered(self, key: object, make: Callable[[list[Tensor]], Result], of: Sequence[Tensor]) -> Result:
         """What `make` returned last for `key`, or anew if the tensors `of` hold other numbers than then.
@@ -616,6 +622,7 @@ def by_rows(
     parameters: Iterable[Tensor],
     size: int,
     dtype: torch.dtype | None = None,
+    several: bool = False,
 ) -> tuple[Tensor, ...]:
     """Check rows and noise levels, and apply `compute` to chunks of rows, so that temporaries stay small.
 
@@ -630,6 +637,7 @@ def by_rows(
         parameters: of the law; where neither they nor the arguments ask for gradients, none are prepared.
         size: rows per chunk.
         dtype: to compute in; float64 where rows or law are or where rows are wide integers, else float32.
+        several: whether gamma may differ between coordinates, with shape (1 or B, D); `compute` gets it so.
 
     Returns:
         What `compute` returned, with B rows each, in the dtype of x, or of the law where x holds integers.
@@ -644,7 +652,7 @@ def by_rows(
     answer = x.dtype if x.is_floating_point() else noise.dtype
     wide = not x.is_floating_point() and x.dtype not in _EXACT_IN_FLOAT32
     x = x.to(dtype or (torch.float64 if wide else compute_dtype(answer, noise.dtype)))
-    s, gamma = noise_levels(len(x), s, gamma, noise)
+    s, gamma = noise_levels(len(x), s, gamma, noise, dim if several else None)
 
     def chunk(at: slice) -> tuple[Tensor, ...]:
         levels = (t if len(t) == 1 else t[at] for t in (s, gamma))
@@ -674,28 +682,41 @@ def by_rows(
         return whole
 
 
-def noise_levels(rows: int, s: Noise, gamma: Noise, noise: Tensor) -> tuple[Tensor, Tensor]:
+def noise_levels(
+    rows: int, s: Noise, gamma: Noise, noise: Tensor, dim: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Noise levels s and gamma as float64 tensors with shape (B or 1,), where every mode has a density.
 
     Args:
         rows: B.
         s: signal scale, a float or one per row.
-        gamma: noise standard deviation, a float or one per row.
-        noise: standard deviations of the law, with shape (any,), on the device of the rows.
+        gamma: noise standard deviation, a float or one per row; or one per coordinate, (1 or B, D), where `dim` is
+            given, infinite where a coordinate is not seen.
+        noise: standard deviations of the law, with shape (any,), or (any, D) for those of coordinates, on the device of
+            the rows.
+        dim: D, where the noise may differ between coordinates; gamma then keeps its shape (B or 1, D).
 
     Raises:
         ValueError: s or gamma is neither a number nor (B,), gamma is negative, or there is no density at this noise.
     """
     levels = [_level(name, t).to(noise.device, torch.float64) for name, t in (("s", s), ("gamma", gamma))]
+    several = dim is not None and levels[1].ndim == 2
     for name, level in zip(("s", "gamma"), levels, strict=True):
-        if level.shape not in [(), (1,), (rows,)]:
-            raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({rows},)")
-    s, gamma = (level.reshape(-1) for level in levels)
+        shapes = [(1, dim), (rows, dim)] if several and name == "gamma" else [(), (1,), (rows,)]
+        if level.shape not in shapes:
+            also = "" if dim is None or name == "s" else f", or one per coordinate, (1, {dim}) or ({rows}, {dim})"
+            raise ValueError(f"{name} has shape {tuple(level.shape)}: pass a number or one per row, ({rows},){also}")
+    s, gamma = levels[0].reshape(-1), levels[1] if several else levels[1].reshape(-1)
     if not values_hidden(s, gamma, noise):
         with torch.no_grad():
             if not bool((gamma >= 0).all()):
                 raise ValueError("gamma is a standard deviation, and one here is negative or NaN: pass gamma >= 0")
-            if len(noise) and bool((s.square() * noise.double().square().min() + gamma.square() <= 0).any()):
+            scale, least = s.square(), noise.double().square()
+            if several:
+                scale, least = scale[:, None], least.amin(0) if least.ndim == 2 else least.amin()
+            elif len(noise):
+                least = least.min()
+            if len(noise) and bool((scale * least + gamma.square() <= 0).any()):
                 raise ValueError(
                     "gamma must be > 0 where tau = 0 (or s = 0), there is no density otherwise: "
                     "pass gamma > 0, or fit with noise_floor > 0"

@@ -25,13 +25,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from molrmog.laws.base import normal, orthonormal, values_hidden
-from molrmog.laws.levels import Level, Shares, center_of, lifted, narrowed, side_by_side
+from molrmog.laws.levels import Level, Shares, Way, center_of, lifted, narrowed, side_by_side
 from molrmog.laws.responsibilities import Dense, spread_of_scores
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -96,7 +96,8 @@ class Factors:
         """The factors in another dtype."""
         if dtype == self.offset.dtype:
             return self
-        floats = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and t.is_floating_point()}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        floats = {name: t for name, t in own.items() if isinstance(t, Tensor) and t.is_floating_point()}
         return replace(self, **{name: narrowed(t, dtype) for name, t in floats.items()})
 
     @property
@@ -108,6 +109,11 @@ class Factors:
     def variance_off(self) -> Tensor:
         """psi, with shape (K or 1, D)."""
         return self.psi
+
+    @functools.cached_property
+    def outer(self) -> Tensor:
+        """Outer products of the rows of A_k, with shape (K, D, d^2)."""
+        return (self.basis[..., None] * self.basis[:, :, None]).flatten(2)
 
     def draw_latent(self, k: Tensor, mode: Tensor, generator: torch.Generator | None) -> Tensor:
         """mu_c + U_c eps, with shape (rows, d); k and mode with shape (rows,)."""
@@ -137,25 +143,37 @@ class Factors:
         return level_in
 
     def at(self, s: Tensor, gamma: Tensor) -> DiagonalLevel:
-        """The law at one noise level s, gamma (1,), in float64."""
-        s, gamma = s.double(), gamma.double()
-        precision = 1 / (s.square() * self.psi + gamma.square())  # (K or 1, D)
-        root = precision.sqrt()
-        A, L = self.whitened(root)
+        """The law at one noise level s (1,), gamma (1,), or (1, D) where coordinates are seen with noise of their own.
+
+        A coordinate of infinite noise is not seen at all. In float64.
+        """
+        s, gamma2 = s.double(), gamma.double().square()
+        unseen = gamma2.isinf()
+        finite = torch.where(unseen, 1.0, gamma2)
+        precision = torch.where(unseen, 0.0, 1 / (s.square() * self.psi + finite))
+        seen = None if gamma.ndim == 1 or not bool(unseen.any()) else ~unseen[0]
+        D = self.dim if seen is None else int(seen.sum())
+        root = precision.sqrt()  # (K or 1, D)
+        A = root[..., None] * self.basis
+        if seen is None:
+            A, L = whitened(A, self.real)
+        else:
+            some, L = whitened(A[:, seen], self.real)
+            A = torch.zeros_like(A).index_copy(1, seen.nonzero()[:, 0], some)
         mean = self.mean @ L  # (K, n, d)  mu'
         factor = L.mT[:, None] @ self.factor  # (K, n, d, r)  U'
-        d = mean.shape[2]
-        one = torch.eye(d, dtype=L.dtype, device=L.device)
+        one = torch.eye(mean.shape[2], dtype=L.dtype, device=L.device)
         covariance = factor @ factor.mT
         C = torch.linalg.cholesky_ex(one + s.square() * covariance).L  # NaN where s or gamma is
         inverse = inverted(C)  # (K, n, d, d)
         logdet = 2 * C.diagonal(dim1=2, dim2=3).log().sum(2)
         weighed = root * (self.offset - self.center)  # (K, D)
         far = (s.square() * (precision @ self.center.square()[:, None])).expand(len(A), 1)
-        return DiagonalLevel(
+        logs = (precision if seen is None else precision[:, seen]).log().sum(1, keepdim=True)
+        level = DiagonalLevel(
             center=self.center,
             s=s,
-            gamma2=gamma.square(),
+            gamma2=gamma2,
             down=side_by_side(root[..., None] * A, root * weighed, self.center),
             basis=A,
             offset=self.offset,
@@ -163,43 +181,27 @@ class Factors:
             offset2=weighed.square().sum(1),
             far=far,
             v=torch.ones_like(weighed[:, :1]),
-            const=(self.offset.shape[1] * _LOG_2PI - precision.log().sum(1, keepdim=True)).expand(len(A), 1),
+            const=(D * _LOG_2PI - logs).expand(len(A), 1),
             base=(self.log_weight - 0.5 * logdet)[..., None],
             whiten=torch.cat([inverse, -(inverse @ mean[..., None])], 3).flatten(1, 2),
             root=None,
             mean=mean.mT,
             back=(inverse @ covariance).flatten(1, 2).mT,
             pull=inverse.flatten(1, 2).mT,
-            filled=self.filled,
+            filled=self.filled if seen is None else tuple(D <= dims for dims in self.real.sum(1).tolist()),
             precision=precision,
             root_precision=root,
+            unknown=torch.where(unseen, 1.0, finite * precision),
             psi=self.psi,
             factor=factor,
             triangle=L,
         )
+        return level if gamma.ndim == 1 else ObservedLevel.of(self, level, inverse)
 
-    def whitened(self, root: Tensor) -> tuple[Tensor, Tensor]:
-        """A' (K, D, d) with orthonormal columns and L (K, d, d), lower triangular, with P^1/2 A = A' L^T.
-
-        Args:
-            root: P^1/2, with shape (K or 1, D).
-        """
-        A = root[..., None] * self.basis
-        padded = (~self.real).to(A).diag_embed()
-        L = torch.eye(A.shape[2], dtype=A.dtype, device=A.device).expand(len(A), -1, -1)
-        for _ in range(2):
-            R, failed = torch.linalg.cholesky_ex(A.mT @ A + padded)
-            if not values_hidden(failed) and bool(failed.any()):  # columns that float64 hardly tells apart
-                Q, upper = torch.linalg.qr(A)
-                signs = torch.where(upper.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
-                A, R = Q * signs[:, None], (signs[..., None] * upper).mT
-                A, R = A * self.real[:, None], torch.where(self.real[..., None], R, padded)
-            else:
-                A = A @ inverted(R).mT
-            L = L @ R
-            if not values_hidden(R) and _well_conditioned(R.detach(), self.real):
-                break
-        return A, L
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.offset.shape[1]
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class DiagonalLevel(Level):
     Attributes:
         precision: p_k, with shape (K or 1, D).
         root_precision: p_k^1/2, with shape (K or 1, D).
+        unknown: 1 - s^2 psi_k p_k, what a coordinate that is seen leaves to be found, with shape (K or 1, D).
         psi: variances off the subspaces, with shape (K or 1, D).
         factor: U'_c, with shape (K, n, d, r).
         triangle: L_k, with mu'_c = L_k^T mu_c and U'_c = L_k^T U_c, with shape (K, d, d).
@@ -216,6 +219,7 @@ class DiagonalLevel(Level):
 
     precision: Tensor
     root_precision: Tensor
+    unknown: Tensor
     psi: Tensor
     factor: Tensor
     triangle: Tensor
@@ -261,10 +265,14 @@ class DiagonalLevel(Level):
     @functools.cached_property
     def posterior_factor(self) -> Tensor:
         """F_c, with shape (K, n, d, r)."""
+        return self._posterior_factor(self.factor)
+
+    def _posterior_factor(self, of: Tensor) -> Tensor:
+        """U_c M_c^-T/2 of factors U_c, or of the U'_c that are seen, with shape (K, n, d, r)."""
         U = self.factor
         one = torch.eye(U.shape[3], dtype=U.dtype, device=U.device)
         M = torch.linalg.cholesky_ex(one + self.s.square() * U.mT @ U).L
-        return torch.linalg.solve_triangular(M, U.mT, upper=False).mT
+        return torch.linalg.solve_triangular(M, of.mT, upper=False).mT
 
     def divergence(self, e: Dense) -> Tensor:
         """Divergence of the score, with shape (B,)."""
@@ -290,28 +298,33 @@ class DiagonalLevel(Level):
         r = e.shares.permute(0, 2, 1)
         return spread_of_scores(e, r, torch.stack(norms), torch.stack(traces))
 
+    @property
+    def loadings(self) -> Tensor:
+        """From the latents of `way_of_mean` to x_0 - b_k, P^-1/2 A', with shape (K, D, d)."""
+        return self.basis / self.root_precision[..., None]
+
     def variance(self, e: Dense, onto: Tensor | None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
         _, K, n, d = self.shapes
-        s, gamma2 = self.s, self.gamma2
+        s, way, loadings = self.s, self.way_of_mean, self.loadings
 
         def turned(rows: Tensor) -> Tensor:
             return rows if onto is None else rows @ onto.T.to(rows.dtype)
 
         r = e.shares.permute(0, 2, 1)  # (K, B, n)
-        latents = (self.back.mT.unflatten(1, (n, d)).mT @ e.white.unflatten(1, (n, d))).permute(0, 3, 1, 2)
+        latents = (way.back.mT.unflatten(1, (n, d)).mT @ e.white.unflatten(1, (n, d))).permute(0, 3, 1, 2)
         mean = turned(e.denoise())
         total = torch.zeros_like(mean)
         for k in range(K):
-            p, root, psi = (self._of(k, value) for value in (self.precision, self.root_precision, self.psi))
-            up = gamma2 * root * self.basis[k].T  # (d, D)
-            loadings = turned((self.posterior_factor[k].mT @ up).flatten(0, 1))  # (n r, M)
-            off = gamma2 * psi * p
+            p, psi, unknown = (self._of(k, value) for value in (self.precision, self.psi, self.unknown))
+            up = unknown * loadings[k].T  # (d, D)
+            spread = turned((self.posterior_factor[k].mT @ up).flatten(0, 1))  # (n r, M)
+            off = psi * unknown
             off = off if onto is None else onto.square().to(off) @ off
-            weights = r[k].repeat_interleave(self.factor.shape[3], 1)  # (B, n r)
-            total = total + r[k].sum(1, keepdim=True) * off + weights @ loadings.square()
-            z = self.mean[k].T + s * latents[k]  # (B, n, d)
-            clean = self.offset[k] + s * psi * p * (e.seen.rows - s * self.offset[k])
+            weights = r[k].repeat_interleave(self.posterior_factor.shape[3], 1)  # (B, n r)
+            total = total + r[k].sum(1, keepdim=True) * off + weights @ spread.square()
+            z = way.mean[k].T + s * latents[k]  # (B, n, d)
+            clean = unknown * self.offset[k] + s * psi * p * e.seen.rows
             apart = (turned(clean) - mean)[:, None] + z @ turned(up)
             total = total + torch.einsum("bn,bnm->bm", r[k], apart.square())
         return total
@@ -320,22 +333,119 @@ class DiagonalLevel(Level):
         """Samples of x_0 given rows, with shape (any, D); k, mode, row with shape (any,)."""
         _, _, n, d = self.shapes
         white = e.white.unflatten(1, (n, d))[k, mode, :, row]  # (any, d)
-        back, F = self.back.mT.unflatten(1, (n, d)), self.posterior_factor
-        z = self.mean[k, :, mode] + self.s * (white[:, None] @ back[k, mode])[:, 0]
+        way, F = self.way_of_mean, self.posterior_factor
+        back = way.back.mT.unflatten(1, (n, d))
+        z = way.mean[k, :, mode] + self.s * (white[:, None] @ back[k, mode])[:, 0]
         z = z + (F[k, mode] @ normal((len(k), F.shape[3]), generator, like=z)[..., None])[..., 0]
         own = k.clamp(max=len(self.psi) - 1)
-        p, root, psi = (value[own] for value in (self.precision, self.root_precision, self.psi))
-        clean = self.offset[k] + lifted(self.basis, k, z) / root
-        rest = e.seen.rows[row] - self.s * clean
+        p, psi, unknown = (value[own] for value in (self.precision, self.psi, self.unknown))
+        clean = self.offset[k] + lifted(self.loadings, k, z)
         noise = normal(tuple(clean.shape), generator, like=clean)
-        return clean + self.s * psi * p * rest + (psi * self.gamma2 * p).sqrt() * noise
+        return unknown * clean + self.s * psi * p * e.seen.rows[row] + (psi * unknown).sqrt() * noise
 
 
-def _well_conditioned(R: Tensor, real: Tensor) -> bool:
-    """Whether bases that were made orthonormal by R once are so to eleven digits."""
+@dataclass(frozen=True)
+class ObservedLevel(DiagonalLevel):
+    """A law seen with noise of its own in each coordinate, infinite where a coordinate is not seen at all.
+
+    Rows hold zeros there. What is seen is weighed as ever. The way up is that of z itself, of which the latents of what
+    is seen need not tell all:
+
+        E[z | x, c] = mu_c + s Sigma_c L_k C_c^-T w_c
+        E[x_0 | x]  = sum_k [ (1 - s^2 psi_k p_k) (A_k zeta_k + R_k b_k) + s R_k psi_k p_k x ]
+
+    Attributes:
+        subspaces: A_k, with shape (K, D, d).
+        latent_factor: U_c, with shape (K, n, d, r).
+        latent_mean: mu_c, with shape (K, d, n).
+        latent_back: from w to E[z | x, c] - mu_c, up to s, with shape (K, d, n d).
+        up: [A_k of all k | b_k | center | 0], rows of A_k and b_k times `unknown`, with shape (D, K d + K + 1 + padding).
+    """
+
+    subspaces: Tensor
+    latent_factor: Tensor
+    latent_mean: Tensor
+    latent_back: Tensor
+    up: Tensor
+
+    @classmethod
+    def of(cls, form: Factors, level: DiagonalLevel, inverse: Tensor) -> ObservedLevel:
+        """The level of a law, from one whose way up is that of whitened latents.
+
+        Args:
+            form: the law.
+            level: what is seen of it.
+            inverse: C_c^-1, with shape (K, n, d, d).
+        """
+        A, b = level.unknown[..., None] * form.basis, level.unknown * (form.offset - form.center)
+        return cls(
+            **vars(level),
+            subspaces=form.basis,
+            latent_factor=form.factor,
+            latent_mean=form.mean.mT,
+            latent_back=(inverse @ level.triangle.mT[:, None] @ form.covariance).flatten(1, 2).mT,
+            up=side_by_side(A, b, form.center),
+        )
+
+    @functools.cached_property
+    def way_of_mean(self) -> Way:
+        """From w to E[z | x, c], and up to x_0."""
+        return Way(self.latent_mean, self.latent_back, self.up, self.center)
+
+    @property
+    def loadings(self) -> Tensor:
+        """A_k, with shape (K, D, d)."""
+        return self.subspaces
+
+    def mean_shares(self) -> Shares:
+        """Shares 1, 1 and s psi_k p_k: the way up holds the rest."""
+        inside = self.s.new_ones(len(self.basis), 1)
+        return Shares(inside, inside, self.s * self.psi * self.precision, 1.0, (False,) * len(self.filled))
+
+    @functools.cached_property
+    def posterior_factor(self) -> Tensor:
+        """F_c of z itself, with shape (K, n, d, r)."""
+        return self._posterior_factor(self.latent_factor)
+
+
+def whitened(A: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """A' (K, m, d) with orthonormal columns and L (K, d, d), lower triangular, with A = A' L^T.
+
+    Where m < d, the columns that so few rows do not suffice for are zero.
+
+    Args:
+        A: with shape (K, m, d).
+        real: which columns are no padding, with shape (K, d).
+    """
+    d, padded = A.shape[2], (~real).to(A).diag_embed()
+    if A.shape[1] < d:
+        Q, upper = torch.linalg.qr(A)
+        few = Q.shape[2]
+        Q = Q * (torch.arange(few, device=A.device) < real.sum(1, keepdim=True))[:, None]
+        fill = A.new_zeros(len(A), d - few, d)
+        return torch.cat([Q, fill[..., : A.shape[1]].mT], 2), torch.cat([upper, fill], 1).mT
+    L = torch.eye(d, dtype=A.dtype, device=A.device).expand(len(A), -1, -1)
+    for _ in range(2):
+        R, failed = torch.linalg.cholesky_ex(A.mT @ A + padded)
+        hidden = values_hidden(failed)
+        if not hidden and (bool(failed.any()) or not _condition(R.detach(), real) < 1e12):
+            Q, upper = torch.linalg.qr(A)  # columns that float64 hardly tells apart
+            signs = torch.where(upper.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
+            A, R = Q * signs[:, None], (signs[..., None] * upper).mT
+            A, R = A * real[:, None], torch.where(real[..., None], R, padded)
+        else:
+            A = A @ inverted(R).mT
+        L = L @ R
+        if not hidden and _condition(R.detach(), real) < 1e4:
+            break
+    return A, L
+
+
+def _condition(R: Tensor, real: Tensor) -> float:
+    """How far R R^T is from well conditioned: bases made orthonormal once are so to eleven digits below 1e4."""
     diagonal = R.diagonal(dim1=1, dim2=2)
     spread = diagonal.amax(1) / diagonal.masked_fill(~real, torch.inf).amin(1)
-    return float(spread.max()) ** 2 < 1e4
+    return float(spread.max()) ** 2
 
 
 def inverted(L: Tensor) -> Tensor:

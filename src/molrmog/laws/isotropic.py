@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.base import normal, orthonormal
-from molrmog.laws.levels import Level, Shares, center_of, lifted, narrowed, side_by_side, squared_norm
+from molrmog.laws.levels import Level, Shares, Way, center_of, lifted, narrowed, side_by_side, squared_norm
 from molrmog.laws.responsibilities import Dense, spread_of_scores
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -240,10 +240,10 @@ class IsotropicLevel(Level):
         second = -self.s.square() * self.root * self._coupled(self.root * first)
         return white + first + second
 
-    def spread(self, white: Tensor) -> Tensor:
+    def spread(self, white: Tensor, way: Way) -> Tensor:
         """sum_l V (lam + E) of what the modes weigh, with shape (K, B, d)."""
         if self.form.coupling is None:
-            return white.mT @ self.back.mT
+            return super().spread(white, way)
         lam = self.form.lam.flatten(1)[..., None]
         return (lam * white + self._coupled(white)).mT @ self.pull.mT
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -38,10 +38,35 @@ WIDTH = 16  # products whose width is no multiple of it are slow
 
 
 @dataclass(frozen=True)
+class Way:
+    """The way from whitened latents of modes to posterior means of latents, and from these up to R^D.
+
+    Attributes:
+        mean: of the latents of each mode, with shape (K, d, n).
+        back: from w (times `Level.root`) to E[z | x, c] less that mean, up to s, with shape (K, d, n d).
+        up: [A_k of all k | b_k of all k | center | 0], b_k less the center, with shape (D, K d + K + 1 + padding).
+        center: with shape (D,).
+    """
+
+    mean: Tensor
+    back: Tensor
+    up: Tensor
+    center: Tensor
+
+    @functools.cached_property
+    def of_each(self) -> Tensor:
+        """[A_k | b_k | center]^T of each subspace, from `up`, with shape (K, d + 2, D)."""
+        K, d, _ = self.mean.shape
+        bases = self.up[:, : K * d].T.unflatten(0, (K, d))
+        offsets = self.up[:, K * d : K * (d + 1)].T[:, None]
+        return torch.cat([bases, offsets, self.center.expand(K, 1, -1)], 1)
+
+
+@dataclass(frozen=True)
 class Shares:
     """What a score, or a posterior mean, is a sum of: inside A_k zeta_k + along R_k b_k + of_x R_k x over k, + center.
 
-    Here b_k and x are less the center, and A_k, b_k are the columns of `Level.down`.
+    Here b_k and x are less the center, and A_k, b_k are the columns of `Way.up`.
 
     Attributes:
         inside: with shape (K, L).
@@ -65,7 +90,7 @@ class Level:
     Attributes:
         center: where rows are taken about, which only keeps numbers small, with shape (D,).
         s: signal scale, with shape (L,).
-        gamma2: variance of the noise, with shape (L,).
+        gamma2: variance of the noise, with shape (L,), or (1, D) where it differs between coordinates.
         down: from rows to latents, [A_k | b_k | center | 0] or [P_k^1/2 A'_k | P_k b_k | center | 0], b_k less the
             center, with shape (D, K d + K + 1 + padding).
         basis: A_k or A'_k, with shape (K, D, d).
@@ -123,7 +148,8 @@ class Level:
         """The level in another dtype."""
         if dtype == self.dtype:
             return self
-        return replace(self, **{name: narrowed(t, dtype) for name, t in vars(self).items() if isinstance(t, Tensor)})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: narrowed(t, dtype) for name, t in tensors.items() if isinstance(t, Tensor)})
 
     def own(self, at: Tensor | slice) -> Self:
         """The level of some of the rows."""
@@ -133,13 +159,23 @@ class Level:
         per_row["root"] = None if self.root is None else self.root[..., at]
         return replace(self, **per_row)
 
+    @functools.cached_property
+    def way_of_score(self) -> Way:
+        """How a score comes up."""
+        return Way(self.mean, self.back, self.down, self.center)
+
+    @property
+    def way_of_mean(self) -> Way:
+        """How a posterior mean comes up."""
+        return self.way_of_score
+
     def solved(self, white: Tensor) -> Tensor:
         """What takes the place of w, where w carries derivatives that its factor does not, with shape (K, n d, B)."""
         return white
 
-    def spread(self, white: Tensor) -> Tensor:
+    def spread(self, white: Tensor, way: Way) -> Tensor:
         """sum_l of E[z | x, kl] - mu_kl over s, weighed, with shape (K, B, d), from weighed w (times `root`)."""
-        return white.mT @ self.back.mT
+        return white.mT @ way.back.mT
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
@@ -156,13 +192,6 @@ class Level:
     @abstractmethod
     def about_(self, k: int, x: Tensor) -> Tensor:
         """The same in place."""
-
-    @functools.cached_property
-    def lifts(self) -> Tensor:
-        """[A_k | b_k | center]^T of each subspace, from `down`, with shape (K, d + 2, D)."""
-        D, K, _, d = self.shapes
-        bases = self.down[:, : K * d].T.unflatten(0, (K, d))
-        return torch.cat([bases, self.down[:, K * d : K * (d + 1)].T[:, None], self.center.expand(K, 1, D)], 1)
 
     @abstractmethod
     def score_shares(self) -> Shares:

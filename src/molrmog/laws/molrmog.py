@@ -52,6 +52,7 @@ from molrmog.laws.base import (
     known_subspace,
     noise_levels,
     normal,
+    rows_per_chunk,
     to_numpy,
     values_hidden,
 )
@@ -59,6 +60,8 @@ from molrmog.laws.diagonal import Factors
 from molrmog.laws.freedom import degrees_of_freedom
 from molrmog.laws.isotropic import Eigenform
 from molrmog.laws.levels import Level, lifted, squared_norm
+from molrmog.laws.measured import Measured, MeasuredLevel, Measurement
+from molrmog.laws.patterns import OwnPatterns
 from molrmog.laws.precision import (
     DENOISER,
     DENSITY,
@@ -78,6 +81,7 @@ from molrmog.models import Noise
 from molrmog.seeds import torch_generator
 
 _FEW = 16  # dimensions
+_SHARED = 8  # rows of a pattern, from which it is prepared for itself
 NOISES = ("isotropic", "diagonal", "shared")
 
 
@@ -639,8 +643,10 @@ class MoLRMoG(Law):
             else:
                 yield at, evidence(seen if precise is None else Seen.of(precise, seen.rows, in_scratch=True))
 
-    def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> Dense:
+    def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> Dense | OwnPatterns | Measured:
         """How every mode explains every row, all at once."""
+        if gamma.ndim == 2 and (len(gamma) > 1 or self.axes is not None):
+            return self._patterns(x, s, gamma)
         levels, x = self._levels(s, gamma), self._fit_for(x)
         seen = Seen.of(levels(x.dtype), self._down(x))
         if x.dtype == torch.float32 and not all_below(seen.whole_size, DENSITY):
@@ -672,11 +678,29 @@ class MoLRMoG(Law):
             in_place=self.axes is None,
             ordinary=ordinary(self._form()(torch.float32).extent),
             few_dimensions=few_dimensions,
+            patterns=self._patterns,
+            turned=self.axes is not None,
         )
+
+    def _patterns(self, x: Tensor, s: Tensor, gamma: Tensor) -> OwnPatterns | Measured:
+        """The evidence of rows (B, D) that are seen with noise gamma (B or 1, D) of coordinates, in float64."""
+        if self.axes is None:
+            return OwnPatterns(self._factors(), x, s, gamma)
+        seen = gamma[0].isfinite()  # a single pattern: rows are measured along axes
+        Q = self.axes.matrix().double()[seen]
+        level = MeasuredLevel(self._factors(), Measurement(s[:, None] * Q, gamma[0, seen].double()))
+        return Measured(level, x[:, seen], turn=Q)
 
     def _form(self) -> Callable[[torch.dtype], Eigenform | Factors]:
         """What the formulas need of the parameters, in any dtype; with derivatives where they are wanted."""
         return self._prepared(self._formed, self._tensors)
+
+    def _factors(self) -> Factors:
+        """What the formulas need where noise differs between coordinates, or is given for each of them; in float64."""
+        if self.noise != "isotropic":
+            return cast(Factors, self._form()(torch.float64))
+        form = self._prepared(functools.partial(self._formed, unequal=True), self._tensors, "unequal")
+        return cast(Factors, form(torch.float64))
 
     def eigenform(self, dtype: torch.dtype = torch.float64) -> Eigenform:
         """What the formulas of isotropic noise need of the parameters; computed when they have changed.
@@ -711,6 +735,8 @@ class MoLRMoG(Law):
     def _levels(self, s: Tensor, gamma: Tensor) -> Callable[[torch.dtype], Level]:
         """The law at noise levels, in any dtype; those of unequal noise that were asked for last are kept."""
         forms = self._form()
+        if gamma.ndim == 2:
+            return functools.cache(self._factors().at(s, gamma).to)
         if self.noise == "isotropic":
             return lambda dtype: forms(dtype).at(s.to(dtype), gamma.to(dtype))  # pyright: ignore
         form = cast(Factors, forms(torch.float64))
@@ -719,12 +745,16 @@ class MoLRMoG(Law):
             return functools.cache(form.at(s, gamma).to)
         return form.kept(float(s), float(gamma))
 
-    def _formed(self, parameters: Sequence[Tensor], differentiable: bool) -> Eigenform | Factors:
+    def _formed(
+        self, parameters: Sequence[Tensor], differentiable: bool, unequal: bool = False
+    ) -> Eigenform | Factors:
         basis, offset, mean, factor, tau, subspace_logits, mode_logits = parameters
         within = mode_logits.double().masked_fill(~self._real_mode, -torch.inf).log_softmax(1)
         log_weight = subspace_logits.double().log_softmax(0)[:, None] + within
+        if unequal:
+            tau = tau[:, None].expand(-1, self.dim)
         given = basis, offset, mean, factor, tau, log_weight
-        if self.noise != "isotropic":
+        if unequal or self.noise != "isotropic":
             return Factors.of(*given, latent_dims=self.latent_dims, differentiable=differentiable)
         filled = [d == self.dim for d in self.latent_dims]
         return Eigenform.of(*given, filled=filled, differentiable=differentiable)
@@ -740,10 +770,16 @@ class MoLRMoG(Law):
         return u if self.axes is None else self.axes.up(u)
 
     def _by_rows(self, compute: Compute, x: Rows, s: Noise, gamma: Noise, **how: Any) -> tuple[Rows, ...]:
-        """As `Law._by_rows`; rows of unequal noise in groups of one noise level."""
+        """As `Law._by_rows`; rows of unequal noise in groups of one noise level.
+
+        NaN is a value that is not seen, and so is what gamma (1 or B, D) has infinite noise for.
+        """
+        rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
+        if rows.ndim == 2 and rows.shape[1] == self.dim and (_of_coordinates(gamma) or lacks_values(rows)):
+            found = self._by_patterns(compute, rows, s, gamma, **how)
+            return tuple(found if isinstance(x, Tensor) else (to_numpy(each) for each in found))  # pyright: ignore
         if self.noise == "isotropic" or all(_is_one(level) for level in (s, gamma)):
             return super()._by_rows(compute, x, s, gamma, **how)
-        rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
         if rows.ndim != 2:
             return super()._by_rows(compute, x, s, gamma, **how)  # which refuses them
         s, gamma = (level.expand(len(rows)) for level in noise_levels(len(rows), s, gamma, self._noise))
@@ -755,9 +791,28 @@ class MoLRMoG(Law):
         whole = (torch.cat(outs)[order] for outs in zip(*parts, strict=True))
         return tuple(each if isinstance(x, Tensor) else to_numpy(each) for each in whole)  # pyright: ignore
 
+    def _by_patterns(self, compute: Compute, x: Tensor, s: Noise, gamma: Noise, **how: Any) -> tuple[Tensor, ...]:
+        """The same of rows (B, D) that lack values, or are seen with noise of their own in each coordinate."""
+        noise = self._noise if self.axes is None else self._noise.abs().min()[None]
+        s, gamma = noise_levels(len(x), s, gamma, noise, self.dim)
+        missing = x.isnan()
+        gamma = gamma if gamma.ndim == 2 else gamma[:, None].expand(-1, self.dim)
+        gamma = torch.where(missing, torch.inf, gamma)
+        x, s = torch.where(missing | gamma.isinf(), 0.0, x), s.expand(len(x))
+        groups = pattern_groups(s, gamma)
+        how = {**how, "several": True}
+        if len(groups) * _SHARED > len(x) and len(groups) > 1 and self.axes is None:
+            size = rows_per_chunk(self._device, OwnPatterns.numbers(*self.factor.shape, self.dim))
+            return super()._by_rows(compute, x, s, gamma, **{**how, "size": size})
+        parts = [super(MoLRMoG, self)._by_rows(compute, x[at], s[at[:1]], gamma[at[:1]], **how) for at in groups]
+        if len(groups) == 1:
+            return parts[0]
+        order = torch.cat(groups).argsort()
+        return tuple(torch.cat(outs)[order] for outs in zip(*parts, strict=True))
+
     @property
     def _noise(self) -> Tensor:
-        return self.tau.flatten()
+        return self.tau
 
     @property
     def _tensors(self) -> list[Tensor]:
@@ -782,6 +837,33 @@ class MoLRMoG(Law):
     def _faint_posterior(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Which posteriors have a faint mean or a faint density."""
         return self._faint_denoiser(seen, size, out) | faint_density(seen, size, out)
+
+
+def lacks_values(x: Tensor) -> bool:
+    """Whether rows hold NaN; no where their values are hidden."""
+    if not x.is_floating_point() or values_hidden(x) or x.layout != torch.strided or x.is_meta:
+        return False
+    with torch.no_grad():
+        return bool(x.sum().isnan()) and bool(x.isnan().any())  # a sum is one pass; infinities may make it NaN, too
+
+
+def _of_coordinates(gamma: Any) -> bool:
+    """Whether noise is given for each coordinate."""
+    return getattr(gamma, "ndim", 0) == 2
+
+
+def pattern_groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
+    """Indices of rows that are seen alike: with the same s (B,) and gamma (B, D).
+
+    Rows are told apart by a random hash of the bits of these numbers, modulo 2^64.
+    """
+    if not len(gamma):
+        return []
+    bits = torch.cat([s[:, None], gamma], 1).contiguous().view(torch.int64)
+    random = torch.randint(-(2**63), 2**63 - 1, (bits.shape[1],), generator=torch_generator(0))
+    which = (bits * random.to(bits.device)).sum(1).unique(return_inverse=True)[1]
+    order = which.argsort(stable=True)
+    return list(order.split(which.bincount().tolist()))
 
 
 def _is_one(level: Any) -> bool:

@@ -46,6 +46,8 @@ class Question:
         in_place: whether rows are in the coordinates of the law, so that results may be written where they are to go.
         ordinary: whether float32 can square the numbers of the law.
         few_dimensions: whether results are often small beside their rounding.
+        patterns: the evidence of rows that each have a pattern of their own, or are turned, in float64.
+        turned: whether the law lies along axes.
     """
 
     result: Callable[[Evidence, Tensor | None], Result]
@@ -57,6 +59,8 @@ class Question:
     in_place: bool
     ordinary: bool
     few_dimensions: bool
+    patterns: Callable[[Tensor, Tensor, Tensor], Evidence]
+    turned: bool
 
     def answer(self, x: Tensor, s: Tensor, gamma: Tensor, into: Tensor | None = None) -> Result:
         """The result for rows x (B, D), float32 or float64, at noise levels s, gamma (B or 1,) in float64.
@@ -64,14 +68,18 @@ class Question:
         Args:
             x: rows.
             s: signal scales.
-            gamma: noise standard deviations.
+            gamma: noise standard deviations; or those of all coordinates, with shape (B or 1, D).
             into: where the first of the results may be written.
         """
+        if gamma.ndim == 2 and (self.turned or len(gamma) > 1):
+            return tuple(out.to(x.dtype) for out in self.result(self.patterns(x, s, gamma), None))
         if x.dtype == torch.float64:
             return self._precise(x, s, gamma)
         if not self.ordinary:
             return in_float64(self._precise, x, s, gamma)
         levels, u = self.levels(s, gamma), self.down(x)
+        if gamma.ndim == 2 and int(gamma.isfinite().sum()) < 2 * levels(torch.float64).shapes[3]:
+            return in_float64(self._precise, x, s, gamma)  # next to nothing lies off a subspace
         plain = is_plain(u, s, gamma, levels(x.dtype).offset)
         if into is None and self.in_place and plain and len(u):
             into = torch.empty_like(u)

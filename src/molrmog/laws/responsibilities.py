@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from molrmog.laws.base import values_hidden
-from molrmog.laws.levels import WIDTH, Level, Shares, squared_norm
+from molrmog.laws.levels import WIDTH, Level, Shares, Way, squared_norm
 
 _OUT_OF_REACH = {torch.float64: 40.0, torch.float32: 24.0}  # nats, where results are in that dtype
 _ROUNDED = 1e-6  # what float32 may do to a ceiling, in nats per unit of a row's size, at worst
@@ -281,27 +281,27 @@ class Dense(Evidence):
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient of log p_t, with shape (B, D)."""
-        return self._lifted(self.level.score_shares(), into)
+        return self._lifted(self.level.score_shares(), self.level.way_of_score, into)
 
     def denoise(self, into: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], with shape (B, D)."""
-        return self._lifted(self.level.mean_shares(), into)
+        return self._lifted(self.level.mean_shares(), self.level.way_of_mean, into)
 
-    def _lifted(self, of: Shares, into: Tensor | None) -> Tensor:
+    def _lifted(self, of: Shares, way: Way, into: Tensor | None) -> Tensor:
         """What is a sum of shares, with shape (B, D)."""
         level, r, x = self.level, self.shares, self.seen.x
         _, K, n, d = level.shapes
         R = r.sum(1)  # (K, B)
         white = (self.white.unflatten(1, (n, d)) * r[:, :, None]).flatten(1, 2)
         white = white if level.root is None else white * level.root
-        zeta = level.s[:, None] * level.spread(white) + r.mT @ level.mean.mT  # (K, B, d)
+        zeta = level.s[:, None] * level.spread(white, way) + r.mT @ way.mean.mT  # (K, B, d)
         if any(of.pulled):
             filled = torch.tensor(of.pulled, device=zeta.device)[:, None, None]
             zeta = torch.where(filled, -(white.mT @ level.pull.mT), zeta)
-        padding = zeta.new_zeros(len(x), level.down.shape[1] - K * (d + 1) - 1)
+        padding = zeta.new_zeros(len(x), way.up.shape[1] - K * (d + 1) - 1)
         inside = (of.inside[..., None] * zeta).transpose(0, 1).flatten(1)
         up = torch.cat([inside, (of.along * R).T, of.centers * R.sum(0)[:, None], padding], 1)
-        return level.mixed(R, of.of_x) * x + up @ level.down.T
+        return level.mixed(R, of.of_x) * x + up @ way.up.T
 
 
 class Blocked(Evidence):
@@ -320,17 +320,17 @@ class Blocked(Evidence):
     def log_joint(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Log w + log pi + log N, with shape (K n, B)."""
         if self._joint is None:
-            self._weigh(None)
+            self._weigh()
         assert self._joint is not None
         return self._joint
 
-    def _weigh(self, pulled: tuple[bool, ...] | None) -> Tensor | None:
+    def _weigh(self, pulled: tuple[bool, ...] = (), way: Way | None = None) -> Tensor | None:
         """Weigh the rows, and give what is to be lifted: zeta_k, or minus the pull where `pulled`, (B, K, d)."""
         level, seen = self.level, self.seen
         _, K, n, d = level.shapes
         B, like = len(seen.rows), seen.h
         joint = self._joint = like.new_empty(K * n, B)
-        zeta = None if pulled is None else _scratch.of("zeta", B, K, d, like=like)
+        zeta = None if way is None else _scratch.of("zeta", B, K, d, like=like)
         shares = like.new_empty(K, n, B)
         size = max(32, _CACHED // (K * n * d) // 32 * 32)
         h, shell = seen.h.permute(1, 2, 0), seen.shell
@@ -348,7 +348,7 @@ class Blocked(Evidence):
                 torch.sum(squares.unflatten(0, (n, d)), 1, out=maha[k])
             maha.add_(shell[:, None, at])
             joint[:, at] = torch.add(own.base, maha, alpha=-0.5).flatten(0, 1)
-            if zeta is None or pulled is None:
+            if zeta is None or way is None:
                 continue
             # Shares this small change no digit of any result, but as denormal numbers they slow products tenfold.
             r = nn.functional.threshold(joint[:, at].softmax(0), 1e-20, 0.0).unflatten(0, (K, n))
@@ -356,8 +356,8 @@ class Blocked(Evidence):
             white.unflatten(1, (n, d)).mul_(r[:, :, None])
             if own.root is not None:
                 white.mul_(own.root)
-            latent = torch.bmm(white.mT, own.back.mT, out=_scratch.of("latent", K, shape[2], d, like=like))
-            latent.mul_(own.s[:, None]).baddbmm_(r.mT, own.mean.mT)
+            latent = torch.bmm(white.mT, way.back.mT, out=_scratch.of("latent", K, shape[2], d, like=like))
+            latent.mul_(own.s[:, None]).baddbmm_(r.mT, way.mean.mT)
             for k in range(K):
                 if pulled[k]:
                     latent[k] = -(white[k].T @ own.pull[k].T)
@@ -375,26 +375,26 @@ class Blocked(Evidence):
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient of log p_t, with shape (B, D)."""
-        return self._lifted(self.level.score_shares(), into)
+        return self._lifted(self.level.score_shares(), self.level.way_of_score, into)
 
     def denoise(self, into: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], with shape (B, D)."""
-        return self._lifted(self.level.mean_shares(), into)
+        return self._lifted(self.level.mean_shares(), self.level.way_of_mean, into)
 
-    def _lifted(self, of: Shares, into: Tensor | None) -> Tensor:
+    def _lifted(self, of: Shares, way: Way, into: Tensor | None) -> Tensor:
         """As that of :class:`Dense`."""
         level, x = self.level, self.seen.x
         _, K, _, d = level.shapes
-        zeta = self._weigh(of.pulled)
+        zeta = self._weigh(of.pulled, way)
         assert zeta is not None
         R = self.shares.sum(1)  # (K, B)
-        up = _scratch.of("up", len(x), level.down.shape[1], like=x)
+        up = _scratch.of("up", len(x), way.up.shape[1], like=x)
         torch.mul(zeta, of.inside.T[..., None], out=up[:, : K * d].unflatten(1, (K, d)))
         up[:, K * d : K * (d + 1)] = (of.along * R).T
         torch.mul(R.sum(0), of.centers, out=up[:, K * (d + 1)])
         up[:, K * (d + 1) + 1 :] = 0
         out = torch.empty_like(x) if into is None else into
-        return torch.mm(up, level.down.T, out=out).addcmul_(x, level.mixed(R, of.of_x))
+        return torch.mm(up, way.up.T, out=out).addcmul_(x, level.mixed(R, of.of_x))
 
 
 class _Pairs:
@@ -538,23 +538,24 @@ class Sparse(Evidence):
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient of log p_t, with shape (B, D)."""
-        return self._lifted(self._lift.score_shares(), into)
+        return self._lifted(self._lift.score_shares(), self.level.way_of_score, self._lift.way_of_score, into)
 
     def denoise(self, into: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], with shape (B, D)."""
-        return self._lifted(self._lift.mean_shares(), into)
+        return self._lifted(self._lift.mean_shares(), self.level.way_of_mean, self._lift.way_of_mean, into)
 
-    def _lifted(self, of: Shares, into: Tensor | None) -> Tensor:
+    def _lifted(self, of: Shares, way: Way, up: Way, into: Tensor | None) -> Tensor:
+        """As that of :class:`Dense`, with ways in the dtypes to weigh and to lift in."""
         first, further = self._first, self._further
-        lifted = self._lifted_pairs(first, of, "sorted")
+        lifted = self._lifted_pairs(first, of, way, up, "sorted")
         place = torch.empty_like(first.row)
         place[first.row] = torch.arange(len(place), device=place.device)
         if len(further.row):
-            lifted.index_add_(0, place[further.row], self._lifted_pairs(further, of, "further"))
+            lifted.index_add_(0, place[further.row], self._lifted_pairs(further, of, way, up, "further"))
         out = torch.empty_like(lifted) if into is None or into.dtype != lifted.dtype else into
         return torch.index_select(lifted, 0, place, out=out)
 
-    def _lifted_pairs(self, pairs: _Pairs, of: Shares, name: str) -> Tensor:
+    def _lifted_pairs(self, pairs: _Pairs, of: Shares, way: Way, up: Way, name: str) -> Tensor:
         """The share of every pair in the result of its row, with shape (P, D)."""
         level, lift, seen = self.level, self._lift, self._seen
         r = self.shares[pairs.tile[:, None], :, pairs.rows]  # (T, t, n)
@@ -562,8 +563,8 @@ class Sparse(Evidence):
         if level.root is not None:
             white = white * pairs.own(level.root).unflatten(2, white.shape[2:])
         white = white.flatten(2)
-        z = pairs.own(level.s.expand(len(level.mean), -1))[..., None] * (white @ level.back[pairs.tile].mT)
-        z = z + r @ level.mean[pairs.tile].mT
+        z = pairs.own(level.s.expand(len(way.mean), -1))[..., None] * (white @ way.back[pairs.tile].mT)
+        z = z + r @ way.mean[pairs.tile].mT
         if any(of.pulled):
             pulled = torch.tensor(of.pulled, device=z.device)[pairs.tile, None, None]
             z = torch.where(pulled, -(white @ level.pull[pairs.tile].mT), z)
@@ -571,7 +572,7 @@ class Sparse(Evidence):
         z, R = z.to(lift.dtype), R.to(lift.dtype)
         columns = [pairs.own(of.inside)[..., None] * z, (pairs.own(of.along) * R)[..., None]]
         columns = [*columns, R[..., None]] if of.centers else columns
-        up, R = pairs.of_tiles(torch.cat(columns, 2)), pairs.of_tiles(R)
+        lifts, R = pairs.of_tiles(torch.cat(columns, 2)), pairs.of_tiles(R)
         fine = lift.dtype != seen.level.dtype
         rows = seen.rows if fine else seen.x
         x = torch.index_select(rows, 0, pairs.row, out=_scratch.of(name, len(pairs.row), rows.shape[1], like=rows))
@@ -579,7 +580,7 @@ class Sparse(Evidence):
             x = x.to(lift.dtype).addcmul_(pairs.level(lift, slice(None)).s[:, None], lift.center, value=-1)
         for k, at in pairs.segments:
             own = of.of_x if len(lift.s) == 1 else of.of_x[:, pairs.row[at]]
-            lift.weigh_(k, x[at], R[at], own).addmm_(up[at], lift.lifts[k, : up.shape[1]])
+            lift.weigh_(k, x[at], R[at], own).addmm_(lifts[at], up.of_each[k, : lifts.shape[1]])
         return x
 
     def parts(self) -> Iterator[Part]:

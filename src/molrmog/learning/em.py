@@ -374,7 +374,7 @@ def _log_det(L: Tensor) -> Tensor:
 def _scale(inverse: Tensor, real: Tensor) -> Tensor:
     """Psi_k, the harmonic mean of the modes' S_c: where the penalised log-likelihood is largest in it; (K, d, d)."""
     mean = torch.where(real[..., None, None], inverse, 0.0).sum(1) / real.sum(1)[:, None, None]
-    return torch.cholesky_inverse(torch.linalg.cholesky(mean))
+    return torch.cholesky_inverse(_root(mean))
 
 
 def _leaning(S: Tensor, weight: Tensor, nu: Tensor, latents: Latents) -> Tensor:
@@ -401,18 +401,18 @@ def _leaning(S: Tensor, weight: Tensor, nu: Tensor, latents: Latents) -> Tensor:
     padding = ((~latents.inside).to(S).diag_embed() * latents.v[:, None, None])[heavy, None]
     own = torch.where(real[..., None, None], S[heavy] + padding, latents.S[heavy])
     ridge = _RIDGE * _trace(own) + _FLAT * latents.v[heavy, None]
-    own = own + ridge[..., None, None] * torch.eye(S.shape[-1]).to(S)
+    own = _positive(own + ridge[..., None, None] * torch.eye(S.shape[-1]).to(S))
 
     def leaning(scale: Tensor) -> tuple[Tensor, Tensor]:
         """S_c, and minus twice the objective of each subspace; its tr S_c^-1 (N_c S + nu Psi) never changes."""
         S = (weight * own + nu * scale[:, None]) / (weight + nu)
-        cost = torch.where(real, (weight + nu)[..., 0, 0] * _log_det(torch.linalg.cholesky(S)), 0.0).sum(1)
-        return S, cost - nu[:, 0, 0, 0] * real.sum(1) * _log_det(torch.linalg.cholesky(scale))
+        cost = torch.where(real, (weight + nu)[..., 0, 0] * _log_det(_root(S)), 0.0).sum(1)
+        return S, cost - nu[:, 0, 0, 0] * real.sum(1) * _log_det(_root(scale))
 
     (as_it_was, before), (together, after) = leaning(scale), leaning((rows * own).sum(1) / rows.sum(1))
     S = torch.where((after < before)[:, None, None, None], together, as_it_was)
     for _ in range(_LEANS):
-        scale = _scale(torch.cholesky_inverse(torch.linalg.cholesky(S)), real)
+        scale = _scale(torch.cholesky_inverse(_root(S)), real)
         S = (weight * own + nu * scale[:, None]) / (weight + nu)
     found[heavy] = torch.where(real[..., None, None], S - padding, 0.0)
     return found
@@ -569,14 +569,19 @@ def nearest_rotation(M: Tensor) -> Tensor:
 
 
 def _root(M: Tensor) -> Tensor:
-    """Cholesky factors of matrices, with shape (K, d, d), that rounding may have left without one."""
-    L, failed = torch.linalg.cholesky_ex(M)
-    if bool(failed.any()):
-        values, vectors = torch.linalg.eigh(0.5 * (M + M.mT))
-        least = _ROUNDED * values[:, -1:]
-        mended = (vectors * torch.maximum(values, least)[:, None]) @ vectors.mT
-        L = torch.where((failed > 0)[:, None, None], torch.linalg.cholesky(mended), L)
-    return L
+    """Cholesky factors of matrices, with shape (..., d, d), that rounding may have left without one."""
+    return torch.linalg.cholesky(_positive(M))
+
+
+def _positive(M: Tensor) -> Tensor:
+    """Second moments, with shape (..., d, d), positive definite where rounding has left them not so."""
+    failed = torch.linalg.cholesky_ex(M).info > 0
+    if not bool(failed.any()):
+        return M
+    values, vectors = torch.linalg.eigh(0.5 * (M + M.mT))
+    least = _ROUNDED * values[..., -1:]
+    mended = (vectors * torch.maximum(values, least)[..., None, :]) @ vectors.mT
+    return torch.where(failed[..., None, None], mended, M)
 
 
 def _law_like(
