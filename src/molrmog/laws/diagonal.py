@@ -54,7 +54,7 @@ class Factors:
     filled: tuple[bool, ...]  # whether each subspace is all of R^D
     differentiable: bool
     extent: float  # root mean square distance of x_0 from the origin; NaN where the values are hidden
-    levels: dict[tuple[float, float], dict[torch.dtype, DiagonalLevel]] = field(default_factory=dict)
+    levels: dict[tuple[float, bytes], dict[torch.dtype, DiagonalLevel]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -120,19 +120,18 @@ class Factors:
         eps = normal((len(k), self.factor.shape[3]), generator, like=self.mean)
         return self.mean[k, mode] + (self.factor[k, mode] @ eps[..., None])[..., 0]
 
-    def kept(self, s: float, gamma: float) -> Callable[[torch.dtype], DiagonalLevel]:
-        """The law at a noise level, in any dtype; those that were asked for last are kept."""
-        of = self.levels.pop((s, gamma), None)
+    def kept(self, s: Tensor, gamma: Tensor) -> Callable[[torch.dtype], DiagonalLevel]:
+        """As `at`, without derivatives, in any dtype; the levels that were asked for last are kept."""
+        key = float(s), gamma.detach().cpu().numpy().tobytes()
+        of = self.levels.pop(key, None)
         if of is None:
             with torch.inference_mode(False), torch.no_grad():
-                level = self.at(
-                    *(torch.tensor([each], dtype=torch.float64, device=self.offset.device) for each in (s, gamma))
-                )
+                level = self.at(s.detach().clone(), gamma.detach().clone())
             numbers = sum(t.numel() for t in vars(level).values() if isinstance(t, Tensor))
             while len(self.levels) >= max(2, _KEPT // numbers):
                 self.levels.pop(next(iter(self.levels)))
             of = {torch.float64: level}
-        self.levels[s, gamma] = of
+        self.levels[key] = of
 
         def level_in(dtype: torch.dtype) -> DiagonalLevel:
             if dtype not in of:

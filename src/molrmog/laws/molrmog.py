@@ -735,15 +735,13 @@ class MoLRMoG(Law):
     def _levels(self, s: Tensor, gamma: Tensor) -> Callable[[torch.dtype], Level]:
         """The law at noise levels, in any dtype; those of unequal noise that were asked for last are kept."""
         forms = self._form()
-        if gamma.ndim == 2:
-            return functools.cache(self._factors().at(s, gamma).to)
-        if self.noise == "isotropic":
+        if self.noise == "isotropic" and gamma.ndim == 1:
             return lambda dtype: forms(dtype).at(s.to(dtype), gamma.to(dtype))  # pyright: ignore
-        form = cast(Factors, forms(torch.float64))
+        form = self._factors()
         hidden = values_hidden(s, gamma) or (torch.is_grad_enabled() and (s.requires_grad or gamma.requires_grad))
         if hidden or form.differentiable:
             return functools.cache(form.at(s, gamma).to)
-        return form.kept(float(s), float(gamma))
+        return form.kept(s, gamma)
 
     def _formed(
         self, parameters: Sequence[Tensor], differentiable: bool, unequal: bool = False
@@ -796,17 +794,22 @@ class MoLRMoG(Law):
         noise = self._noise if self.axes is None else self._noise.abs().min()[None]
         s, gamma = noise_levels(len(x), s, gamma, noise, self.dim)
         missing = x.isnan()
-        gamma = gamma if gamma.ndim == 2 else gamma[:, None].expand(-1, self.dim)
-        gamma = torch.where(missing, torch.inf, gamma)
-        x, s = torch.where(missing | gamma.isinf(), 0.0, x), s.expand(len(x))
-        groups = pattern_groups(s, gamma)
+        groups = pattern_groups(missing, s, gamma)
         how = {**how, "several": True}
+        x = torch.where(missing, 0.0, x)
+
+        def of_rows(at: Tensor | slice, rows: Tensor | slice) -> tuple[Tensor, ...]:
+            s1, gamma1 = (level if len(level) == 1 else level[at] for level in (s, gamma))
+            gamma1 = gamma1 if gamma1.ndim == 2 else gamma1[:, None]
+            seen = torch.where(missing[at], torch.inf, gamma1)
+            return super(MoLRMoG, self)._by_rows(compute, torch.where(seen.isinf(), 0.0, x[rows]), s1, seen, **how)
+
         if len(groups) * _SHARED > len(x) and len(groups) > 1 and self.axes is None:
-            size = rows_per_chunk(self._device, OwnPatterns.numbers(*self.factor.shape, self.dim))
-            return super()._by_rows(compute, x, s, gamma, **{**how, "size": size})
-        parts = [super(MoLRMoG, self)._by_rows(compute, x[at], s[at[:1]], gamma[at[:1]], **how) for at in groups]
-        if len(groups) == 1:
-            return parts[0]
+            how["size"] = rows_per_chunk(self._device, OwnPatterns.numbers(*self.factor.shape, self.dim))
+            return of_rows(slice(None), slice(None))
+        if len(groups) < 2:
+            return of_rows(slice(0, 1), slice(None))
+        parts = [of_rows(at[:1], at) for at in groups]
         order = torch.cat(groups).argsort()
         return tuple(torch.cat(outs)[order] for outs in zip(*parts, strict=True))
 
@@ -852,16 +855,25 @@ def _of_coordinates(gamma: Any) -> bool:
     return getattr(gamma, "ndim", 0) == 2
 
 
-def pattern_groups(s: Tensor, gamma: Tensor) -> list[Tensor]:
-    """Indices of rows that are seen alike: with the same s (B,) and gamma (B, D).
+def pattern_groups(missing: Tensor, s: Tensor, gamma: Tensor) -> list[Tensor]:
+    """Indices of rows that are seen alike: with the same values missing (B, D), and the same s and gamma.
 
-    Rows are told apart by a random hash of the bits of these numbers, modulo 2^64.
+    Rows are told apart by a random hash of the bits of these, modulo 2^64.
+
+    Args:
+        missing: which values are, with shape (B, D).
+        s: with shape (B or 1,).
+        gamma: with shape (B or 1,) or (B or 1, D).
     """
-    if not len(gamma):
+    if not len(missing):
         return []
-    bits = torch.cat([s[:, None], gamma], 1).contiguous().view(torch.int64)
-    random = torch.randint(-(2**63), 2**63 - 1, (bits.shape[1],), generator=torch_generator(0))
-    which = (bits * random.to(bits.device)).sum(1).unique(return_inverse=True)[1]
+    packed = np.packbits(missing.cpu().numpy(), axis=1)
+    packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.int64)
+    bits = [torch.from_numpy(packed).to(missing.device)]
+    bits += [level.reshape(len(missing), -1).view(torch.int64) for level in (s, gamma) if len(level) > 1]
+    whole = torch.cat(bits, 1)
+    random = torch.randint(-(2**63), 2**63 - 1, (whole.shape[1],), generator=torch_generator(0))
+    which = (whole * random.to(whole.device)).sum(1).unique(return_inverse=True)[1]
     order = which.argsort(stable=True)
     return list(order.split(which.bincount().tolist()))
 
