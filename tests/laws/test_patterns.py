@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles.conditioned import Mixture
 
 from molrmog import MoLRMoG
 from molrmog.laws.axes import Axes
+from oracles.conditioned import Mixture
 
 NOISES = ["isotropic", "diagonal", "shared", "turned"]
 
@@ -28,7 +28,9 @@ def law_of(noise, *, dim=7, latent_dims=(2, 4), modes=(3, 2), seed=0, filled=Fal
     law.tau.mul_(torch.rand(law.tau.shape, generator=generator, dtype=torch.float64) + 0.4)
     law.offset.add_(torch.randn(law.offset.shape, generator=generator, dtype=torch.float64))
     if noise == "turned":
-        return law.with_axes(Axes.of(torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=law.tau.dtype)).Q))
+        return law.with_axes(
+            Axes.of(torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=law.tau.dtype)).Q)
+        )
     return law
 
 
@@ -91,7 +93,7 @@ def test_divergence_is_the_trace_of_the_hessian(noise):
     law, generator = law_of(noise), torch.Generator().manual_seed(2)
     for gamma in (patterns("both", 5, law.dim, generator), patterns("both", 3, law.dim, generator)[[2] * 9]):
         x = law.sample(len(gamma), generator).x
-        hessian = torch.autograd.functional.jacobian(lambda x: law.score(x, 0.7, gamma).sum(0), x)
+        hessian = torch.autograd.functional.jacobian(lambda x, gamma=gamma: law.score(x, 0.7, gamma).sum(0), x)
         trace = torch.einsum("dbd->b", hessian)
         torch.testing.assert_close(law.divergence(x, 0.7, gamma), trace, rtol=1e-7, atol=1e-7)
 
@@ -121,7 +123,9 @@ def test_noise_of_all_coordinates_alike_is_a_noise_level(noise):
     x = law.sample(20, generator).x
     for ask in (law.log_prob, law.score, law.denoise, law.divergence, law.posterior_variance):
         one = ask(x, 0.6, 0.4)
-        torch.testing.assert_close(ask(x, 0.6, torch.full((1, law.dim), 0.4, dtype=torch.float64)), one, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            ask(x, 0.6, torch.full((1, law.dim), 0.4, dtype=torch.float64)), one, rtol=1e-9, atol=1e-9
+        )
         each = torch.full((20, law.dim), 0.4, dtype=torch.float64)
         each[:, 0] += torch.linspace(0, 1e-13, 20)  # patterns of their own, but for rounding
         torch.testing.assert_close(ask(x, 0.6, each), one, rtol=1e-8, atol=1e-8)
@@ -161,7 +165,8 @@ def test_arrays_are_answered_by_arrays():
     seen = x.numpy().copy()
     seen[1, 2], seen[3] = np.nan, np.nan
     mean = law.denoise(seen)
-    assert isinstance(mean, np.ndarray) and np.isfinite(mean).all()
+    assert isinstance(mean, np.ndarray)
+    assert np.isfinite(mean).all()
     known = ~np.isnan(seen)
     np.testing.assert_allclose(mean[known], seen[known], rtol=1e-12)
     np.testing.assert_allclose(law.log_prob(seen)[3], 0.0, atol=1e-12)

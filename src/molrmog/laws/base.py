@@ -682,9 +682,7 @@ def by_rows(
         return whole
 
 
-def noise_levels(
-    rows: int, s: Noise, gamma: Noise, noise: Tensor, dim: int | None = None
-) -> tuple[Tensor, Tensor]:
+def noise_levels(rows: int, s: Noise, gamma: Noise, noise: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
     """Noise levels s and gamma as float64 tensors with shape (B or 1,), where every mode has a density.
 
     Args:

@@ -187,7 +187,7 @@ class Factors:
             mean=mean.mT,
             back=(inverse @ covariance).flatten(1, 2).mT,
             pull=inverse.flatten(1, 2).mT,
-            filled=self.filled if seen is None else tuple(D <= dims for dims in self.real.sum(1).tolist()),
+            filled=self.filled if seen is None else tuple(dims >= D for dims in self.real.sum(1).tolist()),
             precision=precision,
             root_precision=root,
             unknown=torch.where(unseen, 1.0, finite * precision),
@@ -358,7 +358,7 @@ class ObservedLevel(DiagonalLevel):
         latent_factor: U_c, with shape (K, n, d, r).
         latent_mean: mu_c, with shape (K, d, n).
         latent_back: from w to E[z | x, c] - mu_c, up to s, with shape (K, d, n d).
-        up: [A_k of all k | b_k | center | 0], rows of A_k and b_k times `unknown`, with shape (D, K d + K + 1 + padding).
+        up: [A_k | b_k | center | 0] of all k, A_k and b_k times `unknown`, with shape (D, K d + K + 1 + padding).
     """
 
     subspaces: Tensor

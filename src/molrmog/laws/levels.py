@@ -164,7 +164,7 @@ class Level:
         """How a score comes up."""
         return Way(self.mean, self.back, self.down, self.center)
 
-    @property
+    @functools.cached_property
     def way_of_mean(self) -> Way:
         """How a posterior mean comes up."""
         return self.way_of_score

@@ -7,15 +7,16 @@ Seen first through x_t = s x_0 + gamma eps, with p_k = 1 / (s^2 psi_k + gamma^2)
 
 so that both together are isotropic with unit variance in whitened rows, D + m numbers that z has loadings for:
 
-    a_k = [ P_k^1/2 (x_t - s b_k) ;  L_k^-1 (y - H (w_k b_k + s psi_k p_k x_t)) ],    loadings [ s P_k^1/2 A_k ; L_k^-1 H w_k A_k ]
+    a_k  = [ P_k^1/2 (x_t - s b_k) ;  L_k^-1 (y - H (w_k b_k + s psi_k p_k x_t)) ]
+    loadings [ s P_k^1/2 A_k       ;  L_k^-1 H w_k A_k ]
 
-and go on as in `molrmog.laws.levels`: orthonormal loadings W_k with triangles T_k, h = W_k^T a, rho2 = |a|^2 - |h|^2, modes
-in d dimensions. With zeta = E[z | x_t, y, c],
+and go on as in `molrmog.laws.levels`: orthonormal loadings W_k with triangles T_k, h = W_k^T a, rho2 = |a|^2 - |h|^2,
+modes in d dimensions. With f_c = w_k (b_k + A_k E[z | x_t, y, c]) + s psi_k p_k x_t,
 
-    E[x_0 | x_t, y] = sum_c r_c [ f_c + Phi_k H^T C_k^-1 (y - H f_c) ],      f_c = w_k (b_k + A_k zeta) + s psi_k p_k x_t
-    a draw:           f from z ~ N(zeta, Cov) and e ~ N(0, Phi_k), n ~ N(0, R):   x_0 = f + Phi_k H^T C_k^-1 (y - H f - n)
+    E[x_0 | x_t, y] = sum_c r_c [ f_c + Phi_k H^T C_k^-1 (y - H f_c) ]
+    a draw          = f + e + Phi_k H^T C_k^-1 (y - H (f + e) - n)      of draws of z, e ~ N(0, Phi_k), n ~ N(0, R)
 
-The measurement costs K (m^2 D + m^3 / 3) once (m^2 D once in all where noise is isotropic or shared), and a row K m D + K m^2
+The measurement costs K (m^2 D + m^3 / 3) once (m^2 D once in all where noise is isotropic), and a row K m (D + m)
 beside its two products. All of it in float64.
 
 References:
@@ -34,7 +35,7 @@ from torch import Tensor
 from molrmog.laws.base import normal
 from molrmog.laws.diagonal import Factors, inverted, whitened
 from molrmog.laws.levels import squared_norm
-from molrmog.laws.responsibilities import Evidence
+from molrmog.laws.responsibilities import SolvedEvidence
 
 _LOG_2PI = math.log(2 * math.pi)
 _CANCELS = 1e9  # size of a row from which what lies off the subspaces is taken from the residual
@@ -109,8 +110,8 @@ class MeasuredLevel:
         self.L, failed = torch.linalg.cholesky_ex(C)
         if bool(failed.any()):
             raise ValueError(
-                "this measurement has no density under the law: two of its numbers say the same, or say what the law is "
-                "certain of, without noise: pass noise > 0, or leave them out"
+                "this measurement has no density under the law: two of its numbers say the same, or what the law is "
+                "certain of, and without noise: pass noise > 0, or leave them out"
             )
         K, d = form.basis.shape[0], form.basis.shape[2]
         own = torch.linalg.solve_triangular(self.L, H * self.unknown[:, None], upper=False)  # (K or 1, m, D)
@@ -134,22 +135,6 @@ class MeasuredLevel:
         K, n, d = self.form.mean.shape
         return self.form.dim, K, n, d
 
-    # What a level answers; see `molrmog.laws.levels`.
-
-    def divergence(self, e: Measured) -> Tensor:
-        """Divergence of the gradient in y of log p(y), with shape (B,)."""
-        return e.divergence()
-
-    def variance(self, e: Measured, onto: Tensor | None) -> Tensor:
-        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
-        return e.variance(onto)
-
-    def draw(
-        self, e: Measured, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """Samples of x_0, with shape (any, D); k, mode, row with shape (any,)."""
-        return e.draw(k, mode, row, generator)
-
     @functools.cached_property
     def posterior_factor(self) -> Tensor:
         """F_c with F_c F_c^T = Cov[z | x_t, y, c], with shape (K, n, d, r)."""
@@ -168,7 +153,7 @@ class MeasuredLevel:
         return (solved @ self.measurement.H) * self.of(self.phi, k)
 
 
-class Measured(Evidence):
+class Measured(SolvedEvidence):
     """How the modes explain measurements, and perhaps noised rows beside them; in float64.
 
     Attributes:
@@ -176,11 +161,7 @@ class Measured(Evidence):
         latent: E[z | x_t, y, c], with shape (K, B, n, d).
     """
 
-    level: MeasuredLevel  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def __init__(
-        self, level: MeasuredLevel, y: Tensor, x: Tensor | None = None, turn: Tensor | None = None
-    ) -> None:
+    def __init__(self, level: MeasuredLevel, y: Tensor, x: Tensor | None = None, turn: Tensor | None = None) -> None:
         """Weigh rows.
 
         Args:
@@ -190,7 +171,7 @@ class Measured(Evidence):
             turn: from gradients in y to those that a score is made of, with shape (m, D); H where not given.
         """
         form, H = level.form, level.measurement.H
-        K, n, d = form.mean.shape
+        K, _n, _d = form.mean.shape
         self.level = level
         y = y.double() if x is None else y.double().expand(len(x), -1)
         x = y.new_zeros(len(y), form.dim) if x is None else x.double()
@@ -217,10 +198,10 @@ class Measured(Evidence):
         self.latent = torch.stack(latent)
         self.log_joint = torch.stack(joint).transpose(1, 2).flatten(0, 1)
 
-    @functools.cached_property
-    def shares(self) -> Tensor:
-        """r_c, with shape (K, n, B)."""
-        return self.log_joint.softmax(0).unflatten(0, self.level.form.mean.shape[:2])
+    @property
+    def shapes(self) -> tuple[int, int, int, int]:
+        """D, K, n and d."""
+        return self.level.shapes
 
     def _clean(self, k: int, z: Tensor) -> Tensor:
         """E[x_0 | z, x_t, y] of subspace k, from latents (b, d) of all rows."""
@@ -251,8 +232,8 @@ class Measured(Evidence):
 
     def score(self, into: Tensor | None = None) -> Tensor:
         """Gradient in y of log p(y) where there is no x_t, taken back by `turn`, with shape (B, D)."""
-        r = self.shares.transpose(1, 2)
-        return -sum((r[k][:, None] @ self._pull(k))[:, 0] for k in range(len(r))) @ self.turn
+        each = [(r.T[:, None] @ self._pull(k))[:, 0] for k, r in enumerate(self.shares)]
+        return -torch.stack(each).sum(0) @ self.turn
 
     def divergence(self) -> Tensor:
         """Divergence of that gradient, with shape (B,)."""

@@ -49,6 +49,7 @@ from molrmog.laws.base import (
     as_tensor,
     categorical,
     compute_dtype,
+    is_whole,
     known_subspace,
     noise_levels,
     normal,
@@ -56,7 +57,8 @@ from molrmog.laws.base import (
     to_numpy,
     values_hidden,
 )
-from molrmog.laws.diagonal import Factors
+from molrmog.laws.conditioned import ConditionedLaw, impute
+from molrmog.laws.diagonal import Factors, whitened
 from molrmog.laws.freedom import degrees_of_freedom
 from molrmog.laws.isotropic import Eigenform
 from molrmog.laws.levels import Level, lifted, squared_norm
@@ -75,7 +77,7 @@ from molrmog.laws.precision import (
     faint_score,
     ordinary,
 )
-from molrmog.laws.responsibilities import Dense, Evidence, Seen, Sparse, Where, looks
+from molrmog.laws.responsibilities import Dense, Evidence, LevelEvidence, Seen, SolvedEvidence, Sparse, Where, looks
 from molrmog.laws.top_modes import denoise_by_top_modes
 from molrmog.models import Noise
 from molrmog.seeds import torch_generator
@@ -551,6 +553,80 @@ class MoLRMoG(Law):
         return law
 
     @torch.no_grad()
+    def marginal(self, columns: Any) -> MoLRMoG:
+        """The law of some columns of x_0, in their order, frozen.
+
+        Args:
+            columns: their indices, or a mask (D,) of booleans.
+
+        Raises:
+            ValueError: there are no such columns, or the law's noise goes along axes of its own.
+        """
+        if self.axes is not None:
+            raise ValueError(
+                "the noise of some columns is not diagonal where it goes along axes of its own: "
+                "condition the law on them, or fit with axes=None"
+            )
+        at = known_columns(columns, self.dim).to(self._device)
+        form, m = self._factors(), len(at)
+        loadings, L = whitened(form.basis[:, at], form.real)
+        dims = [min(d, m) for d in self.latent_dims]
+        ranks = [[min(r, d) for r in row] for d, row in zip(dims, self.ranks, strict=True)]
+        law = MoLRMoG(m, dims, self.modes, ranks, noise=self.noise, dtype=self._dtype, device=self._device)
+        d, r = law.factor.shape[2:]
+        law.basis.copy_(loadings[..., :d].transpose(0, 1))
+        law.offset.copy_(self.offset[:, at])
+        law.mean.copy_((form.mean @ L)[..., :d])
+        factor = (L.mT[:, None] @ form.factor)[:, :, :d]
+        law.factor.copy_(factor if r == factor.shape[3] else _narrowed(factor))
+        law.tau.copy_(self.tau if self.noise == "isotropic" else self.tau[:, at])
+        law.subspace_logits.copy_(self.subspace_logits)
+        law.mode_logits.copy_(self.mode_logits)
+        return law.requires_grad_(False)
+
+    def condition(self, y: Any, observation: Any = None, noise: Any = None) -> ConditionedLaw:
+        """The law of x_0 given y = H x_0 + n, exact: mean, variance, gates, evidence, draws, and its noised versions.
+
+        Args:
+            y: what was observed, with shape (m,), or (B, m) for several rows; under a mask also whole rows, (D,) or
+                (B, D), whose other numbers do not matter. NaN was not observed.
+            observation: H: None for the identity; a mask (D,) of booleans, or (B, D) for one of each row; a matrix
+                (m, D); a function from rows (B, D) to (B, m), or a pair of it and its adjoint; or an object with
+                methods `A` and `A_adjoint`, such as a physics of deepinv, whose Gaussian noise is read.
+            noise: standard deviation of n, one for all or of each number, (m,); or its covariance, (m, m). None is
+                that of the observation, or zero.
+
+        Raises:
+            ValueError: the shapes do not go together; the observation is not linear; or y has no density, where the
+                law is certain of what is observed without noise.
+
+        Example:
+            >>> law = MoLRMoG.random(dim=4, latent_dims=(2,), modes=(3,), noise=0.1, seed=0)
+            >>> given = law.condition(torch.tensor([0.5, -0.2]), torch.tensor([True, False, True, False]), noise=0.1)
+            >>> given.mean.shape, given.sample(5).shape, given.denoise(torch.zeros(3, 4), 1.0, 0.5).shape
+            (torch.Size([4]), torch.Size([5, 4]), torch.Size([3, 4]))
+        """
+        return ConditionedLaw(self, y, observation, noise)
+
+    def impute(self, x: Any, draws: int | None = None, generator: torch.Generator | None = None) -> Any:
+        """Rows with their missing values, NaN, filled in: by E[x_missing | x_observed], or by exact draws of them.
+
+        What is observed stays as it is. A row of which nothing is observed becomes the law's mean, or a sample.
+
+        Args:
+            x: rows, with shape (N, D); a tensor or an array, which is answered in kind.
+            draws: how many times to draw; None for the mean.
+            generator: source of randomness, for reproducibility.
+
+        Returns:
+            Rows with shape (N, D), or (draws, N, D).
+
+        Raises:
+            ValueError: wrong shape.
+        """
+        return impute(self, x, draws, generator)
+
+    @torch.no_grad()
     def _alone(self, k: int) -> Self:
         d, n, r = self.latent_dims[k], self.modes[k], max(self.ranks[k])
         config = {**self.config, "latent_dims": [d], "modes": [n], "ranks": [self.ranks[k]]}
@@ -588,8 +664,7 @@ class MoLRMoG(Law):
         return mean, responsibilities, log_prob
 
     def _divergence(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
-        e = self._weighed(x.double(), s, gamma)
-        return e.level.divergence(e)
+        return self._weighed(x.double(), s, gamma).divergence()
 
     def _posterior_variance(self, x: Tensor, s: Tensor, gamma: Tensor, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (b, M)."""
@@ -597,16 +672,16 @@ class MoLRMoG(Law):
         if self.axes is not None:
             axes = self.axes.matrix().double()
             onto = axes if onto is None else onto.double() @ axes
-        return e.level.variance(e, onto)
+        return e.variance(onto)
 
     def _posterior_draw(self, x: Tensor, s: Tensor, gamma: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
         e = self._weighed(x, s, gamma)
-        modes = e.level.shapes[2]
+        modes = e.shapes[2]
         gates = e.responsibilities
         lost = gates.isnan().any(1)  # rows that hold NaN or inf: nothing to draw, and no other row is to suffer
         component = categorical(gates.masked_fill(lost[:, None], 1.0), n, generator).flatten()  # a row's together
         row = torch.arange(len(x), device=x.device).repeat_interleave(n)
-        drawn = self._up(e.level.draw(e, component // modes, component % modes, row, generator))
+        drawn = self._up(e.draw(component // modes, component % modes, row, generator))
         return drawn.view(len(x), n, self.dim).masked_fill(lost[:, None, None], torch.nan)
 
     def _draw(self, k: Tensor, mode: Tensor, s: float, gamma: float, generator: torch.Generator | None) -> Tensor:
@@ -621,7 +696,7 @@ class MoLRMoG(Law):
 
     def e_steps(
         self, x: Tensor, s: Tensor, gamma: Tensor, *, limit: float = DENSITY
-    ) -> Iterator[tuple[Where, Evidence]]:
+    ) -> Iterator[tuple[Where, LevelEvidence]]:
         """How every mode explains every row, piece by piece; in float64 where the size of a row exceeds `limit`.
 
         Args:
@@ -643,7 +718,7 @@ class MoLRMoG(Law):
             else:
                 yield at, evidence(seen if precise is None else Seen.of(precise, seen.rows, in_scratch=True))
 
-    def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> Dense | OwnPatterns | Measured:
+    def _weighed(self, x: Tensor, s: Tensor, gamma: Tensor) -> SolvedEvidence:
         """How every mode explains every row, all at once."""
         if gamma.ndim == 2 and (len(gamma) > 1 or self.axes is not None):
             return self._patterns(x, s, gamma)
@@ -743,9 +818,7 @@ class MoLRMoG(Law):
             return functools.cache(form.at(s, gamma).to)
         return form.kept(s, gamma)
 
-    def _formed(
-        self, parameters: Sequence[Tensor], differentiable: bool, unequal: bool = False
-    ) -> Eigenform | Factors:
+    def _formed(self, parameters: Sequence[Tensor], differentiable: bool, unequal: bool = False) -> Eigenform | Factors:
         basis, offset, mean, factor, tau, subspace_logits, mode_logits = parameters
         within = mode_logits.double().masked_fill(~self._real_mode, -torch.inf).log_softmax(1)
         log_weight = subspace_logits.double().log_softmax(0)[:, None] + within
@@ -800,9 +873,9 @@ class MoLRMoG(Law):
 
         def of_rows(at: Tensor | slice, rows: Tensor | slice) -> tuple[Tensor, ...]:
             s1, gamma1 = (level if len(level) == 1 else level[at] for level in (s, gamma))
-            gamma1 = gamma1 if gamma1.ndim == 2 else gamma1[:, None]
-            seen = torch.where(missing[at], torch.inf, gamma1)
-            return super(MoLRMoG, self)._by_rows(compute, torch.where(seen.isinf(), 0.0, x[rows]), s1, seen, **how)
+            gamma1 = torch.where(missing[at], torch.inf, gamma1 if gamma1.ndim == 2 else gamma1[:, None])
+            seen = torch.where(gamma1.isinf(), 0.0, x[rows])
+            return super(MoLRMoG, self)._by_rows(compute, seen, s1, gamma1, **how)  # pyright: ignore[reportCallIssue]
 
         if len(groups) * _SHARED > len(x) and len(groups) > 1 and self.axes is None:
             how["size"] = rows_per_chunk(self._device, OwnPatterns.numbers(*self.factor.shape, self.dim))
@@ -840,6 +913,29 @@ class MoLRMoG(Law):
     def _faint_posterior(self, seen: Seen, size: Tensor, out: Sequence[Tensor]) -> Tensor:
         """Which posteriors have a faint mean or a faint density."""
         return self._faint_denoiser(seen, size, out) | faint_density(seen, size, out)
+
+
+def known_columns(columns: Any, dim: int) -> Tensor:
+    """Indices of columns, from indices or a mask.
+
+    Raises:
+        ValueError: there are no such columns, or one is named twice.
+    """
+    value = as_tensor(columns, "columns")
+    if value.dtype == torch.bool and value.shape == (dim,):
+        value = value.nonzero()[:, 0]
+    mend = f"pass indices from 0 to {dim - 1}, each once, or a mask of {dim} booleans"
+    if value.ndim != 1 or not len(value) or not is_whole(value):
+        raise ValueError(f"columns = {shown(columns)}: {mend}")
+    at = torch.where(value < 0, value + dim, value).long()
+    if bool(((at < 0) | (at >= dim)).any()) or len(at.unique()) < len(at):
+        raise ValueError(f"columns = {shown(columns)}: {mend}")
+    return at
+
+
+def _narrowed(factor: Tensor) -> Tensor:
+    """Factors (..., d, d) with the same products U U^T, from (..., d, r) with r > d."""
+    return torch.linalg.qr(factor.mT).R.mT
 
 
 def lacks_values(x: Tensor) -> bool:

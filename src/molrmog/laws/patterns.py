@@ -30,13 +30,13 @@ from torch import Tensor
 
 from molrmog.laws.base import normal
 from molrmog.laws.diagonal import Factors, inverted
-from molrmog.laws.responsibilities import Evidence
+from molrmog.laws.responsibilities import SolvedEvidence
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class OwnPatterns(Evidence):
-    """How the modes explain rows that each have a pattern of their own; also the level of these rows.
+class OwnPatterns(SolvedEvidence):
+    """How the modes explain rows that each have a pattern of their own.
 
     Attributes:
         s: signal scale, with shape (B,).
@@ -57,10 +57,9 @@ class OwnPatterns(Evidence):
             gamma: standard deviations of the noise, infinite where nothing is seen, with shape (B, D).
         """
         K, D, d = form.basis.shape
-        n, r = form.factor.shape[1], form.factor.shape[3]
+        _n, r = form.factor.shape[1], form.factor.shape[3]
         B, x = len(x), x.double()
         self.form, self.x, self.s = form, x, s.expand(B)
-        self.shapes = D, K, n, d
         s1, gamma2 = self.s[:, None], gamma.double().square()
         hidden = gamma2.isinf()
         finite = torch.where(hidden, 1.0, gamma2)
@@ -97,9 +96,10 @@ class OwnPatterns(Evidence):
         return 2 * K * (d * d + 6 * D + n * (2 * D + r * (3 * r + 3 * d + D)))
 
     @property
-    def level(self) -> OwnPatterns:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Itself: every row has a level of its own."""
-        return self
+    def shapes(self) -> tuple[int, int, int, int]:
+        """D, K, n and d."""
+        K, n, d = self.form.mean.shape
+        return self.form.dim, K, n, d
 
     @functools.cached_property
     def factor(self) -> Tensor:
@@ -127,11 +127,9 @@ class OwnPatterns(Evidence):
         """S psi_k p_k, with shape (K, B, D)."""
         return self.s[:, None] * self.form.psi[:, None] * self.precision
 
-    # --- what a level answers
-
-    def divergence(self, e: Evidence) -> Tensor:
+    def divergence(self) -> Tensor:
         """Divergence of the score, with shape (B,)."""
-        _, K, n, d = self.shapes
+        _, _K, _n, d = self.shapes
         squares = (self.precision[:, :, None].square() * self.rest.square()).sum(3)  # (K, B, n)
         gram = (self.precision.square() @ self.form.outer).unflatten(2, (d, d))[:, :, None]
         inside = (self.factor * (gram @ self.factor)).sum((3, 4))
@@ -140,7 +138,7 @@ class OwnPatterns(Evidence):
         between = (self._r * squares).sum((0, 2)) - self.score().square().sum(1)
         return torch.where(certain, 0.0, between) - (self._r * trace).sum((0, 2))
 
-    def variance(self, e: Evidence, onto: Tensor | None) -> Tensor:
+    def variance(self, onto: Tensor | None = None) -> Tensor:
         """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
 
         def turned(rows: Tensor) -> Tensor:
@@ -159,7 +157,7 @@ class OwnPatterns(Evidence):
             total = total + r.sum(1, keepdim=True) * off
         return total
 
-    def draw(self, e: Evidence, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw(self, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
         """Samples of x_0 given rows, with shape (any, D); k, mode, row with shape (any,)."""
         form, F = self.form, self.factor[k, row, mode]
         z = self.latent[k, row, mode] + (F @ normal((len(k), F.shape[2]), generator, like=F)[..., None])[..., 0]

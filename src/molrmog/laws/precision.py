@@ -3,7 +3,7 @@
 What float32 does to a row grows with its size |x - s center|^2 / v (`Seen.size`) and with that of the center. A density
 is right to 1e-3 nats up to a size of 2e3, a score and a denoiser to a relative 1e-4 up to 1e5 and 1e6, unless
 
-    a row lies between subspaces or modes while rounding moves their shares   (`Evidence.undecided`)
+    a row lies between subspaces or modes while rounding moves their shares   (`LevelEvidence.undecided`)
     the result is small beside the numbers that it is a sum of                (`faint`)
 
 Such rows are computed again in float64; those that few subspaces weigh, by these alone.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from molrmog.laws.base import MANY, in_float64, refine_, values_hidden
 from molrmog.laws.levels import Level, squared_norm
-from molrmog.laws.responsibilities import Blocked, Dense, Evidence, Seen, Sparse, Where, is_plain, looks
+from molrmog.laws.responsibilities import Blocked, Dense, Evidence, LevelEvidence, Seen, Sparse, Where, is_plain, looks
 from molrmog.laws.threads import by_thread, shared
 
 SCORE, DENOISER, DENSITY = 1e5, 1e6, 2e3  # sizes up to which float32 has their digits
@@ -155,7 +155,7 @@ class Question:
         return torch.zeros_like(size, dtype=torch.bool) if self.faint is None else self.faint(seen, size, out)
 
 
-def evidence(seen: Seen) -> Evidence:
+def evidence(seen: Seen) -> LevelEvidence:
     """How the modes explain rows, in the dtype in which they are seen."""
     if seen.few and len(seen.rows) >= _SOME:
         return Sparse(seen, all_of=True)

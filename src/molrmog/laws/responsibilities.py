@@ -196,12 +196,15 @@ class Evidence:
     """How the modes explain rows.
 
     Attributes:
-        level: of the law, in the dtype of the evidence.
         log_joint: log w + log pi + log N, with shape (K n, B).
     """
 
-    level: Level
     log_joint: Tensor
+
+    @property
+    def shapes(self) -> tuple[int, int, int, int]:
+        """D, K, n and d."""
+        raise NotImplementedError
 
     @functools.cached_property
     def log_prob(self) -> Tensor:
@@ -213,7 +216,7 @@ class Evidence:
     @functools.cached_property
     def shares(self) -> Tensor:
         """r_c(x), with shape (K, n, B)."""
-        _, K, n, _ = self.level.shapes
+        _, K, n, _ = self.shapes
         r = self.log_joint.softmax(0).unflatten(0, (K, n))
         # Shares this small change no digit of any result, but as denormal numbers they slow every product tenfold.
         return nn.functional.threshold(r, 1e-20, 0.0)
@@ -223,13 +226,52 @@ class Evidence:
         """r_c(x), with shape (B, K n)."""
         return self.shares.flatten(0, 1).T
 
+    def score(self, into: Tensor | None = None) -> Tensor:
+        """Gradient of log p_t, with shape (B, D), written where it is to go; once, where no derivatives are wanted."""
+        raise NotImplementedError
+
+    def denoise(self, into: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], with shape (B, D), written where it is to go; once, where no derivatives are wanted."""
+        raise NotImplementedError
+
+
+class SolvedEvidence(Evidence):
+    """Evidence of which variances and draws are to be had: the latents of every mode given every row are known."""
+
+    def divergence(self) -> Tensor:
+        """Divergence of the score, with shape (B,)."""
+        raise NotImplementedError
+
+    def variance(self, onto: Tensor | None = None) -> Tensor:
+        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
+        raise NotImplementedError
+
+    def draw(self, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Samples of x_0 given rows, from the modes named, with shape (any, D); k, mode, row with shape (any,)."""
+        raise NotImplementedError
+
+
+class LevelEvidence(Evidence):
+    """Evidence of rows that share the level of a law.
+
+    Attributes:
+        level: of the law, in the dtype of the evidence.
+    """
+
+    level: Level
+
+    @property
+    def shapes(self) -> tuple[int, int, int, int]:
+        """D, K, n and d."""
+        return self.level.shapes
+
     def undecided(self, size: Tensor) -> Tensor:
         """Which rows lie between subspaces or modes while float32 moves their shares by more than it may; (B,).
 
         Args:
             size: of the rows, with shape (K, B).
         """
-        nats = min(1e-3, 1e-5 * self.level.shapes[0])  # in few dimensions modes that differ weigh more in the result
+        nats = min(1e-3, 1e-5 * self.shapes[0])  # in few dimensions modes that differ weigh more in the result
         share = self.shares.sum(1)
         near = share.clamp(min=1e-30).log() + _BETWEEN_SUBSPACES * size > _FAINT_SHARE
         size = size.where(near, 0.0).amax(0)
@@ -243,16 +285,8 @@ class Evidence:
         """What each subspace sees of the rows that it has a share in, and of these rows the shares of its modes."""
         raise NotImplementedError
 
-    def score(self, into: Tensor | None = None) -> Tensor:
-        """Gradient of log p_t, with shape (B, D), written where it is to go; once, where no derivatives are wanted."""
-        raise NotImplementedError
 
-    def denoise(self, into: Tensor | None = None) -> Tensor:
-        """E[x_0 | x_t], with shape (B, D), written where it is to go; once, where no derivatives are wanted."""
-        raise NotImplementedError
-
-
-class Dense(Evidence):
+class Dense(LevelEvidence, SolvedEvidence):
     """Rows that all modes weigh, in one batched product.
 
     Attributes:
@@ -287,6 +321,18 @@ class Dense(Evidence):
         """E[x_0 | x_t], with shape (B, D)."""
         return self._lifted(self.level.mean_shares(), self.level.way_of_mean, into)
 
+    def divergence(self) -> Tensor:
+        """Divergence of the score, with shape (B,)."""
+        return self.level.divergence(self)
+
+    def variance(self, onto: Tensor | None = None) -> Tensor:
+        """Variance of each coordinate of x_0, or of onto x_0 where a matrix (M, D) is given, with shape (B, M)."""
+        return self.level.variance(self, onto)
+
+    def draw(self, k: Tensor, mode: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Samples of x_0 given rows, from the modes named, with shape (any, D); k, mode, row with shape (any,)."""
+        return self.level.draw(self, k, mode, row, generator)
+
     def _lifted(self, of: Shares, way: Way, into: Tensor | None) -> Tensor:
         """What is a sum of shares, with shape (B, D)."""
         level, r, x = self.level, self.shares, self.seen.x
@@ -304,7 +350,7 @@ class Dense(Evidence):
         return level.mixed(R, of.of_x) * x + up @ way.up.T
 
 
-class Blocked(Evidence):
+class Blocked(LevelEvidence):
     """Rows that all modes weigh, block by block, so that what the modes say of a block stays in the cache.
 
     What the subspaces say of the rows is lifted in one product. Where lifting is wanted, it is prepared while the rows
@@ -457,7 +503,7 @@ class _Pairs:
         return level if len(level.s) == 1 else level.own(self.row[at])
 
 
-class Sparse(Evidence):
+class Sparse(LevelEvidence):
     """Rows that few subspaces weigh: the most promising one, and those that are in its reach."""
 
     def __init__(
