@@ -47,11 +47,14 @@ def read(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Read:
-    """Rows as `fit` takes them; arguments and errors as there."""
-    dtype = None if dtype is None else floating(dtype)
-    rows = x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device_of(device))
+    """Rows as `fit` takes them, none of which lack values; arguments and errors as there."""
+    rows = rows_of(x, dtype=dtype, device=device)
     rows.moments()
-    held_out = None if validation is None else Rows(validation, dtype=rows.dtype, device=rows.device, name="validation")
+    held_out = (
+        validation
+        if validation is None or isinstance(validation, Rows)
+        else Rows(validation, dtype=rows.dtype, device=rows.device, name="validation")
+    )
     if held_out is not None:
         if held_out.dim != rows.dim:
             raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
@@ -64,6 +67,12 @@ def read(
     if y is not None and w is not None and bool((torch.bincount(y, w) == 0).any()):
         raise ValueError("the rows of a class all have weight 0: leave that class out, or weigh it")
     return Read(rows, y, w, held_out, classes)
+
+
+def rows_of(x: Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Rows:
+    """Rows as `fit` takes them; rows that were read are left as they are."""
+    dtype = None if dtype is None else floating(dtype)
+    return x if isinstance(x, Rows) else Rows(x, dtype=dtype, device=device_of(device))
 
 
 def axes_asked(x: Any, axes: Any, dim: int) -> Axes | Literal["pca"] | None:

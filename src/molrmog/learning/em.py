@@ -55,6 +55,7 @@ from molrmog.laws.base import rows_per_chunk
 from molrmog.laws.diagonal import DiagonalLevel
 from molrmog.laws.isotropic import IsotropicLevel
 from molrmog.laws.molrmog import MoLRMoG
+from molrmog.learning.incomplete import gather_incomplete
 from molrmog.learning.rows import Rows
 from molrmog.learning.units import Units
 
@@ -192,7 +193,11 @@ def gather(
     for at, chunk in rows.chunks():
         for start in range(0, len(chunk), size):
             w = None if weights is None else weights[at][start : start + size].to(chunk)
-            _gather(total, law, latents, chunk[start : start + size], w)
+            part = chunk[start : start + size]
+            if rows.shows_gaps:
+                gather_incomplete(total, law, latents, part, w)
+            else:
+                _gather(total, law, latents, part, w)
     return total
 
 

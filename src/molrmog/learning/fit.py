@@ -36,8 +36,10 @@ from molrmog.learning.asked import (
     is_auto,
     per_subspace,
     read,
+    rows_of,
 )
 from molrmog.learning.em import EMState, em_steps
+from molrmog.learning.incomplete import incomplete_of
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given
 from molrmog.learning.select import Standard, choice, given_numbers
@@ -93,7 +95,8 @@ def fit(
 
     Args:
         x: rows, with shape (N, D): tensor, array, memory map (may be larger than memory), data frame, whose columns all
-            count, or Dataset.
+            count, or Dataset. NaN is a value that is missing: EM sees what is there, exactly (values missing at
+            random); rows that lack values are held in memory.
         labels: class of each row, with shape (N,), integers or strings, none missing: one subspace per class, in sorted
             order. None clusters.
         subspaces: number K of subspaces, or "auto"; with labels, the number of classes counts instead.
@@ -140,14 +143,28 @@ def fit(
         UserWarning: the numbers that were given make more degrees of freedom than there are numbers in the rows.
 
     Raises:
-        ValueError: the data are empty, not finite, too few, or do not fit the labels or shapes asked for; or there is
+        ValueError: the data are empty, infinite, too few, hold a column without a value, or do not fit the labels or shapes asked for; or there is
             no such device.
 
     References:
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.
     """
     seed = seed_of(seed)
-    given = read(x, labels, weights, validation, dtype=dtype, device=device)
+    x_rows = rows_of(x, dtype=dtype, device=device)
+    if (incomplete := incomplete_of(x_rows, validation)) is not None:
+        _refuse_incomplete(axes, head, start)
+
+        def again(rows: Rows, held_out: Rows | None) -> MoLRMoG:
+            found = fit(
+                rows, labels, subspaces, latent_dim, modes, rank, None, seed, noise=noise, zero_mean=zero_mean,
+                prior_rows=prior_rows, noise_floor=noise_floor, n_init=n_init, max_iter=max_iter, tol=tol,
+                weights=weights, validation=held_out, start=start, selection=selection, progress=progress,
+                on_iteration=on_iteration, on_choice=on_choice,
+            )  # fmt: skip
+            return cast(MoLRMoG, found)
+
+        return incomplete.fitted(again, start, seed)
+    given = read(x_rows, labels, weights, validation)
     rows, y, w, held_out = given.rows, given.labels, given.weights, given.held_out
     asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
     chosen = {name for name, value in asked.items() if is_auto(value)} if start is None and head is None else set()
@@ -334,6 +351,16 @@ def _fit_chosen(
     return fitted
 
 
+def _refuse_incomplete(axes: Any, head: Any, start: Any) -> None:
+    """Refuse what rows that lack values cannot be fitted with.
+
+    Raises:
+        ValueError: axes or a head are asked for, in whose coordinates no single value is missing.
+    """
+    if axes is not None or head is not None or getattr(start, "axes", None) is not None:
+        raise ValueError("rows that lack values are fitted in their own coordinates: leave out axes and head")
+
+
 def _check_selection(selection: Any, read: Read, start: Any, head: Any) -> None:
     """Refuse a selection that is none, or is of other rows.
 
@@ -458,6 +485,8 @@ def _settle(
     **options: Any,
 ) -> MoLRMoG:
     """Run EM until the log-likelihood settles, and return the law that was reached; `units` are those of the rows."""
+    rows = rows.with_gaps()
+    held_out = None if held_out is None else held_out.with_gaps()
     together = labels is None or law.noise == "shared"  # noise that classes share is found from all of them
     steps = (
         em_steps(law, rows, weights=weights, labels=labels, **options)

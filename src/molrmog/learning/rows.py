@@ -9,7 +9,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Rows:
         dtype: in which chunks are handed out, float32 or float64.
         exact: the narrower of the two that holds the rows as they are.
         is_turned: whether they are in the coordinates of axes, which are alike in their units.
+        shows_gaps: whether NaN is handed out where values are missing; else what they were completed by.
         device: on which chunks are handed out.
     """
 
@@ -75,6 +76,8 @@ class Rows:
         self.is_turned = False
         self._is_standard = False
         self._moments: Moments | None = None
+        self._gaps: Tensor | None = None
+        self.shows_gaps = False
 
     def __len__(self) -> int:
         return len(self._source) if self._index is None else len(self._index)
@@ -85,6 +88,9 @@ class Rows:
         part = part.to(self.device, self.dtype) if self._units is None else self._in_units(part).to(self.dtype)
         if self._scale is not None:
             part = part / self._scale.to(part)
+        if self.shows_gaps:
+            gaps = cast(Tensor, self._gaps)[at if self._index is None else self._index[at]]
+            part = torch.where(gaps.to(part.device), torch.nan, part)
         return part if self._axes is None else self._axes.down(part)
 
     def _in_units(self, part: Tensor) -> Tensor:
@@ -127,6 +133,49 @@ class Rows:
     def _slices(self) -> Iterator[slice]:
         size = max(64, _CHUNK_NUMBERS.get(self.device.type, 2**22) // self.dim)
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+    def gaps(self, name: str = "x") -> Tensor | None:
+        """Which values are missing, NaN, with shape (N, D); None where none are.
+
+        Args:
+            name: of the rows, for the message.
+
+        Raises:
+            ValueError: a value is infinite.
+        """
+        try:
+            self.moments(name)
+            return None
+        except ValueError:
+            parts = [(chunk.isnan().cpu(), chunk.isinf().any(1).cpu()) for _, chunk in self.chunks()]
+        missing, infinite = (torch.cat(each) for each in zip(*parts, strict=True))
+        if bool(infinite.any()):
+            raise ValueError(f"row {int(infinite.nonzero()[0])} of {name} holds infinity: drop it, or pass NaN")
+        return missing
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether values are missing, which rows were completed for."""
+        return self._gaps is not None
+
+    def completed(self, x: Tensor, gaps: Tensor) -> Rows:
+        """Rows in place of these, completed where values are missing.
+
+        Args:
+            x: completed rows, with shape (N, D).
+            gaps: where they were, with shape (N, D).
+        """
+        rows = Rows(x, dtype=self.dtype, device=self.device)
+        rows._gaps = gaps
+        return rows
+
+    def with_gaps(self) -> Rows:
+        """The same rows with NaN where values are missing; themselves where none are."""
+        if self._gaps is None:
+            return self
+        rows = copy.copy(self)
+        rows.shows_gaps = True
+        return rows
 
     def check_finite(self, name: str = "x") -> None:
         """Read every row once; raise ValueError at the first of `name` that holds NaN or infinity."""
@@ -237,6 +286,8 @@ class Rows:
     def turned(self, axes: Axes) -> Rows:
         """The same rows in the coordinates of axes: at once where they fit into memory, else whenever they are read."""
         part = copy.copy(self)
+        if self.has_gaps:
+            raise ValueError("rows that lack values are fitted in their own coordinates: leave out axes and head")
         part._axes, part._moments = copy.deepcopy(axes).to(self.device, self.dtype), None
         part.is_turned = True
         if len(self) * self.dim > _TURNED_AT_ONCE:

@@ -24,7 +24,9 @@ from molrmog.learning.asked import (
     is_auto,
     per_subspace,
     read,
+    rows_of,
 )
+from molrmog.learning.incomplete import incomplete_of
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import KINDS, Given
 from molrmog.learning.selection import CRITERIA, Selection, choose, expected_seconds
@@ -90,7 +92,10 @@ def select(
         ValueError: as `fit` does.
     """
     seed, judge = seed_of(seed), one_of(criterion, "criterion", CRITERIA)
-    given = read(x, labels, weights, validation, dtype=dtype, device=device)
+    rows = rows_of(x, dtype=dtype, device=device)
+    if (incomplete := incomplete_of(rows, validation)) is not None:
+        rows, validation = incomplete.completed(incomplete.gaussian(seed), seed)
+    given = read(rows, labels, weights, validation)
     turn = axes_asked(x, axes, given.rows.dim)
     rank, prior_rows, noise_floor = at_least_zero(rank, prior_rows, noise_floor)
     asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
@@ -202,14 +207,16 @@ def given_numbers(
         latent_dims=dims if dims is None or not free or several else dims[:1],
         modes=counts if counts is None or not free or several else counts[:1],
         rank=rank,
-        kinds=_kinds(asked["noise"], turn),
+        kinds=_kinds(asked["noise"], turn, whole=not rows.has_gaps),
         prior_rows=prior_rows,
         floor=None if noise_floor is None else noise_floor / (rows.moments().spread or 1.0),
     )
 
 
-def _kinds(noise: str | None, turn: Axes | Literal["pca"] | None) -> tuple[tuple[str, Coordinates], ...]:
-    """Kinds of noise, and their coordinates, that may be chosen.
+def _kinds(
+    noise: str | None, turn: Axes | Literal["pca"] | None, *, whole: bool
+) -> tuple[tuple[str, Coordinates], ...]:
+    """Kinds of noise, and their coordinates, that may be chosen; of rows that lack values, only those of the data.
 
     Raises:
         ValueError: there is no such noise, or it does not go along axes.
@@ -221,6 +228,6 @@ def _kinds(noise: str | None, turn: Axes | Literal["pca"] | None) -> tuple[tuple
             raise ValueError("isotropic noise is the same in all axes: leave out axes, or pass noise='diagonal'")
         names = (noise,)
     elif turn is None:
-        return KINDS
+        return tuple(kind for kind in KINDS if whole or kind[1] != "principal")
     coordinates: Coordinates = "principal" if turn == "pca" else "data"
     return tuple((name, coordinates) for name in names)
