@@ -38,8 +38,8 @@ from molrmog.learning.asked import (
     read,
     rows_of,
 )
+from molrmog.learning.completing import incomplete_of
 from molrmog.learning.em import EMState, em_steps
-from molrmog.learning.incomplete import incomplete_of
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given
 from molrmog.learning.select import Standard, choice, given_numbers
@@ -154,16 +154,25 @@ def fit(
     if (incomplete := incomplete_of(x_rows, validation)) is not None:
         _refuse_incomplete(axes, head, start)
 
-        def again(rows: Rows, held_out: Rows | None) -> MoLRMoG:
+        def again(
+            rows: Rows,
+            held_out: Rows | None,
+            *,
+            selection: Selection | None = selection,
+            at: Tensor | None = None,
+            passes: int = max_iter,
+        ) -> MoLRMoG:
             found = fit(
                 rows, labels, subspaces, latent_dim, modes, rank, None, seed, noise=noise, zero_mean=zero_mean,
-                prior_rows=prior_rows, noise_floor=noise_floor, n_init=n_init, max_iter=max_iter, tol=tol,
-                weights=weights, validation=held_out, start=start, selection=selection, progress=progress,
-                on_iteration=on_iteration, on_choice=on_choice,
+                prior_rows=prior_rows, noise_floor=noise_floor, n_init=n_init, max_iter=passes, tol=tol,
+                weights=weights if weights is None or at is None else torch.as_tensor(weights)[at],
+                validation=held_out, start=start, selection=selection, progress=progress,
+                on_iteration=on_iteration if at is None else None, on_choice=on_choice,
             )  # fmt: skip
             return cast(MoLRMoG, found)
 
-        return incomplete.fitted(again, start, seed)
+        free = all(is_auto(each) for each in (subspaces, latent_dim, modes, noise)) and selection is None
+        return incomplete.fitted(again, start, seed, may_judge=free and labels is None and validation is None)
     given = read(x_rows, labels, weights, validation)
     rows, y, w, held_out = given.rows, given.labels, given.weights, given.held_out
     asked = {"subspaces": subspaces, "latent_dim": latent_dim, "modes": modes, "noise": noise}
@@ -485,7 +494,21 @@ def _settle(
     **options: Any,
 ) -> MoLRMoG:
     """Run EM until the log-likelihood settles, and return the law that was reached; `units` are those of the rows."""
-    rows = rows.with_gaps()
+    if rows.has_gaps:  # passes over completed rows are cheap
+        law = _settle(
+            law,
+            rows.without_gaps(),
+            labels,
+            weights,
+            held_out,
+            max_iter,
+            tol,
+            progress,
+            lambda _: None,
+            units,
+            **options,
+        )
+        rows = rows.with_gaps()
     held_out = None if held_out is None else held_out.with_gaps()
     together = labels is None or law.noise == "shared"  # noise that classes share is found from all of them
     steps = (

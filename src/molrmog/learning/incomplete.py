@@ -1,6 +1,6 @@
-"""Rows that lack values: what EM gathers from them, and how a fit begins.
+"""Rows that lack values: what EM gathers from them.
 
-EM.  A row with values missing is, to EM, a row whose missing values are known in distribution given the rest. In the
+A row with values missing is, to EM, a row whose missing values are known in distribution given the rest. In the
 whitened rows of `molrmog.learning.em`, y = A' z' + e with e ~ N(0, I), of which y_m is missing and y_o observed,
 
     Q = A'_m^T A'_m,   V_c = Cov[z' | y_o, c],   zeta_c = E[z' | y_o, c]                 (`molrmog.laws.patterns`)
@@ -12,9 +12,6 @@ whitened rows of `molrmog.learning.em`, y = A' z' + e with e ~ N(0, I), of which
 so that the statistics are those of whole rows in expectation, additive as ever, and what is maximised is the same: the
 log-likelihood of what is observed never falls.
 
-A fit.  Where EM begins, and which structure is best, is found from rows completed by draws of a law: first of one
-Gaussian, then of the law that came of it. EM itself sees only what was observed.
-
 References:
     Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via the EM algorithm", 1977; Ghahramani & Jordan,
     "Supervised learning from incomplete data via an EM approach", 1993.
@@ -22,10 +19,7 @@ References:
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -35,22 +29,13 @@ from molrmog.laws.diagonal import DiagonalLevel
 from molrmog.laws.isotropic import IsotropicLevel
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.laws.patterns import OwnPatterns
-from molrmog.learning.rows import Rows
-from molrmog.seeds import torch_generator
 
 if TYPE_CHECKING:
     from molrmog.learning.em import Latents, Statistics
 
-_ROUNDS = 2  # of completing rows and fitting
-_LATENTS = 32  # dimensions of the Gaussian that rows are first completed by, at most
-_ROWS_PER_LATENT = 8  # and how many rows each of them takes, at least
-_PASSES = 100  # of its EM, at most
-
 
 @torch.no_grad()
-def gather_incomplete(
-    total: Statistics, law: MoLRMoG, latents: Latents, x: Tensor, weights: Tensor | None
-) -> None:
+def gather_incomplete(total: Statistics, law: MoLRMoG, latents: Latents, x: Tensor, weights: Tensor | None) -> None:
     """Add what rows with missing values (NaN) are in expectation.
 
     Args:
@@ -105,7 +90,9 @@ def gather_incomplete(
             )
             mean_z = (r[..., None] * zeta).sum(1)  # (B, d)
             ambient = (r[..., None] * lifted).sum(1).T @ y
-            ambient = ambient + torch.einsum("Dde,De->dD", (lost.T @ with_missing.flatten(1)).unflatten(1, (d, d)), A[k])
+            ambient = ambient + torch.einsum(
+                "Dde,De->dD", (lost.T @ with_missing.flatten(1)).unflatten(1, (d, d)), A[k]
+            )
             along = R @ y + ((lost.T @ mean_z) * A[k]).sum(1)
             square = R @ y.square() + ((lost.T @ inside.flatten(1)) * outer[k]).sum(1) + R @ lost
             u = unit[k]
@@ -118,105 +105,3 @@ def gather_incomplete(
                 total.square[k] += square
             else:
                 total.off[k] += u.square() * (square.sum() - second.diagonal(dim1=1, dim2=2).sum())
-
-
-def check_gaps(gaps: Tensor, name: str = "x") -> None:
-    """Refuse rows of which a column holds nothing.
-
-    Args:
-        gaps: which values are missing, with shape (N, D).
-        name: what a message calls the rows.
-
-    Raises:
-        ValueError: a column does.
-    """
-    empty = gaps.all(0).nonzero()[:, 0].tolist()
-    if empty:
-        which = f"column {empty[0]}" if len(empty) == 1 else f"{len(empty)} columns, the first of them {empty[0]},"
-        raise ValueError(f"{which} of {name} hold{'s' * (len(empty) == 1)} no value at all: leave out such columns")
-
-
-@dataclass(frozen=True)
-class Incomplete:
-    """Rows that lack values, and those to judge by.
-
-    Attributes:
-        rows: of the data, NaN where a value is missing.
-        gaps: where they are, with shape (N, D).
-        held_out: rows to judge by, where given.
-        their_gaps: where these lack values; None where they do not.
-    """
-
-    rows: Rows
-    gaps: Tensor
-    held_out: Rows | None
-    their_gaps: Tensor | None
-
-    def gaussian(self, seed: int) -> MoLRMoG:
-        """One Gaussian: EM from rows completed by values that their columns hold elsewhere."""
-        from molrmog.learning.fit import fit
-
-        x, generator = _table(self.rows), torch_generator(seed)
-        for j in self.gaps.any(0).nonzero()[:, 0].tolist():
-            known = x[~self.gaps[:, j], j]
-            lost = int(self.gaps[:, j].sum())
-            x[self.gaps[:, j], j] = known[torch.randint(len(known), (lost,), generator=generator)]
-        N, D = x.shape
-        d = max(1, min(D - 1, _LATENTS, N // _ROWS_PER_LATENT))
-        filled = self.rows.completed(x, self.gaps)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            law = fit(filled, None, 1, d, 1, noise="diagonal", max_iter=_PASSES, seed=seed)
-        return cast(MoLRMoG, law)
-
-    def completed(self, law: MoLRMoG, seed: int) -> tuple[Rows, Rows | None]:
-        """Rows, and those to judge by, completed by a draw of a law."""
-        generator = torch_generator(seed)
-
-        def drawn(rows: Rows, gaps: Tensor | None) -> Rows:
-            return rows if gaps is None else rows.completed(law.impute(_table(rows), 1, generator)[0], gaps)
-
-        held_out = None if self.held_out is None else drawn(self.held_out, self.their_gaps)
-        return drawn(self.rows, self.gaps), held_out
-
-    def fitted(self, fit: Callable[[Rows, Rows | None], MoLRMoG], start: MoLRMoG | None, seed: int) -> MoLRMoG:
-        """The law that `fit` finds in completed rows, whose EM sees what was observed.
-
-        Args:
-            fit: of rows, and of those to judge by.
-            start: a law to complete rows by; one Gaussian, and then the law that was found, where not given.
-            seed: of everything random.
-        """
-        law = start or self.gaussian(seed)
-        for i in range(1 if start is not None else _ROUNDS):
-            law = fit(*self.completed(law, seed + i))
-        return law
-
-
-def incomplete_of(rows: Rows, validation: Any) -> Incomplete | None:
-    """Rows that lack values; None where neither they nor those to judge by do.
-
-    Args:
-        rows: of the data.
-        validation: rows to judge by, or None.
-
-    Raises:
-        ValueError: a value is infinite, or a column holds none.
-    """
-    gaps = None if rows.has_gaps else rows.gaps()
-    held_out = validation
-    if validation is not None and not isinstance(validation, Rows):
-        held_out = Rows(validation, dtype=rows.dtype, device=rows.device, name="validation")
-    their_gaps = None if held_out is None or held_out.has_gaps else held_out.gaps("validation")
-    if gaps is None and their_gaps is None:
-        return None
-    gaps = torch.zeros(len(rows), rows.dim, dtype=torch.bool) if gaps is None else gaps
-    check_gaps(gaps)
-    if held_out is not None and held_out.dim != rows.dim:
-        raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
-    return Incomplete(rows, gaps, held_out, their_gaps)
-
-
-def _table(rows: Rows) -> Tensor:
-    """All rows in memory, a copy, with shape (N, D)."""
-    return torch.cat([chunk for _, chunk in rows.chunks()]).cpu().clone()

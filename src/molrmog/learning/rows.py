@@ -177,6 +177,12 @@ class Rows:
         rows.shows_gaps = True
         return rows
 
+    def without_gaps(self) -> Rows:
+        """The same rows, completed, as if nothing had been missing."""
+        rows = copy.copy(self)
+        rows._gaps, rows.shows_gaps = None, False
+        return rows
+
     def check_finite(self, name: str = "x") -> None:
         """Read every row once; raise ValueError at the first of `name` that holds NaN or infinity."""
         for at, chunk in self.chunks():

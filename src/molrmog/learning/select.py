@@ -26,7 +26,7 @@ from molrmog.learning.asked import (
     read,
     rows_of,
 )
-from molrmog.learning.incomplete import incomplete_of
+from molrmog.learning.completing import incomplete_of
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import KINDS, Given
 from molrmog.learning.selection import CRITERIA, Selection, choose, expected_seconds

@@ -63,6 +63,7 @@ class Selection:
         sampled: from how many of them the structure was chosen.
         dim: dimension D.
         starts: from how many starts each was fitted, of which the best counted.
+        structures: of the records of the table.
     """
 
     table: tuple[dict[str, Any], ...]
@@ -73,6 +74,7 @@ class Selection:
     sampled: int
     dim: int
     starts: int = 1
+    structures: tuple[Structure, ...] = dataclasses.field(default=(), repr=False)
 
     def __str__(self) -> str:
         """What was chosen and by how much, in a few lines."""
@@ -387,4 +389,5 @@ def _selection(
         )
     longest = best.passes if criterion == "held-out" and best.since else None
     chosen = dataclasses.replace(best.structure, passes=longest)
-    return Selection(tuple(table), chosen, criterion, why, rows, sampled, dim, starts)
+    tried = tuple(trial.structure for trial in found)
+    return Selection(tuple(table), chosen, criterion, why, rows, sampled, dim, starts, tried)

@@ -1,0 +1,194 @@
+"""Fits to rows that lack values: rows are completed to find where EM begins; EM itself sees what was observed.
+
+    rows completed from their own columns  ->  one Gaussian by EM  ->  rows completed by a draw of it  ->  a law
+    the law's structure, judged by what was observed  ->  rows completed by a draw of the law          ->  a law
+
+References:
+    Rubin, "Multiple imputation for nonresponse in surveys", 1987 (draws, not means: columns keep their spread).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from molrmog.laws.molrmog import MoLRMoG
+from molrmog.learning.em import em_steps
+from molrmog.learning.rows import Rows
+from molrmog.learning.selection import Selection, law_of
+from molrmog.learning.structures import Structure
+from molrmog.seeds import torch_generator
+
+_LATENTS = 32  # dimensions of the Gaussian that rows are first completed by, at most
+_ROWS_PER_LATENT = 8  # and how many rows each of them takes, at least
+_PASSES, _FLAT = 100, 1e-5  # of its EM, at most; and by how many nats per number it rises at least
+_CANDIDATES, _FOLDS, _TRIAL = (
+    4,
+    3,
+    12,
+)  # structures that are judged by what was observed, beside the Gaussian; in so many folds, and passes
+
+
+def check_gaps(gaps: Tensor, name: str = "x") -> None:
+    """Refuse rows of which a column holds nothing.
+
+    Args:
+        gaps: which values are missing, with shape (N, D).
+        name: what a message calls the rows.
+
+    Raises:
+        ValueError: a column does.
+    """
+    empty = gaps.all(0).nonzero()[:, 0].tolist()
+    if empty:
+        which = f"column {empty[0]}" if len(empty) == 1 else f"{len(empty)} columns, the first of them {empty[0]},"
+        raise ValueError(f"{which} of {name} hold{'s' * (len(empty) == 1)} no value at all: leave out such columns")
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """Rows that lack values, and those to judge by.
+
+    Attributes:
+        rows: of the data, NaN where a value is missing.
+        gaps: where they are, with shape (N, D).
+        held_out: rows to judge by, where given.
+        their_gaps: where these lack values; None where they do not.
+    """
+
+    rows: Rows
+    gaps: Tensor
+    held_out: Rows | None
+    their_gaps: Tensor | None
+
+    def gaussian(self, seed: int) -> MoLRMoG:
+        """One Gaussian, by EM that begins with rows completed by values that their columns hold elsewhere."""
+        x, generator = _table(self.rows), torch_generator(seed)
+        for j in self.gaps.any(0).nonzero()[:, 0].tolist():
+            known = x[~self.gaps[:, j], j]
+            lost = int(self.gaps[:, j].sum())
+            x[self.gaps[:, j], j] = known[torch.randint(len(known), (lost,), generator=generator)]
+        rows, units = self.rows.completed(x, self.gaps).standard()
+        view, law, options = law_of(rows, self._whole, None, seed=seed)
+        before = -math.inf
+        for state in em_steps(law, view.rows.with_gaps(), **options):
+            law = state.law
+            if state.iteration >= _PASSES or state.penalised - before < _FLAT * rows.dim:
+                break
+            before = state.penalised
+        return units.law_of_rows(view.law_of_rows(law))
+
+    @property
+    def _whole(self) -> Structure:
+        """Of the Gaussian."""
+        N, D = self.gaps.shape
+        return Structure((max(1, min(D - 1, _LATENTS, N // _ROWS_PER_LATENT)),), (1,), "diagonal")
+
+    def completed(self, law: MoLRMoG, seed: int) -> tuple[Rows, Rows | None]:
+        """Rows, and those to judge by, completed by a draw of a law."""
+        generator = torch_generator(seed)
+
+        def drawn(rows: Rows, gaps: Tensor | None) -> Rows:
+            return rows if gaps is None else rows.completed(law.impute(_table(rows), 1, generator)[0], gaps)
+
+        held_out = None if self.held_out is None else drawn(self.held_out, self.their_gaps)
+        return drawn(self.rows, self.gaps), held_out
+
+    def fitted(self, fit: Fit, start: MoLRMoG | None, seed: int, *, may_judge: bool) -> MoLRMoG:
+        """The law that `fit` finds in completed rows, whose EM sees what was observed.
+
+        Args:
+            fit: see :class:`Fit`.
+            start: a law to complete rows by; one Gaussian, and then the law that was found, where not given.
+            seed: of everything random.
+            may_judge: whether the structure, where it is chosen, may be judged by rows that are held out.
+        """
+        if start is not None:
+            return fit(*self.completed(start, seed))
+        gaussian = self.gaussian(seed)
+        law = fit(*self.completed(gaussian, seed))
+        found = getattr(law, "fit_summary_", None)
+        if isinstance(found, Selection) and may_judge:
+            found = self._judged(fit, found, gaussian, seed)
+        return fit(*self.completed(law, seed + 1), selection=found)
+
+    def _judged(self, fit: Fit, found: Selection, gaussian: MoLRMoG, seed: int) -> Selection:
+        """What was chosen in completed rows, judged by the density of what was observed in rows that were held out.
+
+        Completed rows hold more than was observed, and rows to judge by were completed, too, so that structures which
+        are too rich do well among them. The best of each number of modes, and the Gaussian, are fitted again.
+        """
+        of_count: dict[int, Structure] = {}
+        for each in (found.best, *found.structures):
+            of_count.setdefault(sum(each.modes), each)
+        candidates = list(dict.fromkeys([self._whole, *list(of_count.values())[:_CANDIDATES]]))
+        part = torch.randperm(len(self.gaps), generator=torch_generator(seed)) % _FOLDS
+        x, worth = _table(self.rows), torch.zeros(len(candidates), dtype=torch.float64)
+        completed = self.completed(gaussian, seed)[0]
+        for fold in range(_FOLDS):
+            train, test = ((part == fold) == held for held in (False, True))
+            rows = completed.subset(train.nonzero()[:, 0])
+            for i, each in enumerate(candidates):
+                alone = dataclasses.replace(found, best=dataclasses.replace(each, start=None))
+                law = fit(rows, None, selection=alone, at=train, passes=_TRIAL)
+                worth[i] += law.log_prob(x[test]).sum()
+        best = candidates[int(worth.argmax())]
+        return dataclasses.replace(found, best=dataclasses.replace(best, start=None))
+
+
+class Fit(Protocol):
+    """A fit of completed rows, whose EM sees what was observed."""
+
+    def __call__(
+        self,
+        rows: Rows,
+        held_out: Rows | None,
+        *,
+        selection: Selection | None = ...,
+        at: Tensor | None = ...,
+        passes: int = ...,
+    ) -> MoLRMoG:
+        """A law of the rows.
+
+        Args:
+            rows: completed.
+            held_out: to judge by.
+            selection: the structure, where it is known.
+            at: which of all rows these are, with shape (N,); all where not given.
+            passes: of EM, at most.
+        """
+        ...
+
+
+def incomplete_of(rows: Rows, validation: Any) -> Incomplete | None:
+    """Rows that lack values; None where neither they nor those to judge by do.
+
+    Args:
+        rows: of the data.
+        validation: rows to judge by, or None.
+
+    Raises:
+        ValueError: a value is infinite, or a column holds none.
+    """
+    gaps = None if rows.has_gaps else rows.gaps()
+    held_out = validation
+    if validation is not None and not isinstance(validation, Rows):
+        held_out = Rows(validation, dtype=rows.dtype, device=rows.device, name="validation")
+    their_gaps = None if held_out is None or held_out.has_gaps else held_out.gaps("validation")
+    if gaps is None and their_gaps is None:
+        return None
+    gaps = torch.zeros(len(rows), rows.dim, dtype=torch.bool) if gaps is None else gaps
+    check_gaps(gaps)
+    if held_out is not None and held_out.dim != rows.dim:
+        raise ValueError(f"validation has {held_out.dim} columns, but x has {rows.dim}: pass rows of the same kind")
+    return Incomplete(rows, gaps, held_out, their_gaps)
+
+
+def _table(rows: Rows) -> Tensor:
+    """All rows in memory, a copy, with shape (N, D)."""
+    return torch.cat([chunk for _, chunk in rows.chunks()]).cpu().clone()
