@@ -875,10 +875,10 @@ class MoLRMoG(Law):
             s1, gamma1 = (level if len(level) == 1 else level[at] for level in (s, gamma))
             gamma1 = torch.where(missing[at], torch.inf, gamma1 if gamma1.ndim == 2 else gamma1[:, None])
             seen = torch.where(gamma1.isinf(), 0.0, x[rows])
-            return super(MoLRMoG, self)._by_rows(compute, seen, s1, gamma1, **how)  # pyright: ignore[reportCallIssue]
+            return super(MoLRMoG, self)._by_rows(compute, seen, s1, gamma1, **how)
 
         if len(groups) * _SHARED > len(x) and len(groups) > 1 and self.axes is None:
-            how["size"] = rows_per_chunk(self._device, OwnPatterns.numbers(*self.factor.shape, self.dim))
+            how["size"] = rows_per_chunk(self._device, OwnPatterns.numbers(self.factor, self.dim))
             return of_rows(slice(None), slice(None))
         if len(groups) < 2:
             return of_rows(slice(0, 1), slice(None))

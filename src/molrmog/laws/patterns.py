@@ -91,8 +91,9 @@ class OwnPatterns(SolvedEvidence):
         self.log_joint = joint.transpose(1, 2).flatten(0, 1)
 
     @staticmethod
-    def numbers(K: int, n: int, d: int, r: int, D: int) -> int:
-        """How many numbers of float32 a row takes, its variances included."""
+    def numbers(factor: Tensor, D: int) -> int:
+        """How many numbers of float32 a row of R^D takes, its variances included, by the shape of a law's factors."""
+        K, n, d, r = factor.shape
         return 2 * K * (d * d + 6 * D + n * (2 * D + r * (3 * r + 3 * d + D)))
 
     @property

@@ -26,8 +26,9 @@ from molrmog.seeds import torch_generator
 
 _LATENTS = 32  # dimensions of the Gaussian that rows are first completed by, at most
 _ROWS_PER_LATENT = 8  # and how many rows each of them takes, at least
-_PASSES, _FLAT = 100, 1e-5  # of its EM, at most; and by how many nats per number it rises at least
-_CANDIDATES, _FOLDS, _TRIAL = (
+_PASSES, _FLAT = 100, 1e-5  # of its EM, at most; and by how many nats per number a pass raises it at least
+# Structures that are judged by what was observed, beside the Gaussian; in so many folds, by so many passes.
+_CANDIDATES, _FOLDS, _TRIAL = 4, 3, 12
     4,
     3,
     12,

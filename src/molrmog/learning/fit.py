@@ -143,8 +143,8 @@ def fit(
         UserWarning: the numbers that were given make more degrees of freedom than there are numbers in the rows.
 
     Raises:
-        ValueError: the data are empty, infinite, too few, hold a column without a value, or do not fit the labels or shapes asked for; or there is
-            no such device.
+        ValueError: the data are empty, infinite, too few, hold a column without a value, or do not fit the labels or
+            shapes asked for; or there is no such device.
 
     References:
         arXiv 2601.01475, section 3, for the family; the module `molrmog.learning.em` for the algorithm.

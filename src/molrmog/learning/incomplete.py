@@ -46,8 +46,7 @@ def gather_incomplete(total: Statistics, law: MoLRMoG, latents: Latents, x: Tens
         weights: of these, with shape (B,).
     """
     K, n, d = latents.mean.shape
-    shapes = law.factor.shape
-    size = rows_per_chunk(x.device, OwnPatterns.numbers(*shapes, law.dim) + 4 * K * (n + 2) * d * d)
+    size = rows_per_chunk(x.device, OwnPatterns.numbers(law.factor, law.dim) + 4 * K * (n + 2) * d * d)
     form, level = law._factors(), law.level()
     if isinstance(level, IsotropicLevel):
         unit = level.form.tau2.sqrt()  # of whitened latents
