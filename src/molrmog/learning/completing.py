@@ -29,10 +29,6 @@ _ROWS_PER_LATENT = 8  # and how many rows each of them takes, at least
 _PASSES, _FLAT = 100, 1e-5  # of its EM, at most; and by how many nats per number a pass raises it at least
 # Structures that are judged by what was observed, beside the Gaussian; in so many folds, by so many passes.
 _CANDIDATES, _FOLDS, _TRIAL = 4, 3, 12
-    4,
-    3,
-    12,
-)  # structures that are judged by what was observed, beside the Gaussian; in so many folds, and passes
 
 
 def check_gaps(gaps: Tensor, name: str = "x") -> None:
