@@ -340,8 +340,7 @@ def with_bad(x, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: {"x": with_bad(x, torch.nan)}, "row 17 of x holds NaN or infinity"),
-        (lambda x: {"x": with_bad(x, torch.inf)}, "row 17 of x holds NaN or infinity"),
+        (lambda x: {"x": with_bad(x, torch.inf)}, "row 17 of x holds infinity"),
         (lambda x: {"x": x[:0]}, "at least one row"),
         (lambda x: {"x": x[0]}, r"shape \(12,\)"),
         (lambda x: {"x": np.array([["a"]])}, "pass numbers"),
@@ -369,7 +368,7 @@ def with_bad(x, value):
         (lambda x: {"start": MoLRMoG.random(5, (2,), (1,))}, "5"),
         (lambda x: {"start": MoLRMoG.random(12, (2,), (1,)), "labels": [0, 1] * 300}, "2 classes"),
         (lambda x: {"validation": x[:, :3]}, "validation|columns|R\\^12"),
-        (lambda x: {"validation": with_bad(x, torch.nan)}, "NaN"),
+        (lambda x: {"validation": with_bad(x, torch.inf)}, "row 17 of validation holds infinity"),
         (lambda x: {"prior_rows": -1.0}, "prior_rows"),
         (lambda x: {"noise_floor": -1.0}, "noise_floor"),
         (lambda x: {"noise_floor": float("nan")}, "noise_floor"),

@@ -4,9 +4,10 @@
 | -------------------------------------------------- | -------------------------------------------------------------- |
 | a tensor, an array, a memory map                   | as it is                                                       |
 | a data frame (pandas, polars, Arrow)               | its columns, all of them; what holds no numbers is refused     |
-| a list of rows, a masked array without masked ones | an array                                                       |
+| a list of rows, a masked array                     | an array                                                       |
 | a Dataset, samples                                 | their rows                                                     |
-| masked values, sparse matrices, text, objects      | refused, in one line                                           |
+| masked and missing values, None                    | NaN where they may be missing; else refused, in one line       |
+| sparse matrices, text, objects                     | refused, in one line                                           |
 """
 
 # Tables may be of any library.
@@ -28,17 +29,18 @@ if TYPE_CHECKING:
     import torch
 
 
-def as_table(x: Any, name: str = "x") -> Array | torch.Tensor:
+def as_table(x: Any, name: str = "x", *, missing: bool = False) -> Array | torch.Tensor:
     """Rows of real numbers with shape (N, D), as a tensor where they are one, else as an array.
 
     Args:
         x: see the module.
         name: what a message calls it.
+        missing: whether values may be masked, missing or None, and become NaN.
 
     Raises:
         ValueError: x is no table of at least one row and one column of real numbers.
     """
-    table = as_numbers(x, name)
+    table = as_numbers(x, name, missing=missing)
     if not is_frame(x) and str(table.dtype).endswith("int64"):
         whole: Any = table
         if are_rounded(np.asarray(whole.cpu() if hasattr(whole, "cpu") else whole)):
@@ -48,14 +50,14 @@ def as_table(x: Any, name: str = "x") -> Array | torch.Tensor:
     return table
 
 
-def as_numbers(x: Any, name: str = "x") -> Array | torch.Tensor:
+def as_numbers(x: Any, name: str = "x", *, missing: bool = False) -> Array | torch.Tensor:
     """Real numbers of any shape, as a tensor where they are one, else as an array; see :func:`as_table`.
 
     Raises:
         ValueError: x holds something else.
     """
     if isinstance(x, np.ndarray) and type(x) in (np.ndarray, np.memmap):
-        return _of_objects(x, name) if x.dtype.kind not in "fiub" else x
+        return x if x.dtype.kind in "fiub" else _of_objects(x, name, missing=missing)
     if isinstance(x, Dataset):
         return x.x
     if hasattr(x, "is_sparse") and hasattr(x, "detach"):
@@ -65,23 +67,28 @@ def as_numbers(x: Any, name: str = "x") -> Array | torch.Tensor:
     if type(x).__module__.startswith("scipy.sparse"):
         raise ValueError(f"{name} is sparse: pass x.toarray()")
     if is_frame(x):
-        found = judge(name, as_arrow(x, name), is_file=False)
+        found = judge(name, as_arrow(x, name), is_file=False, missing=missing)
         assert found.values is not None
         if found.account.notes:
             warnings.warn(f"{name}: {'; '.join(found.account.notes)}", stacklevel=3)
         return found.values
     if isinstance(x, np.ma.MaskedArray):
-        if count := int(np.ma.count_masked(x)):
+        count = int(np.ma.count_masked(x))
+        if count and not missing:
             raise ValueError(f"{name} has {count} masked values: fill them with x.filled(...), or leave such rows out")
-        return as_numbers(np.asarray(x.data), name)
+        whole = np.asarray(as_numbers(np.asarray(x.data), name))
+        if count:
+            whole = whole if whole.dtype.kind == "f" else whole.astype(np.float64)
+            whole = np.where(np.ma.getmaskarray(x), whole.dtype.type(np.nan), whole)
+        return whole
     rows = getattr(x, "x", None)
     if not isinstance(x, np.ndarray | list | tuple) and (isinstance(rows, np.ndarray) or hasattr(rows, "is_sparse")):
-        return as_numbers(rows, name)
+        return as_numbers(rows, name, missing=missing)
     try:
         array = np.asarray(x)
     except Exception:  # whatever it is, it is no array
         raise ValueError(f"{name} is {_shown(x)}: pass rows of numbers, (N, D)") from None
-    return _of_objects(array, name) if array.dtype.kind not in "fiub" else array
+    return array if array.dtype.kind in "fiub" else _of_objects(array, name, missing=missing)
 
 
 def is_frame(x: Any) -> bool:
@@ -134,7 +141,7 @@ def _tensor(x: Any, name: str) -> torch.Tensor:
     return x.detach().resolve_neg()
 
 
-def _of_objects(array: Array, name: str) -> Array:
+def _of_objects(array: Array, name: str, *, missing: bool) -> Array:
     """Python numbers in an array of objects as float64; everything else is refused."""
     if array.dtype.kind == "c":
         raise ValueError(f"{name} holds {array.dtype} values: pass numbers, real ones")
@@ -143,10 +150,10 @@ def _of_objects(array: Array, name: str) -> Array:
     if array.dtype.kind == "O":
         odd = next((each for each in array.ravel() if not _is_number(each)), None)
         if odd is None and array.size:
-            gone = [each for each in array.ravel() if each is None or type(each).__name__ == "NAType"]
-            if not gone:
-                return array.astype(np.float64)
-            raise ValueError(f"{name} lacks {len(gone)} of {array.size} values: fill them, or leave such rows out")
+            known = [None if each is None or type(each).__name__ == "NAType" else each for each in array.ravel()]
+            if (gone := known.count(None)) and not missing:
+                raise ValueError(f"{name} lacks {gone} of {array.size} values: fill them, or leave such rows out")
+            return np.array([np.nan if each is None else each for each in known], np.float64).reshape(array.shape)
         raise ValueError(f"{name} holds Python objects such as {_shown(odd)}: pass numbers")
     raise ValueError(f"{name} holds {array.dtype} values: pass numbers")
 

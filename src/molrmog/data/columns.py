@@ -6,7 +6,7 @@
 | lists of numbers, all of one length          | a coordinate for each of their entries                                |
 | text, categories                             | refused; with categories="one-hot" a coordinate for each of its texts |
 | dates, bytes, records, lists that differ     | refused                                                               |
-| missing values                               | refused                                                               |
+| missing values                               | refused; NaN where a frame's numbers are missing                      |
 | the index of a data frame, `id` and its like | left out of a file by name, unless it is asked for                    |
 | labels                                       | `label_column`, else a column named label, labels, fine_label, class, |
 |                                              | target or y that holds classes                                        |
@@ -128,6 +128,7 @@ def judge(
     kind: str = "table",
     is_file: bool = True,
     texts: Callable[[str], Sequence[str]] | None = None,
+    missing: bool = False,
 ) -> Table:
     """Turn an Arrow table into rows.
 
@@ -138,12 +139,13 @@ def judge(
         kind: of the source, for its account.
         is_file: whether labels and row numbers may be among the columns.
         texts: all texts that a column holds in any part of the data; those of this table where None.
+        missing: whether numbers may be missing, and become NaN.
 
     Raises:
         Refused: a column cannot be used as it is, or none can.
         ValueError: a column that is named is not there, or a label is missing.
     """
-    return _Judgement(name, table, choice or Choice(), kind, is_file, texts).result()
+    return _Judgement(name, table, choice or Choice(), kind, is_file, texts, missing).result()
 
 
 @dataclass
@@ -154,6 +156,7 @@ class _Judgement:
     kind: str
     is_file: bool
     texts: Callable[[str], Sequence[str]] | None
+    missing: bool = False
     notes: list[str] = field(default_factory=list)
     names: list[str] = field(init=False)
     index: set[str] = field(init=False)
@@ -337,9 +340,12 @@ class _Judgement:
         if _is_list(kind):
             yield from _entries(own, column)
             return
-        if column.null_count:
+        if column.null_count and not (self.missing and _is_real(kind)):
             first = _first_null(column)
             raise _NotNumbers(f"lacks {column.null_count} of {len(column)} values, the first in row {first}", _FILL)
+        if column.null_count:
+            yield own, column.cast(pa.float64()).to_numpy()
+            return
         if _is_text(kind):
             yield from self._one_hot(own, column)
             return

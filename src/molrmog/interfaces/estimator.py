@@ -299,7 +299,7 @@ def _judged(estimator: BaseEstimator, X: Any, **how: Any) -> np.ndarray:
     kind = np.asarray(X).dtype.kind if isinstance(X, list | tuple | np.ndarray) else "f"
     if not (is_frame(X) or isinstance(X, np.ma.MaskedArray | Tensor | str | bytes) or kind in "USTmM"):
         return cast(Any, validate_data)(estimator, X, dtype=floats, **how)
-    rows = as_table(X, "X")
+    rows = as_table(X, "X", missing=True)
     if isinstance(rows, Tensor):  # numpy has no bfloat16
         rows = (rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows).cpu().numpy()
     names = list(getattr(X, "columns", []))

@@ -753,13 +753,13 @@ def refine_(out: Sequence[Tensor], compute: Compute, x: Tensor, s: Tensor, gamma
             coarse[at] = fine.to(coarse.dtype)
 
 
-def as_tensor(x: Any, name: str = "x") -> Tensor:
+def as_tensor(x: Any, name: str = "x", *, missing: bool = False) -> Tensor:
     """Numbers as a tensor, which is a copy of whatever is none, without a gradient; see `molrmog.data.arrays`.
 
     Raises:
         ValueError: they are no numbers, or some are missing.
     """
-    array = as_numbers(x, name)
+    array = as_numbers(x, name, missing=missing)
     if isinstance(array, Tensor):
         return array
     if not array.dtype.isnative:

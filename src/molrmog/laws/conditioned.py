@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +66,7 @@ class ConditionedLaw:
         """See :meth:`MoLRMoG.condition`."""
         self.law, self.dim = law, law.dim
         self._in_kind: Callable[[Tensor], Any] = (lambda t: t) if isinstance(y, Tensor) else to_numpy
-        rows = as_tensor(y, "y").to(law.basis.device)
+        rows = as_tensor(y, "y", missing=True).to(law.basis.device)
         self._dtype = rows.dtype if rows.is_floating_point() else law.basis.dtype
         self._single = rows.ndim < 2
         rows = rows.double().reshape(1, -1) if self._single else rows.double()
@@ -381,7 +380,7 @@ def _levels(at: Tensor, s: Tensor | None, gamma: Tensor | None) -> list[tuple[Te
 
 def impute(law: MoLRMoG, x: Any, draws: int | None, generator: torch.Generator | None) -> Any:
     """See :meth:`MoLRMoG.impute`."""
-    rows = x if isinstance(x, Tensor) else as_tensor(np.ma.filled(x, np.nan) if np.ma.isMaskedArray(x) else x)
+    rows = x if isinstance(x, Tensor) else as_tensor(x, missing=True)
     if not rows.is_floating_point():
         rows = rows.to(law.basis.dtype)
     here = rows.to(law.basis.device)

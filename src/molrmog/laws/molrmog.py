@@ -845,7 +845,7 @@ class MoLRMoG(Law):
 
         NaN is a value that is not seen, and so is what gamma (1 or B, D) has infinite noise for.
         """
-        rows = x if isinstance(x, Tensor) else as_tensor(x).to(self._device)
+        rows = x if isinstance(x, Tensor) else as_tensor(x, missing=True).to(self._device)
         if rows.ndim == 2 and rows.shape[1] == self.dim and (_of_coordinates(gamma) or lacks_values(rows)):
             found = self._by_patterns(compute, rows, s, gamma, **how)
             return tuple(found if isinstance(x, Tensor) else (to_numpy(each) for each in found))  # pyright: ignore
@@ -964,7 +964,7 @@ def pattern_groups(missing: Tensor, s: Tensor, gamma: Tensor) -> list[Tensor]:
     if not len(missing):
         return []
     packed = np.packbits(missing.cpu().numpy(), axis=1)
-    packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.int64)
+    packed = np.ascontiguousarray(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8)))).view(np.int64)
     bits = [torch.from_numpy(packed).to(missing.device)]
     bits += [level.reshape(len(missing), -1).view(torch.int64) for level in (s, gamma) if len(level) > 1]
     whole = torch.cat(bits, 1)

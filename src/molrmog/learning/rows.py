@@ -58,7 +58,7 @@ class Rows:
         Raises:
             ValueError: x is not a non-empty table of numbers.
         """
-        self._source: Tensor | np.ndarray = as_table(x, name)
+        self._source: Tensor | np.ndarray = as_table(x, name, missing=True)
         table = self._source
         self.dim = int(table.shape[1])
         self.device = torch.device(device or (table.device if isinstance(table, Tensor) else "cpu"))
