@@ -19,9 +19,11 @@ from torch import Tensor
 
 from molrmog.laws.molrmog import MoLRMoG
 from molrmog.learning.em import em_steps
+from molrmog.learning.incomplete import passes_within
 from molrmog.learning.rows import Rows
 from molrmog.learning.selection import Selection, law_of
 from molrmog.learning.structures import Structure
+from molrmog.learning.trials import FEW_NUMBERS
 from molrmog.seeds import torch_generator
 
 _LATENTS = 32  # dimensions of the Gaussian that rows are first completed by, at most
@@ -72,10 +74,10 @@ class Incomplete:
             x[self.gaps[:, j], j] = known[torch.randint(len(known), (lost,), generator=generator)]
         rows, units = self.rows.completed(x, self.gaps).standard()
         view, law, options = law_of(rows, self._whole, None, seed=seed)
-        before = -math.inf
+        before, most = -math.inf, passes_within(law, len(rows), _PASSES)
         for state in em_steps(law, view.rows.with_gaps(), **options):
             law = state.law
-            if state.iteration >= _PASSES or state.penalised - before < _FLAT * rows.dim:
+            if state.iteration >= most or state.penalised - before < _FLAT * rows.dim:
                 break
             before = state.penalised
         return units.law_of_rows(view.law_of_rows(law))
@@ -110,7 +112,7 @@ class Incomplete:
         gaussian = self.gaussian(seed)
         law = fit(*self.completed(gaussian, seed))
         found = getattr(law, "fit_summary_", None)
-        if isinstance(found, Selection) and may_judge:
+        if isinstance(found, Selection) and may_judge and self.gaps.numel() <= FEW_NUMBERS:
             found = self._judged(fit, found, gaussian, seed)
         return fit(*self.completed(law, seed + 1), selection=found)
 

@@ -40,6 +40,7 @@ from molrmog.learning.asked import (
 )
 from molrmog.learning.completing import incomplete_of
 from molrmog.learning.em import EMState, em_steps
+from molrmog.learning.incomplete import passes_within
 from molrmog.learning.rows import Rows
 from molrmog.learning.search import Given
 from molrmog.learning.select import Standard, choice, given_numbers
@@ -508,7 +509,7 @@ def _settle(
             units,
             **options,
         )
-        rows = rows.with_gaps()
+        rows, max_iter = rows.with_gaps(), passes_within(law, len(rows), max_iter)
     held_out = None if held_out is None else held_out.with_gaps()
     together = labels is None or law.noise == "shared"  # noise that classes share is found from all of them
     steps = (

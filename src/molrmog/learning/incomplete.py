@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from molrmog.learning.em import Latents, Statistics
 
 
+_BUDGET = 1e12  # floating point operations of EM on rows that lack values, about
+
+
+def passes_within(law: MoLRMoG, rows: int, most: int) -> int:
+    """How many passes over rows that lack values are worth their time: three at least, and at most so many."""
+    K, n, d, r = law.factor.shape
+    each = K * (6 * law.dim * d * d + n * (4 * law.dim * d + 6 * d * d * r + 2 * r**3))
+    return min(most, max(3, int(_BUDGET / (rows * each))))
+
+
 @torch.no_grad()
 def gather_incomplete(total: Statistics, law: MoLRMoG, latents: Latents, x: Tensor, weights: Tensor | None) -> None:
     """Add what rows with missing values (NaN) are in expectation.
