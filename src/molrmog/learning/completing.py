@@ -31,6 +31,7 @@ _ROWS_PER_LATENT = 8  # and how many rows each of them takes, at least
 _PASSES, _FLAT = 100, 1e-5  # of its EM, at most; and by how many nats per number a pass raises it at least
 # Structures that are judged by what was observed, beside the Gaussian; in so many folds, by so many passes.
 _CANDIDATES, _FOLDS, _TRIAL = 4, 3, 12
+_PARTS = 5  # of many rows, one of which is held out; only what was chosen stands beside the Gaussian then
 
 
 def check_gaps(gaps: Tensor, name: str = "x") -> None:
@@ -112,7 +113,7 @@ class Incomplete:
         gaussian = self.gaussian(seed)
         law = fit(*self.completed(gaussian, seed))
         found = getattr(law, "fit_summary_", None)
-        if isinstance(found, Selection) and may_judge and self.gaps.numel() <= FEW_NUMBERS:
+        if isinstance(found, Selection) and may_judge:
             found = self._judged(fit, found, gaussian, seed)
         return fit(*self.completed(law, seed + 1), selection=found)
 
@@ -125,11 +126,12 @@ class Incomplete:
         of_count: dict[int, Structure] = {}
         for each in (found.best, *found.structures):
             of_count.setdefault(sum(each.modes), each)
-        candidates = list(dict.fromkeys([self._whole, *list(of_count.values())[:_CANDIDATES]]))
-        part = torch.randperm(len(self.gaps), generator=torch_generator(seed)) % _FOLDS
+        few = self.gaps.numel() <= FEW_NUMBERS
+        candidates = list(dict.fromkeys([self._whole, *list(of_count.values())[: _CANDIDATES if few else 1]]))
+        part = torch.randperm(len(self.gaps), generator=torch_generator(seed)) % (_FOLDS if few else _PARTS)
         x, worth = _table(self.rows), torch.zeros(len(candidates), dtype=torch.float64)
         completed = self.completed(gaussian, seed)[0]
-        for fold in range(_FOLDS):
+        for fold in range(_FOLDS if few else 1):
             train, test = ((part == fold) == held for held in (False, True))
             rows = completed.subset(train.nonzero()[:, 0])
             for i, each in enumerate(candidates):
