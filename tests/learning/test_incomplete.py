@@ -119,7 +119,9 @@ def test_rows_without_gaps_are_fitted_as_ever():
 def test_the_plain_call_takes_gaps():
     _, _, seen = with_gaps(truth(), 300, 0.2)
     law = molrmog.fit(seen)
-    assert law.fit_summary_.table
+    first = law.fit_summary_.table[0]
+    assert (first["latent_dims"], first["modes"]) == (list(law.latent_dims), list(law.modes))
+    assert "observed" in law.fit_summary_.why
     assert torch.equal(law.impute(seen)[~seen.isnan()], seen[~seen.isnan()])
     found = molrmog.select(seen)
     assert found.best.coordinates != "principal"

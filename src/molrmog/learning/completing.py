@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,17 +130,48 @@ class Incomplete:
         few = self.gaps.numel() <= FEW_NUMBERS
         candidates = list(dict.fromkeys([self._whole, *list(of_count.values())[: _CANDIDATES if few else 1]]))
         part = torch.randperm(len(self.gaps), generator=torch_generator(seed)) % (_FOLDS if few else _PARTS)
-        x, worth = _table(self.rows), torch.zeros(len(candidates), dtype=torch.float64)
-        completed = self.completed(gaussian, seed)[0]
+        x, completed = _table(self.rows), self.completed(gaussian, seed)[0]
+        held_out, trained = torch.zeros(2, len(candidates), dtype=torch.float64)
         for fold in range(_FOLDS if few else 1):
             train, test = ((part == fold) == held for held in (False, True))
             rows = completed.subset(train.nonzero()[:, 0])
             for i, each in enumerate(candidates):
                 alone = dataclasses.replace(found, best=dataclasses.replace(each, start=None))
                 law = fit(rows, None, selection=alone, at=train, passes=_TRIAL)
-                worth[i] += law.log_prob(x[test]).sum()
-        best = candidates[int(worth.argmax())]
-        return dataclasses.replace(found, best=dataclasses.replace(best, start=None))
+                held_out[i] += law.log_prob(x[test]).mean() / (_FOLDS if few else 1)
+                trained[i] += law.log_prob(x[train]).mean() / (_FOLDS if few else 1)
+        return _selection(found, candidates, held_out.tolist(), trained.tolist())
+
+
+def _selection(
+    found: Selection, candidates: Sequence[Structure], held_out: Sequence[float], trained: Sequence[float]
+) -> Selection:
+    """What was chosen, with the records of candidates that were judged by what was observed.
+
+    Args:
+        found: what was chosen in completed rows.
+        candidates: that were judged.
+        held_out: nats per row of what was observed, of rows that were held out.
+        trained: the same of rows that were fitted to.
+    """
+    known = dict(zip(found.structures, found.table, strict=True))
+    order = sorted(range(len(candidates)), key=lambda i: -held_out[i])
+    table: list[dict[str, Any]] = []
+    for i in order:
+        s = candidates[i]
+        of, freedom = known.get(s, found.table[0]), s.degrees_of_freedom(found.dim)
+        bic = freedom * math.log(found.sampled) - 2 * found.sampled * trained[i]
+        shape = {"what": s.words(found.dim), "subspaces": s.subspaces, "latent_dims": list(s.latent_dims)}
+        shape |= {"modes": list(s.modes), "rank": s.rank, "noise": s.noise, "coordinates": s.coordinates}
+        priors = {"prior_rows": s.prior_rows, "noise_rows": s.noise_rows, "noise_floor": s.floor, "even_floor": s.even}
+        judged = {"degrees_of_freedom": freedom, "train": trained[i], "held_out": held_out[i], "bic": bic}
+        entropy = of["icl"] - of["bic"] if s in known else 0.0
+        behind = {"icl": bic + entropy, "behind": held_out[order[0]] - held_out[i], "behind_error": 0.0}
+        table.append({**of, **shape, **priors, **judged, **behind})
+    structures = tuple(candidates[i] for i in order)
+    why = f"{found.why}; the best were judged by what was observed of held-out rows"
+    best = dataclasses.replace(structures[0], start=None)
+    return dataclasses.replace(found, table=tuple(table), structures=structures, best=best, why=why)
 
 
 class Fit(Protocol):
