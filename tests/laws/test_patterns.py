@@ -172,6 +172,32 @@ def test_arrays_are_answered_by_arrays():
     np.testing.assert_allclose(law.log_prob(seen)[3], 0.0, atol=1e-12)
 
 
+def test_derivatives_go_through_noise_and_parameters():
+    """In the noise of coordinates, against differences; and through torch.func."""
+    law, generator = law_of("diagonal"), torch.Generator().manual_seed(6)
+    for rows in (5, 1):
+        gamma = patterns("noise", rows, law.dim, generator).requires_grad_()
+        x = law.sample(5, generator).x
+        assert torch.autograd.gradcheck(lambda g, x=x: law.log_prob(x, 0.8, g), gamma, atol=1e-6)
+        assert torch.autograd.gradcheck(lambda g, x=x: law.denoise(x, 0.8, g), gamma, atol=1e-6)
+    slope = torch.func.vmap(torch.func.grad(lambda row: law.log_prob(row[None], 0.8, gamma.detach())[0]))(x)
+    torch.testing.assert_close(slope, law.score(x, 0.8, gamma.detach()), rtol=1e-8, atol=1e-8)
+    trained = law_of("diagonal").requires_grad_()
+    seen = torch.where(torch.rand(x.shape, generator=generator) < 0.4, torch.nan, x)
+    trained.log_prob(seen).sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in trained.parameters())
+
+
+def test_no_rows_and_one_row():
+    law = law_of("diagonal")
+    gamma = torch.full((1, law.dim), 0.4, dtype=torch.float64)
+    assert law.denoise(torch.zeros(0, law.dim).double(), 1.0, gamma).shape == (0, law.dim)
+    seen = torch.zeros(1, law.dim).double()
+    seen[0, 2] = torch.nan
+    both = law.denoise(seen.expand(3, -1))
+    torch.testing.assert_close(law.denoise(seen), both[:1])
+
+
 def test_what_has_no_density_is_refused():
     law = law_of("diagonal")
     x = law.sample(4, torch.Generator().manual_seed(0)).x

@@ -845,31 +845,32 @@ class MoLRMoG(Law):
 
         NaN is a value that is not seen, and so is what gamma (1 or B, D) has infinite noise for.
         """
-        rows = x if isinstance(x, Tensor) else as_tensor(x, missing=True).to(self._device)
-        if rows.ndim == 2 and rows.shape[1] == self.dim and (_of_coordinates(gamma) or lacks_values(rows)):
-            found = self._by_patterns(compute, rows, s, gamma, **how)
-            return tuple(found if isinstance(x, Tensor) else (to_numpy(each) for each in found))  # pyright: ignore
-        if self.noise == "isotropic" or all(_is_one(level) for level in (s, gamma)):
+        if not isinstance(x, Tensor):
+            rows = as_tensor(x, missing=True).to(self._device)
+            return tuple(to_numpy(each) for each in self._by_rows(compute, rows, s, gamma, **how))  # pyright: ignore
+        whole = x.ndim == 2 and x.shape[1] == self.dim and len(x) > 0
+        if whole and (_of_coordinates(gamma) or lacks_values(x)):
+            return self._by_patterns(compute, x, s, gamma, **how)
+        gamma = 1.0 if _of_coordinates(gamma) and not len(x) else gamma
+        if self.noise == "isotropic" or x.ndim != 2 or all(_is_one(level) for level in (s, gamma)):
             return super()._by_rows(compute, x, s, gamma, **how)
-        if rows.ndim != 2:
-            return super()._by_rows(compute, x, s, gamma, **how)  # which refuses them
-        s, gamma = (level.expand(len(rows)) for level in noise_levels(len(rows), s, gamma, self._noise))
+        s, gamma = (level.expand(len(x)) for level in noise_levels(len(x), s, gamma, self._noise))
         groups = _groups(s, gamma)
         if not groups:
             return super()._by_rows(compute, x, 1.0, 1.0, **how)
-        parts = [super(MoLRMoG, self)._by_rows(compute, rows[at], s[at[:1]], gamma[at[:1]], **how) for at in groups]
+        parts = [super(MoLRMoG, self)._by_rows(compute, x[at], s[at[:1]], gamma[at[:1]], **how) for at in groups]
         order = torch.cat(groups).argsort()
-        whole = (torch.cat(outs)[order] for outs in zip(*parts, strict=True))
-        return tuple(each if isinstance(x, Tensor) else to_numpy(each) for each in whole)  # pyright: ignore
+        return tuple(torch.cat(outs)[order] for outs in zip(*parts, strict=True))
 
     def _by_patterns(self, compute: Compute, x: Tensor, s: Noise, gamma: Noise, **how: Any) -> tuple[Tensor, ...]:
         """The same of rows (B, D) that lack values, or are seen with noise of their own in each coordinate."""
         noise = self._noise if self.axes is None else self._noise.abs().min()[None]
         s, gamma = noise_levels(len(x), s, gamma, noise, self.dim)
-        missing = x.isnan()
-        groups = pattern_groups(missing, s, gamma)
+        missing = torch.zeros(x.shape, dtype=torch.bool, device=x.device) if values_hidden(x) else x.isnan()
+        hidden = values_hidden(s, gamma)
+        groups = list(torch.arange(len(x))[:, None]) if hidden else pattern_groups(missing, s, gamma)
         how = {**how, "several": True}
-        x = torch.where(missing, 0.0, x)
+        x = x if values_hidden(x) else torch.where(missing, 0.0, x)
 
         def of_rows(at: Tensor | slice, rows: Tensor | slice) -> tuple[Tensor, ...]:
             s1, gamma1 = (level if len(level) == 1 else level[at] for level in (s, gamma))
@@ -877,7 +878,7 @@ class MoLRMoG(Law):
             seen = torch.where(gamma1.isinf(), 0.0, x[rows])
             return super(MoLRMoG, self)._by_rows(compute, seen, s1, gamma1, **how)
 
-        if len(groups) * _SHARED > len(x) and len(groups) > 1 and self.axes is None:
+        if (len(groups) * _SHARED > len(x) > 1 or hidden) and self.axes is None:
             how["size"] = rows_per_chunk(self._device, OwnPatterns.numbers(self.factor, self.dim))
             return of_rows(slice(None), slice(None))
         if len(groups) < 2:
@@ -966,7 +967,8 @@ def pattern_groups(missing: Tensor, s: Tensor, gamma: Tensor) -> list[Tensor]:
     packed = np.packbits(missing.cpu().numpy(), axis=1)
     packed = np.ascontiguousarray(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8)))).view(np.int64)
     bits = [torch.from_numpy(packed).to(missing.device)]
-    bits += [level.reshape(len(missing), -1).view(torch.int64) for level in (s, gamma) if len(level) > 1]
+    levels = [level.detach() for level in (s, gamma) if len(level) > 1]
+    bits += [level.reshape(len(missing), -1).contiguous().view(torch.int64) for level in levels]
     whole = torch.cat(bits, 1)
     random = torch.randint(-(2**63), 2**63 - 1, (whole.shape[1],), generator=torch_generator(0))
     which = (whole * random.to(whole.device)).sum(1).unique(return_inverse=True)[1]
