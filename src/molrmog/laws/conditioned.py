@@ -73,7 +73,7 @@ class ConditionedLaw:
         if rows.ndim != 2:
             raise ValueError(f"y has shape {tuple(rows.shape)}: pass one observation, (m,), or several, (B, m)")
         seen = read_observation(observation, noise, self.dim, rows.device)
-        m = self.dim if seen.mask is not None and len(seen.mask) > 1 else len(seen.measurement().H)
+        m = seen.size
         whole_rows = seen.mask is not None and rows.shape[1] == self.dim
         if not (whole_rows or rows.shape[1] == m):
             also = f", or rows of {self.dim}" if seen.mask is not None else ""

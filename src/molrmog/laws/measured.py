@@ -189,12 +189,11 @@ class Measured(SolvedEvidence):
                 rho2 = squared_norm(a - h @ level.W[k].T)
             else:
                 rho2 = (squares - squared_norm(h)).clamp(min=0)
-            apart = h[:, None] - level.mean[k]  # (B, n, d)
-            w = (level.inverse[k] @ apart[..., None])[..., 0]
-            joint.append(level.base[k] - 0.5 * (squared_norm(w) + rho2[:, None]))
-            # Cov(z, h) Cov(h)^-1 (h - mean): U U'^T C^-T w
-            pulled = (level.inverse[k].mT @ w[..., None])[..., 0]
-            latent.append(form.mean[k] + ((pulled[:, :, None] @ level.factor[k]) @ form.factor[k].mT)[:, :, 0])
+            w = (h - level.mean[k][:, None]) @ level.inverse[k].mT  # (n, B, d)
+            joint.append(level.base[k] - 0.5 * (squared_norm(w).T + rho2[:, None]))
+            # Cov(z, h) Cov(h)^-1 (h - mean) = U U'^T C^-T w
+            pulled = w @ level.inverse[k] @ level.factor[k] @ form.factor[k].mT
+            latent.append((form.mean[k][:, None] + pulled).transpose(0, 1))
         self.latent = torch.stack(latent)
         self.log_joint = torch.stack(joint).transpose(1, 2).flatten(0, 1)
 
@@ -218,7 +217,7 @@ class Measured(SolvedEvidence):
         total = torch.zeros_like(self.x)
         for k, r in enumerate(self.shares.transpose(1, 2)):
             R = r.sum(1)
-            z = (r[:, None] @ self.latent[k])[:, 0] / R.clamp(min=1e-300)[:, None]
+            z = torch.einsum("bn,bnd->bd", r, self.latent[k]) / R.clamp(min=1e-300)[:, None]
             total = total + R[:, None] * self._clean(k, z)
         return total
 

@@ -53,6 +53,13 @@ class Observation:
         """Whether coordinates are observed each for itself."""
         return self.mask is not None and self.factor is None
 
+    @property
+    def size(self) -> int:
+        """How many numbers y has; D where every row has a mask of its own."""
+        if self.mask is None:
+            return len(self.noise)
+        return int(self.mask.sum()) if len(self.mask) == 1 else self.mask.shape[1]
+
     def measurement(self) -> Measurement:
         """The same as a matrix and its noise; a mask must be one for all rows."""
         if self.mask is None:
