@@ -115,3 +115,21 @@ def test_information_criteria_are_those_of_the_law(two_planes):
     assert model.bic(x) == pytest.approx(model.degrees_of_freedom * np.log(len(x)) - 2 * log_prob)
     assert model.aic(x) == pytest.approx(2 * model.degrees_of_freedom - 2 * log_prob)
     assert model.icl(x) >= model.bic(x)
+
+
+def test_what_is_missing_is_left_out_of_every_answer():
+    """Latent means given what is observed, against the law's posterior: A zeta + R b is E[x_0 | x_o] less its noise."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 2)) @ rng.normal(size=(2, 6)) + 0.3 * rng.normal(size=(80, 6))
+    model = MoLRMoGEstimator(2, 2, 2, noise="diagonal", random_state=0).fit(X)
+    seen = np.where(rng.random(X.shape) < 0.3, np.nan, X)
+    seen[3] = np.nan
+    gates = model.predict_proba(seen)
+    np.testing.assert_allclose(gates.sum(1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(gates[3], model.law_.subspace_weights, rtol=1e-6)
+    back = model.inverse_transform(model.transform(seen))
+    missing = np.isnan(seen)
+    # Of what is missing nothing but the latents tells: there the posterior mean is what comes back.
+    np.testing.assert_allclose(back[missing], model.law_.denoise(seen)[missing], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(model.score_samples(seen)[3], 0.0, atol=1e-9)
+    assert MoLRMoGEstimator(2, 2, 2, noise="diagonal", random_state=0).fit(seen[:3].repeat(20, 0)).score(X) < 0

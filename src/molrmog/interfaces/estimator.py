@@ -32,7 +32,8 @@ from molrmog.seeds import torch_generator
 class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     """Mixture of low-rank Gaussians on a union of subspaces, as a density estimator, clusterer and transformer.
 
-    Numbers that are "auto" are chosen from the rows, see `molrmog.select`.
+    Numbers that are "auto" are chosen from the rows, see `molrmog.select`. Values may be missing (NaN): every answer then
+    speaks of what is observed of a row.
 
     Args:
         n_subspaces: number K of subspaces, or "auto"; with `use_labels`, the number of classes counts.
@@ -126,14 +127,14 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         """Fit the law by EM.
 
         Args:
-            X: rows, with shape (N, D), an array or a data frame, whose columns all count.
+            X: rows, with shape (N, D), an array or a data frame, whose columns all count; NaN is a missing value.
             y: class of each row, with shape (N,); ignored unless `use_labels`.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: the rows are not finite or too few, or `use_labels` is set and y is missing.
+            ValueError: the rows are infinite or too few, or `use_labels` is set and y is missing.
         """
         self._validate_params()
         X = self._table(X, ensure_min_samples=2)
@@ -261,7 +262,12 @@ class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         return torch.tensor(X, dtype=next(self.law_.parameters()).dtype)
 
     def _table(self, X: Any, **how: Any) -> np.ndarray:
-        return table_of(self, X, **how)
+        return table_of(self, X, ensure_all_finite="allow-nan", **how)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def _gates(self, x: Tensor) -> Tensor:
         """Responsibilities with shape (N, sum n_k)."""
@@ -320,17 +326,22 @@ def _numbers(value: Any, name: str) -> int | list[int] | str:
 def _latent_means(part: Subspace, x: Tensor, gates: Tensor) -> Tensor:
     """sum_l r_kl E[z | x, kl] of the modes of a subspace, with shape (N, d_k); gates with shape (N, n_k).
 
-    E[z | x, c] = mu + U (I + U^T G U)^-1 U^T (A^T P (x - b) - G mu), with P the inverse of the noise and G = A^T P A.
+    E[z | x, c] = mu + U (I + U^T G U)^-1 U^T (A^T P (x - b) - G mu), with P the inverse of the noise, zero where a
+    value is missing, and G = A^T P A.
     """
     turn = torch.eye(len(part.offset)) if part.axes is None else part.axes
-    A, e = turn.double().T @ part.basis.double(), (x - part.offset).double() @ turn.double()
-    precision = torch.as_tensor(part.tau, dtype=torch.float64).square().reciprocal()
-    W = A * precision.reshape(-1, 1)
-    h, G = e @ W, A.T @ W
+    missing = x.isnan()
+    if part.axes is not None and bool(missing.any()):
+        raise ValueError("the noise of this law goes along axes of its own, where no single value is missing: fill X")
+    A, e = turn.double().T @ part.basis.double(), (x - part.offset).double().nan_to_num(0.0) @ turn.double()
+    precision = torch.as_tensor(part.tau, dtype=torch.float64).square().reciprocal().expand(len(A))
+    P = precision if not bool(missing.any()) else (~missing).double() * precision  # (D,) or (N, D)
+    h, G = (e * P) @ A, A.T @ (P[..., None] * A)
     zeta = torch.zeros(len(x), A.shape[1], dtype=torch.float64)
     for r, mu, U in zip(gates.T, part.means.double(), part.factors, strict=True):
         U = U.double()
-        M = torch.eye(U.shape[1], dtype=U.dtype) + U.T @ G @ U
-        u = (h - G @ mu) @ U
-        zeta += r[:, None] * (mu + torch.cholesky_solve(u.T, torch.linalg.cholesky(M)).T @ U.T)
+        M = torch.eye(U.shape[1], dtype=U.dtype) + U.T @ G @ U  # (r, r) or (N, r, r)
+        u = ((h - G @ mu) @ U)[..., None]
+        solved = torch.cholesky_solve(u, torch.linalg.cholesky(M).expand(len(x), -1, -1))
+        zeta += r[:, None] * (mu + solved[..., 0] @ U.T)
     return zeta.to(x)

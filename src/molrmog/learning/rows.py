@@ -150,7 +150,7 @@ class Rows:
             parts = [(chunk.isnan().cpu(), chunk.isinf().any(1).cpu()) for _, chunk in self.chunks()]
         missing, infinite = (torch.cat(each) for each in zip(*parts, strict=True))
         if bool(infinite.any()):
-            raise ValueError(f"row {int(infinite.nonzero()[0])} of {name} holds infinity: drop it, or pass NaN")
+            raise ValueError(f"row {int(infinite.nonzero()[0])} of {name} holds infinity: drop such rows, or pass NaN")
         return missing
 
     @property
