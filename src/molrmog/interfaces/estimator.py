@@ -32,8 +32,8 @@ from molrmog.seeds import torch_generator
 class MoLRMoGEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     """Mixture of low-rank Gaussians on a union of subspaces, as a density estimator, clusterer and transformer.
 
-    Numbers that are "auto" are chosen from the rows, see `molrmog.select`. Values may be missing (NaN): every answer then
-    speaks of what is observed of a row.
+    Numbers that are "auto" are chosen from the rows, see `molrmog.select`. Values may be missing (NaN): answers then
+    speak of what is observed of a row.
 
     Args:
         n_subspaces: number K of subspaces, or "auto"; with `use_labels`, the number of classes counts.
