@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from sklearn.datasets import load_iris, load_wine
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import log_loss
@@ -71,3 +72,22 @@ def test_bad_input_gets_one_line(x, y, message):
     with pytest.raises(ValueError, match=message) as error:
         MoLRMoGClassifier(latent_dim=1, n_modes=1).fit(x, y)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_that_lack_values_are_told_apart_by_what_is_observed(shared):
+    """Against the marginals of the laws of the classes."""
+    X, y = load_wine(return_X_y=True)
+    X = (X - X.mean(0)) / X.std(0)
+    seen = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
+    model = MoLRMoGClassifier(shared=shared, latent_dim=2, n_modes=1, noise="diagonal", random_state=0).fit(seen, y)
+    assert model.score(seen, y) > 0.93
+    known = np.flatnonzero(~np.isnan(seen[0]))
+    row = torch.as_tensor(seen[:1, known])
+    if shared:
+        marginal = model.law_.marginal(known)
+        joint = [float(marginal.log_prob(row - torch.as_tensor(m[known]))[0]) for m in model.means_]
+    else:
+        joint = [float(model.law_.alone(c).marginal(known).log_prob(row)[0]) for c in range(3)]
+    expected = torch.tensor(np.log(model.class_prior_) + joint).softmax(0)
+    np.testing.assert_allclose(model.predict_proba(seen[:1])[0], expected, rtol=1e-6, atol=1e-9)

@@ -105,17 +105,17 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
         """Fit the laws of the classes.
 
         Args:
-            X: rows, with shape (N, D), an array or a data frame, whose columns all count.
+            X: rows, with shape (N, D), an array or a data frame, whose columns all count; NaN is a missing value.
             y: class of each row, with shape (N,), of at least two classes.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: the rows are not finite or too few, or there is one class only.
+            ValueError: the rows are infinite or too few, or there is one class only.
         """
         self._validate_params()
-        X = table_of(self, X, ensure_min_samples=2)
+        X = table_of(self, X, ensure_min_samples=2, ensure_all_finite="allow-nan")
         if y is None:
             raise ValueError(
                 "MoLRMoGClassifier requires y to be passed, but the target y is None: pass one class a row"
@@ -144,7 +144,7 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Log-probability of each class, with shape (N, C)."""
         check_is_fitted(self)
-        X = table_of(self, X, reset=False)
+        X = table_of(self, X, reset=False, ensure_all_finite="allow-nan")
         return _log_proba(X, self.law_, self.means_, self.class_prior_)
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -159,8 +159,14 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """Log-density of each row in nats, whatever its class, with shape (N,)."""
         check_is_fitted(self)
-        joint = _log_joint(table_of(self, X, reset=False), self.law_, self.means_, self.class_prior_)
+        X = table_of(self, X, reset=False, ensure_all_finite="allow-nan")
+        joint = _log_joint(X, self.law_, self.means_, self.class_prior_)
         return torch.logsumexp(joint, 1).numpy()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def _priors(self, shares: np.ndarray) -> np.ndarray:
         if self.priors is None:
@@ -186,12 +192,15 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
         }
         if not shared:
             return fit(X, index, **options), None  # pyright: ignore[reportReturnType]
-        counts = np.bincount(index, minlength=len(self.classes_))
-        means = np.stack([X[index == c].mean(0) if n else X.mean(0) for c, n in enumerate(counts)])
-        # A row is nearer to a mean that it is part of than to the mean of the others.
-        several = counts[index] > 1
-        stretch = np.sqrt(counts[index] / np.maximum(counts[index] - 1, 1))
-        off = ((X - means[index]) * stretch[:, None])[several]
+        known = ~np.isnan(X)
+        counts = np.stack([known[index == c].sum(0) for c in range(len(self.classes_))])  # (C, D)
+        own = np.stack([np.where(known[index == c], X[index == c], 0.0).sum(0) for c in range(len(self.classes_))])
+        overall = np.where(known, X, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+        means = np.where(counts > 0, own / np.maximum(counts, 1), overall)
+        # A row is nearer to a mean that it is part of than to the mean of the others; alone, it says nothing of either.
+        stretch = np.sqrt(counts / np.maximum(counts - 1, 1))[index]
+        off = np.where(counts[index] > 1, (X - means[index]) * stretch, np.nan)
+        off = off[(counts[index] > 1).any(1)]
         if len(off) < 2:
             raise ValueError("no class has two rows: there is nothing to tell how rows of a class vary, add rows")
         return fit(off, subspaces=1, **options), means  # pyright: ignore[reportReturnType]
@@ -201,6 +210,8 @@ class MoLRMoGClassifier(ClassifierMixin, BaseEstimator):
         folds = StratifiedKFold(min(_FOLDS, int(np.bincount(index).min())), shuffle=True, random_state=self._seed)
         total = 0.0
         for at, held in folds.split(X, index):
+            if np.isnan(X[at]).all(0).any():
+                continue  # a column is empty without these rows
             law, means = self._laws(X[at], index[at], shared, selection)
             log_proba = _log_proba(X[held], law, means, self.class_prior_)
             total -= np.maximum(log_proba[np.arange(len(log_proba)), index[held]], _WORST).sum()
