@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,7 +101,7 @@ class ConditionedLaw:
     @functools.cached_property
     def _posterior(self) -> Posterior:
         """Of all rows, where coordinates are observed."""
-        with _clear():
+        with _in_words_of_observations():
             return self.law.posterior(self._y.to(self._dtype), 1.0, self._noise)
 
     @property
@@ -189,7 +190,7 @@ class ConditionedLaw:
             which = "any number of rows" if self._single else f"a row for each of {held} observations"
             raise ValueError(f"x has shape {tuple(rows.shape)}: pass {which}, with {self.dim} columns")
         s1, gamma1 = noise_levels(len(rows), s, gamma, rows.new_ones(1))
-        found = compute(rows, s1, gamma1).to(rows.dtype if rows.is_floating_point() else self._dtype)
+        found = compute(rows, s1, gamma1).to(rows.dtype)
         return found if isinstance(x, Tensor) else to_numpy(found)
 
     def _together(self, x: Tensor, s: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -210,16 +211,16 @@ class ConditionedLaw:
         if self._groups is not None:
             return self._groups.each("denoise", x.double(), s, gamma)
         u, noise, _, _ = self._together(x, s, gamma)
-        with _clear():
+        with _in_words_of_observations():
             return self.law.denoise(u.to(x.dtype), 1.0, noise)
 
     def _score(self, x: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
         if self._groups is not None:
             _refuse_without_noise(gamma)
             return (s[:, None] * self._denoise(x, s, gamma) - x) / gamma.square()[:, None]
-        _refuse_certain(s, gamma, self._noise)
+        _refuse_certain(gamma, self._noise)
         u, noise, of_x, both = self._together(x, s, gamma)
-        with _clear():
+        with _in_words_of_observations():
             score = of_x * self.law.score(u, 1.0, noise)
         apart = (x - s[:, None] * self._y) / both
         lost = (s == 0)[:, None] & both.isinf()  # nothing of x_0 is in x_t: pure noise
@@ -229,7 +230,7 @@ class ConditionedLaw:
         if self._groups is not None:
             _refuse_without_noise(gamma)
             return self._groups.each("log_prob", x.double(), s, gamma) - self._log_evidence
-        _refuse_certain(s, gamma, self._noise)
+        _refuse_certain(gamma, self._noise)
         u, noise, _, both = self._together(x, s, gamma)
         hidden = both.isinf()
         apart = torch.where(hidden, 0.0, (x - s[:, None] * self._y).square() / both)
@@ -237,22 +238,23 @@ class ConditionedLaw:
         scale = s[:, None].square().log().expand_as(hidden)
         pure = x.square() / gamma.square()[:, None] + gamma.square()[:, None].log() + _LOG_2PI
         others = torch.where(hidden, torch.where(s[:, None] == 0, pure, scale), 0.0)
-        with _clear():
+        with _in_words_of_observations():
             joint = self.law.log_prob(u, 1.0, noise)
         return joint - 0.5 * (apart + logs + others).sum(1) - self._log_evidence
 
 
-class _clear:
-    """Says what a law refuses in the words of an observation."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError) and "gamma must be > 0" in str(error):
-            raise ValueError(
-                "the law is certain of a coordinate that is observed without noise, so that there is no density: "
-                "pass noise > 0, or fit with noise_floor > 0"
-            ) from None
+@contextmanager
+def _in_words_of_observations() -> Generator[None]:
+    """Say what a law refuses in the words of an observation."""
+    try:
+        yield
+    except ValueError as error:
+        if "gamma must be > 0" not in str(error):
+            raise
+        raise ValueError(
+            "the law is certain of a coordinate that is observed without noise, so that there is no density: "
+            "pass noise > 0, or fit with noise_floor > 0"
+        ) from None
 
 
 def _refuse_without_noise(gamma: Tensor) -> None:
@@ -260,7 +262,7 @@ def _refuse_without_noise(gamma: Tensor) -> None:
         raise ValueError("given y, x_0 has a density in some directions only: pass gamma > 0")
 
 
-def _refuse_certain(s: Tensor, gamma: Tensor, noise: Tensor) -> None:
+def _refuse_certain(gamma: Tensor, noise: Tensor) -> None:
     """Refuse densities of rows whose coordinates are known without noise."""
     if bool(((gamma == 0)[:, None] & (noise == 0)).any()):
         raise ValueError("x_0 is known where it was observed without noise, and has no density there: pass gamma > 0")
@@ -290,7 +292,8 @@ class _Groups:
     @classmethod
     def by_mask(cls, law: MoLRMoG, y: Tensor, noise: Tensor) -> _Groups:
         """Rows of a law along axes, observed with noise (1 or B, D), infinite where they are not."""
-        Q = law.axes.matrix().double() if law.axes is not None else torch.eye(law.dim).to(y)
+        assert law.axes is not None
+        Q = law.axes.matrix().double()
         parts: list[tuple[Tensor, Tensor, Measurement]] = []
         for at, own in _alike(noise.expand(len(y), -1)):
             seen = own.isfinite()
@@ -317,7 +320,7 @@ class _Groups:
                 level = self._level(i, s1, gamma1)
                 most = rows_per_chunk(self.law.basis.device, 4 * (len(level.W) * level.W.shape[1] + level.mean.numel()))
                 for part in some.split(most):
-                    rows = None if x is None else self._down(x[at[part]])
+                    rows = None if x is None else self.law._down(x[at[part]])
                     out = self._said(Measured(level, y[part], rows), what)
                     if found is None:
                         found = out.new_empty(count, *out.shape[1:])
@@ -353,9 +356,6 @@ class _Groups:
             found[:, at] = own
         assert found is not None
         return found
-
-    def _down(self, x: Tensor) -> Tensor:
-        return self.law._down(x)
 
 
 def _alike(rows: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -202,6 +202,12 @@ class Factors:
         """D."""
         return self.offset.shape[1]
 
+    @property
+    def shapes(self) -> tuple[int, int, int, int]:
+        """D, K, n and d."""
+        K, n, d = self.mean.shape
+        return self.dim, K, n, d
+
 
 @dataclass(frozen=True)
 class DiagonalLevel(Level):
@@ -264,14 +270,7 @@ class DiagonalLevel(Level):
     @functools.cached_property
     def posterior_factor(self) -> Tensor:
         """F_c, with shape (K, n, d, r)."""
-        return self._posterior_factor(self.factor)
-
-    def _posterior_factor(self, of: Tensor) -> Tensor:
-        """U_c M_c^-T/2 of factors U_c, or of the U'_c that are seen, with shape (K, n, d, r)."""
-        U = self.factor
-        one = torch.eye(U.shape[3], dtype=U.dtype, device=U.device)
-        M = torch.linalg.cholesky_ex(one + self.s.square() * U.mT @ U).L
-        return torch.linalg.solve_triangular(M, of.mT, upper=False).mT
+        return posterior_factor(self.factor, self.factor, self.s)
 
     def divergence(self, e: Dense) -> Tensor:
         """Divergence of the score, with shape (B,)."""
@@ -404,7 +403,20 @@ class ObservedLevel(DiagonalLevel):
     @functools.cached_property
     def posterior_factor(self) -> Tensor:
         """F_c of z itself, with shape (K, n, d, r)."""
-        return self._posterior_factor(self.latent_factor)
+        return posterior_factor(self.latent_factor, self.factor, self.s)
+
+
+def posterior_factor(U: Tensor, seen: Tensor, s: Tensor | float = 1.0) -> Tensor:
+    """F_c with F_c F_c^T = Cov[z | x, c], U_c M_c^-T/2 with M_c = I + s^2 U'_c^T U'_c, with shape (K, n, d, r).
+
+    Args:
+        U: factors U_c of latents z, with shape (K, n, d, r); or U'_c, for whitened latents.
+        seen: U'_c of whitened latents, with shape (K, n, d, r).
+        s: signal scale.
+    """
+    one = torch.eye(seen.shape[3], dtype=seen.dtype, device=seen.device)
+    M = torch.linalg.cholesky_ex(one + s * s * seen.mT @ seen).L
+    return torch.linalg.solve_triangular(M, U.mT, upper=False).mT
 
 
 def whitened(A: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

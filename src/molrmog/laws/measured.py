@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from molrmog.laws.base import normal
-from molrmog.laws.diagonal import Factors, inverted, whitened
+from molrmog.laws.diagonal import Factors, inverted, posterior_factor, whitened
 from molrmog.laws.levels import squared_norm
 from molrmog.laws.responsibilities import SolvedEvidence
 
@@ -129,19 +129,10 @@ class MeasuredLevel:
         const = self.W.shape[1] * _LOG_2PI + logs  # (K or 1, 1)
         self.base = form.log_weight - 0.5 * (logdet + const)  # (K, n)
 
-    @property
-    def shapes(self) -> tuple[int, int, int, int]:
-        """D, K, n and d."""
-        K, n, d = self.form.mean.shape
-        return self.form.dim, K, n, d
-
     @functools.cached_property
     def posterior_factor(self) -> Tensor:
         """F_c with F_c F_c^T = Cov[z | x_t, y, c], with shape (K, n, d, r)."""
-        U = self.factor
-        one = torch.eye(U.shape[3], dtype=U.dtype, device=U.device)
-        M = torch.linalg.cholesky_ex(one + U.mT @ U).L
-        return torch.linalg.solve_triangular(M, self.form.factor.mT, upper=False).mT
+        return posterior_factor(self.form.factor, self.factor)
 
     def of(self, value: Tensor, k: int) -> Tensor:
         """What subspace k has of numbers (K or 1, any)."""
@@ -171,13 +162,12 @@ class Measured(SolvedEvidence):
             turn: from gradients in y to those that a score is made of, with shape (m, D); H where not given.
         """
         form, H = level.form, level.measurement.H
-        K, _n, _d = form.mean.shape
         self.level = level
         y = y.double() if x is None else y.double().expand(len(x), -1)
         x = y.new_zeros(len(y), form.dim) if x is None else x.double()
         self.y, self.x, self.turn = y, x, H if turn is None else turn
         joint, latent = [], []
-        for k in range(K):
+        for k in range(len(form.mean)):
             away = x - level.s * form.offset[k]
             expected = level.of(level.unknown, k) * form.offset[k] + level.of(level.of_x, k) * x
             rest = y - expected @ H.T
@@ -200,7 +190,7 @@ class Measured(SolvedEvidence):
     @property
     def shapes(self) -> tuple[int, int, int, int]:
         """D, K, n and d."""
-        return self.level.shapes
+        return self.level.form.shapes
 
     def _clean(self, k: int, z: Tensor) -> Tensor:
         """E[x_0 | z, x_t, y] of subspace k, from latents (b, d) of all rows."""

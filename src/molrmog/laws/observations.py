@@ -56,9 +56,7 @@ class Observation:
     @property
     def size(self) -> int:
         """How many numbers y has; D where every row has a mask of its own."""
-        if self.mask is None:
-            return len(self.noise)
-        return int(self.mask.sum()) if len(self.mask) == 1 else self.mask.shape[1]
+        return _size(self.mask, self.H)
 
     def measurement(self) -> Measurement:
         """The same as a matrix and its noise; a mask must be one for all rows."""
@@ -103,8 +101,15 @@ def read_observation(observation: Any, noise: Any, dim: int, device: torch.devic
             )
     if H is not None and not bool(H.isfinite().all()):
         raise ValueError("the observation's matrix holds NaN or infinite numbers: pass finite ones")
-    m = len(H) if H is not None else int(mask[0].sum()) if len(mask) == 1 else dim  # pyright: ignore
-    return Observation(mask, H, *_noise_of(noise, m, mask, device))
+    return Observation(mask, H, *_noise_of(noise, _size(mask, H), mask, device))
+
+
+def _size(mask: Tensor | None, H: Tensor | None) -> int:
+    """How many numbers y has; D where every row has a mask of its own."""
+    if mask is None:
+        assert H is not None
+        return len(H)
+    return int(mask.sum()) if len(mask) == 1 else mask.shape[1]
 
 
 def _noise_of(noise: Any, m: int, mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -99,8 +99,7 @@ class OwnPatterns(SolvedEvidence):
     @property
     def shapes(self) -> tuple[int, int, int, int]:
         """D, K, n and d."""
-        K, n, d = self.form.mean.shape
-        return self.form.dim, K, n, d
+        return self.form.shapes
 
     @functools.cached_property
     def factor(self) -> Tensor:
